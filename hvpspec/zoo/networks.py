@@ -1,0 +1,210 @@
+"""The networks of the zoo, and the way from a name to a network."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from hvpspec.errors import InputError
+from hvpspec.zoo.importing import call_by_name, is_code_name
+from hvpspec.zoo.seeding import seeded
+
+ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+    "gelu": nn.GELU,
+    "softplus": nn.Softplus,
+}
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """What it takes to build a network again.
+
+    Attributes:
+        name: One of `NETWORKS`, or ``module:callable``.
+        arguments: Keyword arguments for it, plain enough to be written as JSON.
+
+    Raises:
+        InputError: The name is no string or the arguments are no mapping.
+    """
+
+    name: str
+    arguments: Mapping[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not isinstance(self.arguments, Mapping):
+            raise InputError(
+                f"a network is a name and its arguments, not {self.name!r} and {self.arguments!r}"
+            )
+
+
+def mlp2(activation: str = "relu", *, seed: int = 0) -> nn.Sequential:
+    """Build the 2-layer perceptron 784-10-10 for images of shape (N, 1, 28, 28).
+
+    Args:
+        activation: One of `ACTIVATIONS`.
+        seed: Seed of the initial weights; the caller's random numbers are left alone.
+
+    Raises:
+        InputError: Unknown activation or invalid seed.
+
+    >>> sum(p.numel() for p in mlp2().parameters())
+    7960
+    """
+    act = _activation(activation)
+    with seeded(seed):
+        return _sequential(
+            flatten=nn.Flatten(),
+            hidden=nn.Linear(784, 10),
+            activation=act(),
+            output=nn.Linear(10, 10),
+        )
+
+
+def mlp3(activation: str = "relu", *, seed: int = 0) -> nn.Sequential:
+    """Build the 3-layer perceptron 784-10-10-10 for images of shape (N, 1, 28, 28).
+
+    Args:
+        activation: One of `ACTIVATIONS`.
+        seed: Seed of the initial weights; the caller's random numbers are left alone.
+
+    Raises:
+        InputError: Unknown activation or invalid seed.
+
+    >>> sum(p.numel() for p in mlp3().parameters())
+    8070
+    """
+    act = _activation(activation)
+    with seeded(seed):
+        return _sequential(
+            flatten=nn.Flatten(),
+            hidden1=nn.Linear(784, 10),
+            activation1=act(),
+            hidden2=nn.Linear(10, 10),
+            activation2=act(),
+            output=nn.Linear(10, 10),
+        )
+
+
+def cnn(activation: str = "relu", *, seed: int = 0) -> nn.Sequential:
+    """Build the small convolutional network for images of shape (N, 1, 28, 28).
+
+    Two 5x5 convolutions of one channel (stride 1, padding 2), each followed by the activation and
+    2x2 max-pooling, then a linear layer 49-10.
+
+    Args:
+        activation: One of `ACTIVATIONS`.
+        seed: Seed of the initial weights; the caller's random numbers are left alone.
+
+    Raises:
+        InputError: Unknown activation or invalid seed.
+
+    >>> sum(p.numel() for p in cnn().parameters())
+    552
+    """
+    act = _activation(activation)
+    with seeded(seed):
+        return _sequential(
+            conv1=nn.Conv2d(1, 1, kernel_size=5, padding=2),
+            activation1=act(),
+            pool1=nn.MaxPool2d(2),
+            conv2=nn.Conv2d(1, 1, kernel_size=5, padding=2),
+            activation2=act(),
+            pool2=nn.MaxPool2d(2),
+            flatten=nn.Flatten(),
+            output=nn.Linear(49, 10),
+        )
+
+
+def linear(
+    in_features: int, out_features: int = 1, bias: bool = True, *, seed: int = 0
+) -> nn.Sequential:
+    """Build a linear model; with a squared loss this is linear regression.
+
+    Args:
+        in_features: Numbers in one example, whatever its shape.
+        out_features: Numbers predicted for it.
+        bias: Whether to add a constant.
+        seed: Seed of the initial weights; the caller's random numbers are left alone.
+
+    Raises:
+        InputError: A size is not a positive whole number, or the seed is invalid.
+
+    >>> sum(p.numel() for p in linear(2).parameters())
+    3
+    """
+    for name, size in (("in_features", in_features), ("out_features", out_features)):
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise InputError(f"{name} is {size!r}; it must be a whole number, 1 or more")
+    if not isinstance(bias, bool):
+        raise InputError(f"bias is {bias!r}; it must be True or False")
+    with seeded(seed):
+        return _sequential(
+            flatten=nn.Flatten(), output=nn.Linear(in_features, out_features, bias=bias)
+        )
+
+
+NETWORKS: Mapping[str, Callable[..., nn.Module]] = {
+    "mlp2": mlp2,
+    "mlp3": mlp3,
+    "cnn": cnn,
+    "linear": linear,
+}
+
+
+def build_network(
+    name: str, arguments: Mapping[str, object] | None = None, *, seed: int = 0
+) -> nn.Module:
+    """Build a network from its name.
+
+    A ``module:callable`` is imported and called, so name only code you trust. Its module is looked
+    for where Python looks and last in the current directory.
+
+    Args:
+        name: One of `NETWORKS`, or ``module:callable`` such as ``torchvision.models:resnet18``.
+        arguments: Keyword arguments for the network.
+        seed: Seed of the initial weights: same seed, same weights. The caller's random numbers are
+            left alone.
+
+    Returns:
+        The network, on the device and in the mode its builder left it.
+
+    Raises:
+        InputError: Unknown name, failed import, wrong arguments, or no `torch.nn.Module` returned.
+
+    >>> build_network("mlp2", {"activation": "tanh"}).activation
+    Tanh()
+    """
+    arguments = dict(arguments or {})
+    if name in NETWORKS:
+        try:
+            return NETWORKS[name](seed=seed, **arguments)
+        except TypeError as error:
+            raise InputError(
+                f"network {name!r} cannot be built from {arguments}: {error}"
+            ) from error
+    if not is_code_name(name):
+        known = ", ".join(NETWORKS)
+        raise InputError(f"unknown network {name!r}; give one of {known}, or module:callable")
+    with seeded(seed):
+        network = call_by_name(name, arguments)
+    if not isinstance(network, nn.Module):
+        raise InputError(f"{name} returned a {type(network).__name__}, not a torch.nn.Module")
+    return network
+
+
+def _activation(name: str) -> Callable[[], nn.Module]:
+    """Look an activation up by name."""
+    if name not in ACTIVATIONS:
+        raise InputError(f"unknown activation {name!r}; give one of {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+def _sequential(**layers: nn.Module) -> nn.Sequential:
+    """Chain named layers, so that parameters are called ``hidden.weight`` and not ``1.weight``."""
+    return nn.Sequential(OrderedDict(layers))
