@@ -1,0 +1,269 @@
+"""Data sets by name, from a file, or from a user's own code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hvpspec.errors import InputError
+from hvpspec.zoo.full_data import read_full
+from hvpspec.zoo.idx import FOLDERS, Split
+from hvpspec.zoo.importing import call_by_name, is_code_name
+from hvpspec.zoo.safe_load import load_torch_file, require_file
+
+SAMPLES = tuple(f"{name}-sample" for name in FOLDERS)
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Which data were used, in the arguments of `load_data`.
+
+    Attributes:
+        source: Name, file or ``module:callable``.
+        split: ``train`` or ``test``.
+        subset: Number of first examples used, or None for all.
+
+    Raises:
+        InputError: A value is of another kind.
+    """
+
+    source: str
+    split: Split = "train"
+    subset: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.source, str):
+            raise InputError(f"source is {self.source!r}; it must be a name or path")
+        _check_split(self.split)
+        if self.subset is not None and (not _is_whole(self.subset) or self.subset < 1):
+            raise InputError(f"subset is {self.subset!r}; it must be a whole number, 1 or more")
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Examples and their targets, in memory.
+
+    Attributes:
+        name: Where they come from.
+        inputs: One row per example, (N, …).
+        targets: Class numbers as int64, (N,), or values to be predicted, (N, …).
+
+    Raises:
+        InputError: No examples, unequal lengths, or NaN or infinite numbers.
+    """
+
+    name: str
+    inputs: torch.Tensor
+    targets: torch.Tensor
+
+    def __post_init__(self) -> None:
+        if self.inputs.ndim == 0 or self.targets.ndim == 0:
+            raise InputError(f"{self.name}: inputs and targets need one row per example")
+        if len(self.inputs) != len(self.targets):
+            raise InputError(
+                f"{self.name}: {len(self.inputs)} inputs but {len(self.targets)} targets;"
+                " the two must agree"
+            )
+        if len(self.inputs) == 0:
+            raise InputError(f"{self.name}: there are no examples")
+        for what, tensor in (("inputs", self.inputs), ("targets", self.targets)):
+            bad = tensor.numel() - int(torch.isfinite(tensor).sum())
+            if bad:
+                raise InputError(
+                    f"{self.name}: {bad} of {tensor.numel()} numbers in {what} are NaN or infinite;"
+                    " remove or replace them"
+                )
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The pair (inputs, targets)."""
+        return self.inputs, self.targets
+
+    def subset(self, n: int) -> Dataset:
+        """Take the first n examples.
+
+        The bundled samples run through the classes in turn, so any first n of them are balanced.
+
+        Raises:
+            InputError: n is not a whole number from 1 to the number of examples.
+        """
+        if not _is_whole(n) or not 1 <= n <= len(self):
+            raise InputError(
+                f"subset is {n!r}; {self.name} has {len(self)} examples, so give 1 to {len(self)}"
+            )
+        return replace(self, inputs=self.inputs[:n], targets=self.targets[:n])
+
+
+def load_data(
+    source: str,
+    *,
+    split: Split = "train",
+    data_dir: str | Path | None = None,
+    subset: int | None = None,
+) -> Dataset | Iterable[Any]:
+    """Load data from a source.
+
+    Args:
+        source: One of:
+
+            - ``mnist-sample``, ``fashion-mnist-sample``: 2,000 training and 500 test images,
+              bundled.
+            - ``mnist``, ``fashion-mnist``: 60,000 and 10,000 images, looked for in ``data_dir``,
+              then in the folder named by the environment variable ``HVPSPEC_DATA``, then in
+              ``~/.cache/hvpspec/data`` (``$XDG_CACHE_HOME`` instead of ``~/.cache`` if set), where
+              they are downloaded to if nowhere found.
+            - a path ending in ``.npz`` or ``.pt``: arrays named ``inputs`` and ``targets``, and for
+              the test split ``test_inputs`` and ``test_targets``. Floating-point numbers are kept
+              as they are; integers and booleans become int64.
+            - ``module:callable``: called without arguments; returns a pair (inputs, targets) of
+              tensors or arrays, a `Dataset`, or batches that can be iterated over again and again,
+              such as a DataLoader. This runs code, so name only what you trust.
+        split: ``train`` or ``test``. A ``module:callable`` is all one split, ``train``.
+        data_dir: Folder that holds ``MNIST/raw`` or ``FashionMNIST/raw``.
+        subset: Take only the first so many examples.
+
+    Returns:
+        A `Dataset`, or for a user's own batches these as they are. Images have shape (N, 1, 28,
+        28), float32, in [0, 1].
+
+    Raises:
+        InputError: The source is unknown, not found or unreadable, has no such split, is not
+            finite, or has fewer examples than asked for.
+
+    >>> load_data("mnist-sample", subset=50).inputs.shape
+    torch.Size([50, 1, 28, 28])
+    """
+    _check_split(split)
+    data = _load(source, split, data_dir)
+    if subset is None:
+        return data
+    if not isinstance(data, Dataset):
+        raise InputError(f"subset is {subset!r}, but {source} gives batches; shorten them there")
+    return data.subset(subset)
+
+
+def _load(source: str, split: Split, data_dir: str | Path | None) -> Dataset | Iterable[Any]:
+    """Tell the kinds of source apart."""
+    label = source if split == "train" else f"{source} ({split})"
+    if source in SAMPLES:
+        return _images(label, *_read_sample(source, split))
+    if source in FOLDERS:
+        return _images(label, *read_full(source, split, data_dir))
+    if source.endswith((".npz", ".pt")):
+        return _read_file(Path(source), split, label)
+    if is_code_name(source):
+        return _call(source, split)
+    names = ", ".join([*FOLDERS, *SAMPLES])
+    raise InputError(
+        f"unknown data {source!r}; give one of {names}, a .npz or .pt file, or module:callable"
+    )
+
+
+def _images(label: str, images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Dataset:
+    """Turn bytes into numbers in [0, 1] with a channel axis."""
+    inputs = torch.from_numpy(images.astype(np.float32)).unsqueeze(1).div_(255)
+    return Dataset(label, inputs, torch.from_numpy(labels.astype(np.int64)))
+
+
+def _read_sample(source: str, split: Split) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Read one of the bundled samples."""
+    file = resources.files("hvpspec.zoo.samples") / f"{source}.npz"
+    with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+        return arrays[f"{split}_images"], arrays[f"{split}_labels"]
+
+
+def _read_file(path: Path, split: Split, label: str) -> Dataset:
+    """Read a user's own arrays."""
+    prefix = "" if split == "train" else f"{split}_"
+    names = (f"{prefix}inputs", f"{prefix}targets")
+    found = _read_npz(path, names) if path.suffix == ".npz" else load_torch_file(path)
+    if not isinstance(found, dict) or not all(name in found for name in names):
+        held = ", ".join(map(str, found)) if isinstance(found, dict) else type(found).__name__
+        raise InputError(f"{path} has no {names[0]!r} and {names[1]!r}; it holds: {held[:200]}")
+    return _dataset(label, found[names[0]], found[names[1]])
+
+
+def _read_npz(path: Path, names: tuple[str, str]) -> dict[str, Any]:
+    """Read the named arrays of a NumPy archive; others are listed, but not read."""
+    require_file(path)
+    try:
+        # Opened here, since NumPy leaves a file open that turns out to be broken.
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
+            return {name: archive[name] if name in names else None for name in archive.files}
+    # A broken archive can fail anywhere in zipfile and NumPy; arrays of objects fail here too.
+    except Exception as error:
+        raise InputError(
+            f"{path} cannot be read as plain NumPy arrays ({error}); save them with numpy.savez"
+        ) from error
+
+
+def _call(source: str, split: Split) -> Dataset | Iterable[Any]:
+    """Get data from a user's own code."""
+    if split != "train":
+        raise InputError(
+            f"{source} has no {split} split; name the callable that returns those data"
+        )
+    data = call_by_name(source, {})
+    if isinstance(data, Dataset):
+        return data
+    if isinstance(data, (tuple, list)) and len(data) == 2 and all(map(_is_array, data)):
+        return _dataset(source, *data)
+    if isinstance(data, Iterator):
+        raise InputError(
+            f"{source} returned a {type(data).__name__}, which can be read only once;"
+            " return a list of batches or a DataLoader"
+        )
+    if isinstance(data, Iterable) and not _is_array(data):
+        return data
+    raise InputError(
+        f"{source} returned a {type(data).__name__}; return (inputs, targets), a Dataset, or"
+        " batches such as a DataLoader"
+    )
+
+
+def _is_array(value: object) -> bool:
+    """Tell arrays from containers of them."""
+    return isinstance(value, (torch.Tensor, np.ndarray))
+
+
+def _dataset(label: str, inputs: object, targets: object) -> Dataset:
+    """Make a data set of arrays or tensors."""
+    return Dataset(label, _tensor(label, inputs), _tensor(label, targets))
+
+
+def _tensor(label: str, array: object) -> torch.Tensor:
+    """Turn an array into a tensor: real numbers keep their precision, whole ones become int64."""
+    try:
+        # A copy, since PyTorch does not take arrays that are read-only or run backwards.
+        tensor = torch.as_tensor(array.copy() if isinstance(array, np.ndarray) else array).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"{label}: inputs and targets must be arrays of numbers ({error})"
+        ) from error
+    if tensor.is_complex() or tensor.layout != torch.strided or tensor.is_meta:
+        raise InputError(
+            f"{label}: inputs or targets are {tensor.dtype}, {tensor.layout}, on {tensor.device};"
+            " give dense arrays of real numbers"
+        )
+    return tensor if tensor.is_floating_point() else tensor.to(torch.int64)
+
+
+def _check_split(split: object) -> None:
+    """Refuse a split that does not exist."""
+    if split not in get_args(Split):
+        raise InputError(f"split is {split!r}; it must be 'train' or 'test'")
+
+
+def _is_whole(value: object) -> bool:
+    """Tell whether a value is a whole number."""
+    return isinstance(value, int) and not isinstance(value, bool)
