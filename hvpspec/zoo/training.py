@@ -1,0 +1,291 @@
+"""Train a network to a point of its loss, reproducibly."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, TypeGuard, get_args
+
+import torch
+from torch import nn
+
+from hvpspec.errors import ComputationError, InputError
+from hvpspec.zoo.datasets import Dataset
+from hvpspec.zoo.seeding import check_seed, seeded
+
+Optimizer = Literal["sgd", "adam"]
+Loss = Literal["cross_entropy", "mse"]
+Progress = Callable[[int, float], None]
+
+_EVALUATION_BATCH = 1000
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How to train. `dataclasses.asdict` gives plain data, ready for JSON.
+
+    Attributes:
+        optimizer: ``sgd`` or ``adam``.
+        lr: Learning rate; None stands for 0.1 with ``sgd`` and 0.001 with ``adam``.
+        momentum: Momentum of ``sgd``, in [0, 1).
+        batch_size: Examples per step.
+        epochs: Passes over the data; 0 leaves the initial weights.
+        l2: Factor λ of the term λ‖θ‖² in the objective, over all trainable parameters.
+        seed: Seed of the order of the examples and of dropout.
+        loss: ``cross_entropy`` or ``mse``, the mean over a batch.
+
+    Raises:
+        InputError: A value is out of its range.
+
+    >>> TrainingSettings(optimizer="adam").lr
+    0.001
+    """
+
+    optimizer: Optimizer = "sgd"
+    lr: float | None = None
+    momentum: float = 0.0
+    batch_size: int = 64
+    epochs: int = 20
+    l2: float = 0.0
+    seed: int = 0
+    loss: Loss = "cross_entropy"
+
+    def __post_init__(self) -> None:
+        _check("optimizer", self.optimizer, self.optimizer in get_args(Optimizer), "sgd or adam")
+        if self.lr is None:
+            object.__setattr__(self, "lr", 0.1 if self.optimizer == "sgd" else 1e-3)
+        lr, momentum, l2 = self.lr, self.momentum, self.l2
+        _check("lr", lr, _is_real(lr) and lr > 0, "a positive number")
+        _check("momentum", momentum, _is_real(momentum) and 0 <= momentum < 1, "in [0, 1)")
+        _check("l2", l2, _is_real(l2) and l2 >= 0, "0 or a positive number")
+        batch, epochs = self.batch_size, self.epochs
+        _check("batch_size", batch, _is_whole(batch) and batch >= 1, "a whole number, 1 or more")
+        _check("epochs", epochs, _is_whole(epochs) and epochs >= 0, "a whole number, 0 or more")
+        _check("loss", self.loss, self.loss in get_args(Loss), "cross_entropy or mse")
+        check_seed(self.seed)
+        if self.optimizer == "adam" and momentum != 0:
+            raise InputError(f"momentum is {momentum}, but adam has none; use sgd or leave it out")
+
+
+@dataclass(frozen=True)
+class TrainingHistory:
+    """What training came to.
+
+    Attributes:
+        epoch_losses: Mean of the objective over the steps of each epoch, weighted by batch size.
+        loss: Mean loss over the training data at the end, without the l2 term.
+        accuracy: Fraction of the training data classified rightly, or None where the targets
+            are no classes.
+
+    Raises:
+        InputError: A value is not a number.
+    """
+
+    epoch_losses: tuple[float, ...]
+    loss: float
+    accuracy: float | None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "epoch_losses", tuple(self.epoch_losses))
+        for number in (*self.epoch_losses, self.loss, self.accuracy or 0.0):
+            _check("a loss or accuracy", number, _is_real(number), "a finite number")
+
+
+def build_loss(name: Loss) -> nn.Module:
+    """Build the loss that training minimises, a mean over the batch.
+
+    Args:
+        name: ``cross_entropy``, or ``mse``, which also averages over the outputs of an example.
+
+    Raises:
+        InputError: Unknown name.
+
+    >>> build_loss("mse")
+    MSELoss()
+    """
+    _check("loss", name, name in get_args(Loss), "cross_entropy or mse")
+    return nn.CrossEntropyLoss() if name == "cross_entropy" else nn.MSELoss()
+
+
+def train(
+    model: nn.Module,
+    data: Dataset,
+    settings: TrainingSettings | None = None,
+    *,
+    progress: Progress | None = None,
+) -> TrainingHistory:
+    """Train a model in place, from the weights it has.
+
+    The objective is the mean loss plus l2 times the squared norm of all trainable parameters. Its
+    batches are drawn anew in every epoch. On the same machine, the same seed gives the same
+    weights, bit for bit. The model is left in eval mode and without gradients; the caller's random
+    numbers are left alone.
+
+    Args:
+        model: The network. Floating-point inputs are cast to its dtype and moved to its device.
+        data: Training examples.
+        settings: How to train; None for the defaults.
+        progress: Called after every epoch with its number, from 1, and its mean objective.
+
+    Raises:
+        InputError: The model has nothing to train, or cannot take the data.
+        ComputationError: The loss became NaN or infinite.
+    """
+    settings = settings or TrainingSettings()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise InputError("the model has no trainable parameters; set requires_grad on some")
+    inputs, targets = _for_model(model, data)
+    criterion, optimizer = build_loss(settings.loss), _optimizer(parameters, settings)
+    n, order = len(data), torch.Generator().manual_seed(settings.seed)
+    epoch_losses = []
+    with seeded(settings.seed), _training(model):
+        for epoch in range(1, settings.epochs + 1):
+            total = 0.0
+            for rows in torch.split(torch.randperm(n, generator=order), settings.batch_size):
+                optimizer.zero_grad()
+                objective = _compare(criterion, _outputs(model, inputs[rows]), targets[rows])
+                if settings.l2:
+                    objective = objective + settings.l2 * sum(p.square().sum() for p in parameters)
+                total += _finite(objective.item(), epoch, settings) * len(rows)
+                torch.autograd.backward(objective)
+                optimizer.step()
+            epoch_losses.append(total / n)
+            if progress:
+                progress(epoch, epoch_losses[-1])
+    loss, accuracy = evaluate(model, data, loss=settings.loss)
+    return TrainingHistory(tuple(epoch_losses), _finite(loss, settings.epochs, settings), accuracy)
+
+
+def evaluate(
+    model: nn.Module, data: Dataset, *, loss: Loss = "cross_entropy"
+) -> tuple[float, float | None]:
+    """Compute a model's mean loss over data and the fraction classified rightly.
+
+    The model is evaluated in eval mode; its modes are left as found.
+
+    Args:
+        model: The network.
+        data: Examples.
+        loss: ``cross_entropy`` or ``mse``.
+
+    Returns:
+        The mean loss, and the accuracy in [0, 1] or None where the targets are no classes.
+
+    Raises:
+        InputError: The model cannot take the data.
+    """
+    inputs, targets = _for_model(model, data)
+    criterion = build_loss(loss)
+    # Targets may also be probabilities, which no prediction equals.
+    classes = loss == "cross_entropy" and not targets.is_floating_point()
+    total, right = 0.0, 0
+    with torch.no_grad(), _eval_mode(model):
+        for rows in torch.split(torch.arange(len(data)), _EVALUATION_BATCH):
+            x, y = inputs[rows], targets[rows]
+            outputs = _outputs(model, x)
+            total += _compare(criterion, outputs, y).item() * len(x)
+            if classes:
+                right += int((outputs.argmax(dim=1) == y).sum())
+    return total / len(data), right / targets.numel() if classes else None
+
+
+def _optimizer(parameters: list[nn.Parameter], settings: TrainingSettings) -> torch.optim.Optimizer:
+    """Build the optimizer; the l2 term is in the objective, not in its weight decay."""
+    assert settings.lr is not None  # __post_init__ has set it
+    if settings.optimizer == "adam":
+        return torch.optim.Adam(parameters, lr=settings.lr)
+    return torch.optim.SGD(parameters, lr=settings.lr, momentum=settings.momentum)
+
+
+def _for_model(model: nn.Module, data: Dataset) -> tuple[torch.Tensor, torch.Tensor]:
+    """Move data to the model's device and give real numbers its dtype."""
+    if not isinstance(data, Dataset):
+        raise InputError(
+            f"data is a {type(data).__name__}; training needs a Dataset, all in memory"
+        )
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    inputs, targets = (
+        t.to(like.device, like.dtype if t.is_floating_point() else t.dtype) for t in data.tensors
+    )
+    return inputs, targets
+
+
+def _outputs(model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    """Run the model; a failure here means that it does not fit the data."""
+    try:
+        outputs = model(inputs)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise InputError(
+            f"the network cannot take inputs of shape {tuple(inputs.shape)}, {inputs.dtype}:"
+            f" {str(error).splitlines()[0]}"
+        ) from error
+    if not isinstance(outputs, torch.Tensor):
+        raise InputError(f"the network returns a {type(outputs).__name__}; it must return a tensor")
+    return outputs
+
+
+def _compare(criterion: nn.Module, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Apply the loss; a failure here means that the targets do not fit the outputs."""
+    fit = f"outputs of shape {tuple(outputs.shape)} and targets of shape {tuple(targets.shape)}"
+    # Broadcasting (N, 1) against (N,) would compare every output with every target.
+    if isinstance(criterion, nn.MSELoss) and outputs.shape != targets.shape:
+        raise InputError(f"mse needs equal shapes, not {fit}; reshape the targets")
+    try:
+        loss: torch.Tensor = criterion(outputs, targets)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise InputError(
+            f"the loss cannot take {fit}, {targets.dtype}: {str(error).splitlines()[0]}"
+        ) from error
+    return loss
+
+
+@contextmanager
+def _training(model: nn.Module) -> Iterator[None]:
+    """Put a model in training mode, and leave it in eval mode without gradients, come what may."""
+    model.train()
+    try:
+        yield
+    finally:
+        model.zero_grad()
+        model.eval()
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluate in eval mode and give every module its own mode back."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _finite(loss: float, epoch: int, settings: TrainingSettings) -> float:
+    """Refuse a loss that is NaN or infinite."""
+    if not math.isfinite(loss):
+        raise ComputationError(
+            f"training diverged: the loss is {loss} in epoch {epoch};"
+            f" lower the learning rate (lr is {settings.lr})"
+        )
+    return loss
+
+
+def _is_real(value: object) -> TypeGuard[float]:
+    """Tell whether a value is a finite number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_whole(value: object) -> bool:
+    """Tell whether a value is a whole number."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check(name: str, value: object, valid: bool, allowed: str) -> None:
+    """Refuse a setting out of its range."""
+    if not valid:
+        raise InputError(f"{name} is {value!r}; it must be {allowed}")
