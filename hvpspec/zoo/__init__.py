@@ -1,0 +1,54 @@
+"""Networks, data sets, training and checkpoints.
+
+Here live the small networks whose loss landscapes are studied, the data they are trained on, with
+samples that need no download, and the training itself, which is reproducible from its seed. A
+checkpoint keeps a trained network with all it takes to build it again, and is read without running
+code it holds or names. Nothing here knows of Hessians: what comes out is a network, a loss and
+data.
+"""
+
+from hvpspec.zoo.checkpoints import Checkpoint, TensorInfo, load_checkpoint, save_checkpoint
+from hvpspec.zoo.datasets import SAMPLES, Dataset, DataSource, load_data
+from hvpspec.zoo.full_data import cache_dir
+from hvpspec.zoo.networks import (
+    ACTIVATIONS,
+    NETWORKS,
+    NetworkSpec,
+    build_network,
+    cnn,
+    linear,
+    mlp2,
+    mlp3,
+)
+from hvpspec.zoo.training import (
+    TrainingHistory,
+    TrainingSettings,
+    build_loss,
+    evaluate,
+    train,
+)
+
+__all__ = [
+    "ACTIVATIONS",
+    "NETWORKS",
+    "SAMPLES",
+    "Checkpoint",
+    "DataSource",
+    "Dataset",
+    "NetworkSpec",
+    "TensorInfo",
+    "TrainingHistory",
+    "TrainingSettings",
+    "build_loss",
+    "build_network",
+    "cache_dir",
+    "cnn",
+    "evaluate",
+    "linear",
+    "load_checkpoint",
+    "load_data",
+    "mlp2",
+    "mlp3",
+    "save_checkpoint",
+    "train",
+]

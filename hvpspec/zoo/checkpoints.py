@@ -1,0 +1,300 @@
+"""Write and read checkpoints: a trained network with all it takes to build it again.
+
+A checkpoint is a file of `torch.save` that holds only plain containers, strings, numbers and
+tensors.
+Version 1 is a dictionary of:
+
+- ``format``: ``"hvpspec-checkpoint"``, and ``version``: 1;
+- ``network``: ``{"name", "arguments"}``, as `build_network` takes them;
+- ``state_dict``: the weights, by name;
+- ``data``: ``{"source", "split", "subset"}``, as `load_data` takes them, or None;
+- ``training``: ``{"settings", "history"}``, the fields of `TrainingSettings` and `TrainingHistory`,
+  either of them None if unknown;
+- ``versions``: those of hvpspec, torch and python that wrote it.
+
+Reading one never runs code that it holds or names: it is unpickled as plain data, and a network or
+data source of the form ``module:callable`` is used only if the caller names it too.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import platform
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from hvpspec.errors import InputError
+from hvpspec.zoo.atomic import write_atomically
+from hvpspec.zoo.datasets import Dataset, DataSource, load_data
+from hvpspec.zoo.idx import Split
+from hvpspec.zoo.importing import is_code_name
+from hvpspec.zoo.networks import NETWORKS, NetworkSpec, build_network
+from hvpspec.zoo.training import TrainingHistory, TrainingSettings
+from hvpspec.zoo.weights import (
+    check_state_dict,
+    foreign_state_dict,
+    load_weights,
+    read_weights_file,
+)
+
+FORMAT = "hvpspec-checkpoint"
+VERSION = 1
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor of a network: a parameter or a buffer."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A network with its weights, and where they come from.
+
+    Attributes:
+        path: The file it was read from.
+        model: The network, in eval mode, on the CPU.
+        network: What it was built from.
+        data: What it was trained on, if known.
+        settings: How it was trained, if known.
+        history: What training came to, if known.
+        versions: Versions of the software that wrote it; empty for foreign weights.
+    """
+
+    path: Path
+    model: nn.Module
+    network: NetworkSpec
+    data: DataSource | None = None
+    settings: TrainingSettings | None = None
+    history: TrainingHistory | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of trainable and frozen parameters, shared ones counted once."""
+        return sum(p.numel() for p in self.model.parameters())
+
+    @property
+    def tensors(self) -> tuple[TensorInfo, ...]:
+        """Names, shapes and dtypes of all parameters and buffers."""
+        return tuple(
+            TensorInfo(name, tuple(t.shape), str(t.dtype).removeprefix("torch."))
+            for name, t in self.model.state_dict().items()
+        )
+
+    def load_data(
+        self,
+        source: str | None = None,
+        *,
+        split: Split | None = None,
+        data_dir: str | Path | None = None,
+        subset: int | None = None,
+    ) -> Dataset | Iterable[Any]:
+        """Load the data the network was trained on, or others.
+
+        Args:
+            source: As for `hvpspec.zoo.load_data`, and nothing recorded is used. None stands for
+                the recorded source.
+            split: ``train`` or ``test``; None for the recorded one.
+            data_dir: Folder of the full data sets.
+            subset: Take only the first so many examples; None for the recorded number, if the
+                split is the recorded one, and for all of another.
+
+        Raises:
+            InputError: No data are recorded and none given, the recorded source is code, which only
+                the caller may name, or the data cannot be loaded.
+        """
+        if source is not None:
+            return load_data(source, split=split or "train", data_dir=data_dir, subset=subset)
+        if self.data is None:
+            raise InputError(f"{self.path} does not say what it was trained on; pass --data")
+        recorded = self.data
+        split = split or recorded.split
+        if subset is None and split == recorded.split:
+            subset = recorded.subset
+        if is_code_name(recorded.source):
+            remedy = f"--data {recorded.source}" + ("" if subset is None else f" --subset {subset}")
+            raise InputError(
+                f"{self.path} names the code {recorded.source} as its data, which is not run"
+                f" unasked; pass {remedy} to allow it"
+            )
+        return load_data(recorded.source, split=split, data_dir=data_dir, subset=subset)
+
+
+def save_checkpoint(
+    path: str | Path,
+    model: nn.Module,
+    network: NetworkSpec,
+    *,
+    data: DataSource | None = None,
+    settings: TrainingSettings | None = None,
+    history: TrainingHistory | None = None,
+) -> None:
+    """Write a checkpoint, whole or not at all.
+
+    Args:
+        path: Where to; a file there is replaced.
+        model: The network, whose weights are written.
+        network: How to build it again.
+        data: What it was trained on.
+        settings: How it was trained.
+        history: What training came to.
+
+    Raises:
+        InputError: The file cannot be written, the network's arguments are not plain, or its
+            weights are not finite.
+    """
+    path = Path(path)
+    state = check_state_dict("the network", model.state_dict())
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "network": _plain(network),
+        # A clone holds its own numbers only; a view would be written with all it is a view of.
+        "state_dict": {name: tensor.detach().cpu().clone() for name, tensor in state.items()},
+        "data": _plain(data),
+        "training": {"settings": _plain(settings), "history": _plain(history)},
+        "versions": {
+            "hvpspec": _own_version(),
+            "torch": str(torch.__version__),
+            "python": platform.python_version(),
+        },
+    }
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_atomically(path, buffer.getbuffer())
+
+
+def load_checkpoint(
+    path: str | Path,
+    *,
+    net: str | None = None,
+    net_arguments: Mapping[str, object] | None = None,
+) -> Checkpoint:
+    """Read a checkpoint, or foreign weights for a network that the caller names.
+
+    Foreign weights are a state_dict written by `torch.save`, bare or in a ``state_dict``,
+    ``model_state_dict`` or ``model`` entry, or a ``.safetensors`` file.
+
+    Args:
+        path: The file.
+        net: The network, as for `build_network`. Needed for foreign weights and where the
+            checkpoint names a ``module:callable``, which is not run unless named here too;
+            otherwise it replaces the one in the checkpoint.
+        net_arguments: Arguments of ``net``. By default those in the checkpoint, if it names the
+            same network, or none.
+
+    Raises:
+        InputError: The file is missing, damaged, of a newer version or not plain data; the network
+            is not named or cannot be built; or the weights do not fit it or are not finite.
+    """
+    path = Path(path)
+    if net_arguments is not None and net is None:
+        raise InputError(f"network arguments {dict(net_arguments)} are given without --net")
+    content = read_weights_file(path)
+    if not isinstance(content, Mapping) or content.get("format") != FORMAT:
+        state = foreign_state_dict(path, content)
+        if net is None:
+            raise InputError(
+                f"{path} holds weights but does not say of which network; pass --net, one of"
+                f" {', '.join(NETWORKS)} or module:callable"
+            )
+        network = NetworkSpec(net, dict(net_arguments or {}))
+        return Checkpoint(path, _built(network, state, path), network)
+    return _read_own(path, content, net, net_arguments)
+
+
+def _read_own(
+    path: Path,
+    content: Mapping[str, Any],
+    net: str | None,
+    net_arguments: Mapping[str, object] | None,
+) -> Checkpoint:
+    """Make sense of a checkpoint of our own format."""
+    version = content.get("version")
+    if isinstance(version, int) and version > VERSION:
+        raise InputError(
+            f"{path} is a checkpoint of version {version}, but this hvpspec reads up to {VERSION};"
+            " upgrade hvpspec"
+        )
+    try:
+        if version != VERSION:
+            raise TypeError(f"version is {version!r}")
+        recorded = _record(NetworkSpec, content["network"])
+        data = _record(DataSource, content["data"])
+        settings = _record(TrainingSettings, content["training"]["settings"])
+        history = _record(TrainingHistory, content["training"]["history"])
+        versions = {str(key): str(value) for key, value in content["versions"].items()}
+        if recorded is None:
+            raise TypeError("no network")
+    except (KeyError, TypeError, AttributeError, InputError) as error:
+        raise InputError(f"{path} is a malformed checkpoint ({error}); save it again") from error
+    network = _allowed(path, recorded, net, net_arguments)
+    state = check_state_dict(path, content.get("state_dict"))
+    model = _built(network, state, path)
+    return Checkpoint(path, model, network, data, settings, history, versions)
+
+
+def _plain(record: NetworkSpec | DataSource | TrainingSettings | TrainingHistory | None) -> object:
+    """Turn a record into what JSON can hold, which can be read back without running code."""
+    if record is None:
+        return None
+    try:
+        return json.loads(json.dumps(asdict(record)))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{record} cannot be saved: {error}; give plain values") from error
+
+
+def _own_version() -> str:
+    """Give the version of hvpspec, if it is installed."""
+    try:
+        return metadata.version("hvpspec")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _record(kind: type[_T], fields: object) -> _T | None:
+    """Make a dataclass of the plain data it was saved as; None stays None."""
+    if fields is None:
+        return None
+    if not isinstance(fields, Mapping):
+        raise TypeError(f"{kind.__name__} is a {type(fields).__name__}")
+    return kind(**fields)
+
+
+def _allowed(
+    path: Path,
+    recorded: NetworkSpec,
+    net: str | None,
+    net_arguments: Mapping[str, object] | None,
+) -> NetworkSpec:
+    """Settle which network to build; code that only the file names is not run."""
+    if net is None:
+        if recorded.name not in NETWORKS:
+            raise InputError(
+                f"{path} names the code {recorded.name} as its network, which is not run unasked;"
+                f" pass --net {recorded.name} to allow it"
+            )
+        return recorded
+    if net_arguments is None:
+        net_arguments = recorded.arguments if net == recorded.name else {}
+    return NetworkSpec(net, dict(net_arguments))
+
+
+def _built(network: NetworkSpec, state: Mapping[str, torch.Tensor], path: Path) -> nn.Module:
+    """Build a network with given weights."""
+    model = build_network(network.name, network.arguments)
+    load_weights(model, state, path)
+    return model.eval()
