@@ -1,0 +1,36 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test docs format clean
+
+demo: $(VENV)/.installed
+	$(BIN)/hvpspec demo --out out
+
+test: $(VENV)/.developer
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest
+
+docs: $(VENV)/.developer
+	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+
+format: $(VENV)/.developer
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.developer: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable ".[test,docs]"
+	touch $@ $(VENV)/.installed
+
+clean:
+	rm -rf $(VENV) out docs/_build build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,14 @@
+"""Hessian spectra and Morse indices of neural-network loss landscapes.
+
+``HessianOperator`` makes a symmetric operator from a network, a loss and data; ``index`` counts the
+directions in which the loss goes down there, resolved from round-off. The public names are listed
+in ``__init__.pyi`` and loaded when they are first used.
+"""
+
+from importlib.metadata import version
+
+import lazy_loader
+
+__version__ = version("hvpspec")
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,31 @@
+"""The exceptions hvpspec raises on purpose, so that callers can tell their own mistakes from ours.
+
+Every message is one or two lines that name the cause, the value and the remedy; the command line
+prints it as it is. Anything else that escapes is a bug.
+"""
+
+from __future__ import annotations
+
+
+class HvpspecError(Exception):
+    """Base class of every error hvpspec raises on purpose."""
+
+
+class InputError(HvpspecError, ValueError):
+    """An argument, file or data set cannot be used as given (exit code 2 on the command line)."""
+
+
+class ComputationError(HvpspecError, RuntimeError):
+    """The inputs were accepted, but the computation cannot give a true answer (exit code 1)."""
+
+
+class NonFiniteError(ComputationError):
+    """A loss, gradient or product is NaN or infinite."""
+
+
+class DataChangedError(ComputationError):
+    """The loss differs between two passes over the data: the function is not fixed."""
+
+
+class NotDifferentiableError(ComputationError):
+    """The loss has no second derivative that PyTorch can compute with respect to the parameters."""
