@@ -1,0 +1,295 @@
+"""The symmetric operator every algorithm works on, and the simple ones."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from hvpspec.errors import InputError, NonFiniteError
+from hvpspec.linalg.memory import require_memory
+
+if TYPE_CHECKING:
+    from scipy.sparse.linalg import LinearOperator
+
+#: Called with the work done and the total.
+Progress = Callable[[int, int], None]
+
+#: Unit vectors multiplied at once when a matrix is assembled.
+_DENSE_BLOCK = 256
+
+
+@dataclass(frozen=True)
+class IndexBound:
+    """A proven upper bound on the number of negative eigenvalues.
+
+    If ``A`` is positive semi-definite on a subspace of dimension ``psd_dim``, then at most
+    ``dim - psd_dim`` of its eigenvalues are negative (Cauchy-Poincare).
+    """
+
+    upper: int
+    psd_dim: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class PointFacts:
+    """What the maker of an operator knows about it beyond its products; unknown facts are None.
+
+    For the Hessian of ``f`` at a point: ``f`` itself, the Euclidean norm of its gradient, a bound
+    on the index that follows from the structure of ``f``, and what a reader of the result should
+    know.
+    """
+
+    loss: float | None = None
+    gradient_norm: float | None = None
+    index_bound: IndexBound | None = None
+    notes: tuple[str, ...] = ()
+
+
+class SymmetricOperator(ABC):
+    """A real symmetric ``n x n`` matrix seen through its products.
+
+    Subclasses implement ``_matmat``; everything else follows. Products are counted, checked for
+    shape and dtype, and refused when they are not finite.
+
+    Attributes:
+        shape: ``(n, n)``.
+        dtype: floating-point type of the products.
+        device: where vectors live.
+        num_matvecs: matrix-vector products done so far (a block of ``k`` vectors counts ``k``).
+    """
+
+    def __init__(self, n: int, *, dtype: torch.dtype, device: torch.device | str) -> None:
+        if n < 1:
+            raise InputError(f"an operator needs a size of at least 1, got {n}")
+        if not dtype.is_floating_point:
+            raise InputError(f"dtype must be a real floating-point type, got {dtype}")
+        self.shape = (n, n)
+        self.dtype = dtype
+        self.device = torch.device(device)
+        self.num_matvecs = 0
+
+    @property
+    def unit_roundoff(self) -> float:
+        """The relative error of one operation in the products."""
+        return torch.finfo(self.dtype).eps / 2
+
+    @abstractmethod
+    def _matmat(self, V: Tensor) -> Tensor:
+        """Return ``A V`` for a checked block ``V`` of shape (n, k)."""
+
+    def matmat(self, V: Tensor) -> Tensor:
+        """Multiply a block of vectors.
+
+        Args:
+            V: block of column vectors, shape (n, k), on the operator's device and in its dtype.
+
+        Returns:
+            ``A V``, shape (n, k).
+
+        Raises:
+            InputError: ``V`` has another shape, dtype or device.
+            NonFiniteError: an entry of the product is NaN or infinite.
+        """
+        n = self.shape[0]
+        if V.ndim != 2 or V.shape[0] != n:
+            raise InputError(f"expected a block of shape ({n}, k), got {tuple(V.shape)}")
+        self._check_kind(V)
+        product = self._matmat(V)
+        self.num_matvecs += V.shape[1]
+        if not bool(torch.isfinite(product).all()):
+            if not bool(torch.isfinite(V).all()):
+                raise NonFiniteError(
+                    "the vector to multiply contains NaN or infinity; pass a finite one"
+                )
+            raise NonFiniteError(self._non_finite_message())
+        return product
+
+    def matvec(self, v: Tensor) -> Tensor:
+        """Multiply one vector.
+
+        Args:
+            v: shape (n,), on the operator's device and in its dtype.
+
+        Returns:
+            ``A v``, shape (n,).
+
+        Raises:
+            InputError: ``v`` has another shape, dtype or device.
+            NonFiniteError: an entry of the product is NaN or infinite.
+        """
+        n = self.shape[0]
+        if v.shape != (n,):
+            raise InputError(f"expected a vector of shape ({n},), got {tuple(v.shape)}")
+        return self.matmat(v.unsqueeze(1)).squeeze(1)
+
+    def __matmul__(self, other: Tensor) -> Tensor:
+        return self.matvec(other) if other.ndim == 1 else self.matmat(other)
+
+    def to_dense(self, *, progress: Progress | None = None) -> Tensor:
+        """Assemble the matrix from products with the unit vectors, and make it exactly symmetric.
+
+        Args:
+            progress: called with the number of columns done and their total.
+
+        Returns:
+            The matrix, shape (n, n).
+
+        Raises:
+            InputError: the matrix does not fit into memory.
+        """
+        n = self.shape[0]
+        require_memory(n * n * self.dtype.itemsize, f"a dense {n} x {n} matrix", self.device)
+        A = torch.empty(n, n, dtype=self.dtype, device=self.device)
+        for start in range(0, n, _DENSE_BLOCK):
+            stop = min(start + _DENSE_BLOCK, n)
+            unit = torch.zeros(n, stop - start, dtype=self.dtype, device=self.device)
+            unit[range(start, stop), range(stop - start)] = 1
+            A[:, start:stop] = self.matmat(unit)
+            if progress is not None:
+                progress(stop, n)
+        return symmetrise_(A)
+
+    def in_float64(self) -> SymmetricOperator:
+        """Return the same matrix with products in float64, or ``self`` where impossible."""
+        return self
+
+    def facts(self) -> PointFacts:
+        """Return what is known of this operator beyond its products."""
+        return PointFacts()
+
+    def to_scipy(self) -> LinearOperator:
+        """Wrap as a SciPy operator, for ``eigsh``, ``lobpcg``, ``cg`` of ``scipy.sparse.linalg``.
+
+        Returns:
+            A ``scipy.sparse.linalg.LinearOperator`` on NumPy arrays with this operator's dtype.
+        """
+        import numpy as np
+        from scipy.sparse.linalg import LinearOperator
+
+        def multiply(V: np.ndarray) -> np.ndarray:
+            block = torch.as_tensor(np.asarray(V).reshape(self.shape[0], -1))
+            product = self.matmat(block.to(self.device, self.dtype))
+            return product.cpu().numpy().reshape(V.shape)
+
+        dtype = torch.empty(0, dtype=self.dtype).numpy().dtype
+        return LinearOperator(
+            self.shape,
+            matvec=multiply,
+            rmatvec=multiply,
+            matmat=multiply,
+            rmatmat=multiply,
+            dtype=dtype,
+        )
+
+    def _non_finite_message(self) -> str:
+        """Say what to do when a product of a finite vector is not finite."""
+        return "the operator returned NaN or infinity for a finite vector; check the operator"
+
+    def _check_kind(self, V: Tensor) -> None:
+        """Raise unless ``V`` has the operator's dtype and device."""
+        if V.dtype != self.dtype:
+            raise InputError(
+                f"expected dtype {self.dtype}, got {V.dtype}; convert it with .to({self.dtype})"
+            )
+        if V.device != self.device:
+            raise InputError(f"expected device {self.device}, got {V.device}; move it with .to()")
+
+
+def symmetrise_(A: Tensor) -> Tensor:
+    """Replace ``A`` (n, n) by ``(A + A^T) / 2`` in place, a stripe at a time, and return it."""
+    n, width = A.shape[0], 1024
+    for i in range(0, n, width):
+        rows = slice(i, min(i + width, n))
+        for j in range(0, i + 1, width):
+            columns = slice(j, min(j + width, n))
+            mean = (A[rows, columns] + A[columns, rows].mT) / 2
+            A[rows, columns] = mean
+            A[columns, rows] = mean.mT
+    return A
+
+
+class DenseOperator(SymmetricOperator):
+    """A symmetric matrix held in memory.
+
+    Args:
+        A: shape (n, n), floating point and symmetric to round-off.
+
+    Raises:
+        InputError: ``A`` is not a square, finite, symmetric floating-point matrix.
+
+    Example:
+        >>> A = DenseOperator(torch.tensor([[2.0, 1.0], [1.0, -3.0]]))
+        >>> A @ torch.tensor([1.0, 0.0])
+        tensor([2., 1.])
+    """
+
+    def __init__(self, A: Tensor) -> None:
+        if A.ndim != 2 or A.shape[0] != A.shape[1]:
+            raise InputError(f"expected a square matrix, got shape {tuple(A.shape)}")
+        super().__init__(A.shape[0], dtype=A.dtype, device=A.device)
+        if not bool(torch.isfinite(A).all()):
+            raise InputError("the matrix contains NaN or infinity")
+        # A product of n terms, computed in either order, agrees to about n u max|a|; a matrix that
+        # differs from its transpose by more was not meant to be symmetric.
+        tolerance = A.shape[0] * torch.finfo(A.dtype).eps * A.abs().max()
+        defect = (A - A.mT).abs().max()
+        if bool(defect > 10 * tolerance):
+            raise InputError(
+                f"the matrix is not symmetric: |A - A^T| reaches {float(defect):.2e}; pass (A + "
+                f"A.T) / 2"
+            )
+        self._A = A
+
+    def _matmat(self, V: Tensor) -> Tensor:
+        return self._A @ V
+
+    def to_dense(self, *, progress: Progress | None = None) -> Tensor:
+        """Return a symmetrised copy of the matrix, shape (n, n)."""
+        return symmetrise_(self._A.clone())
+
+    def in_float64(self) -> DenseOperator:
+        """Return the same matrix in float64."""
+        return self if self.dtype == torch.float64 else DenseOperator(symmetrise_(self._A.double()))
+
+
+class FunctionOperator(SymmetricOperator):
+    """A symmetric operator given by a function that multiplies one vector.
+
+    Args:
+        n: size of the vectors.
+        matvec: takes and returns a tensor of shape (n,). It must be linear and symmetric.
+        dtype: floating-point type of the vectors.
+        device: where the vectors live.
+
+    Example:
+        >>> A = FunctionOperator(3, lambda v: 2 * v, dtype=torch.float64)
+        >>> A.matvec(torch.ones(3, dtype=torch.float64))
+        tensor([2., 2., 2.], dtype=torch.float64)
+    """
+
+    def __init__(
+        self,
+        n: int,
+        matvec: Callable[[Tensor], Tensor],
+        *,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__(n, dtype=dtype, device=device)
+        self._function = matvec
+
+    def _matmat(self, V: Tensor) -> Tensor:
+        columns = [self._function(v) for v in V.unbind(1)]
+        for product in columns:
+            if product.shape != (self.shape[0],):
+                raise InputError(
+                    f"matvec must return shape ({self.shape[0]},), but returned "
+                    f"{tuple(product.shape)}"
+                )
+        return torch.stack(columns, 1).to(self.dtype)
