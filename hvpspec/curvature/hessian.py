@@ -1,0 +1,334 @@
+"""The Hessian of a network's loss as a symmetric operator."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hvpspec.curvature.losses import Loss
+from hvpspec.curvature.parameters import ParameterSpace, Selector
+from hvpspec.curvature.risk import EmpiricalRisk
+from hvpspec.curvature.structure import affine_layers, index_bound, is_convex
+from hvpspec.errors import InputError, NotDifferentiableError
+from hvpspec.linalg.operator import IndexBound, PointFacts, SymmetricOperator
+
+
+class HessianOperator(SymmetricOperator):
+    """The Hessian of ``f(theta) = L(theta) + l2 ||theta||^2`` at a network's present parameters.
+
+    ``L`` is the loss over the data: a mean over all examples (tokens, where targets can be ignored)
+    whatever the batch sizes, or a sum if the loss sums. Products are exact: double backward through
+    the network in evaluation mode, without approximation of the Hessian and without sampling.
+    The model's parameters, gradients, buffers, mode and all random states stay as they are. Data
+    and parameters must not change during the operator's life; a change is detected and refused.
+
+    Args:
+        model: the network. BatchNorm must be in evaluation mode; dropout is off.
+        loss: a loss of ``torch.nn`` or ``torch.nn.functional`` with reduction "mean" or "sum", a
+            :class:`hvpspec.Loss`, or any function of outputs and targets that returns the mean over
+            the examples of a batch.
+        data: ``(inputs, targets)`` tensors, a mapping of tensors, a ``TensorDataset``, a
+            ``DataLoader`` or any re-iterable of batches; a batch is a tuple with the targets last,
+            or a mapping with ``labels`` (of which the rest are the model's keyword arguments).
+            Outputs with an attribute ``logits`` are replaced by it.
+        params: which parameters, by name, pattern, module or parameter, one or several; None for
+            all that require gradients. Tied parameters count once, the others are constants.
+        l2: the coefficient of ``||theta||^2`` over the selected parameters; it adds ``2 l2`` to
+            every eigenvalue.
+        chunk_size: the most examples in one graph, which bounds memory and changes no result.
+        dtype: to compute in, with parameters, buffers and data converted; None for the parameters'.
+
+    Attributes:
+        space: names, shapes and order of the selected parameters in a vector.
+        notes: what a reader of a result should know.
+
+    Raises:
+        InputError: an argument cannot be used; the message says why and what to do.
+
+    Example:
+        >>> X, y = torch.eye(3), torch.tensor([[1.0], [0.0], [2.0]])
+        >>> H = HessianOperator(nn.Linear(3, 1, bias=False), nn.MSELoss(), (X, y))
+        >>> H.to_dense()  # 2/N X^T X
+        tensor([[0.6667, 0.0000, 0.0000],
+                [0.0000, 0.6667, 0.0000],
+                [0.0000, 0.0000, 0.6667]])
+
+    Reference:
+        Pearlmutter, Fast exact multiplication by the Hessian, Neural Computation 6 (1994).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss | nn.Module | Callable[[Any, Any], Tensor],
+        data: Any,
+        *,
+        params: Selector | Iterable[Selector] | None = None,
+        l2: float = 0.0,
+        chunk_size: int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if not (math.isfinite(l2) and l2 >= 0):
+            raise InputError(f"l2 must be a finite number of at least 0, got {l2}")
+        if params is not None and not isinstance(params, Selector):
+            params = list(params)
+        self._risk = EmpiricalRisk(
+            model, loss, data, params=params, chunk_size=chunk_size, dtype=dtype
+        )
+        super().__init__(self._risk.space.dim, dtype=self._risk.dtype, device=self._risk.device)
+        self._arguments = (model, loss, data)
+        self._options: dict[str, Any] = {
+            "params": params,
+            "l2": float(l2),
+            "chunk_size": chunk_size,
+            "dtype": dtype,
+        }
+        self._l2 = float(l2)
+        self._reached: frozenset[str] | None = None
+        self._checked = False
+
+    @property
+    def space(self) -> ParameterSpace:
+        """Names, shapes and order of the selected parameters in a vector."""
+        return self._risk.space
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of a result should know about how it was computed."""
+        notes = list(self._risk.notes)
+        if self.dtype != self._risk.native_dtype:
+            notes.append(f"computed in {self.dtype} from parameters in {self._risk.native_dtype}")
+        unused = [
+            name for name in self.space.names if name not in (self._reached or self.space.names)
+        ]
+        if unused:
+            notes.append(f"no path to the loss, hence exact zero rows: {', '.join(unused)}")
+        return tuple(notes)
+
+    @property
+    def unit_roundoff(self) -> float:
+        """Half the machine epsilon of the coarsest dtype seen: the operator's or the loss's."""
+        return max(super().unit_roundoff, torch.finfo(self._risk.reference.dtype).eps / 2)
+
+    def loss(self) -> float:
+        """``f`` at the present parameters, with the l2 term."""
+        theta = self.space.flatten(self._risk.leaves()).detach().double()
+        return self._risk.value() + self._l2 * float(theta @ theta)
+
+    def gradient(self) -> Tensor:
+        """The gradient of ``f`` with the l2 term, shape (n,)."""
+        leaves = self._risk.leaves()
+        theta = self.space.flatten(leaves).detach()
+        gradient = 2 * self._l2 * theta
+        reached: set[str] = set()
+        with self._risk.terms(leaves) as terms:
+            for term in terms:
+                parts = self._differentiate(term.value, leaves)
+                reached |= parts.keys()
+                gradient += self._join(parts)
+        self._note_reached(reached)
+        return gradient
+
+    def block(self, params: Selector | Iterable[Selector]) -> HessianOperator:
+        """The diagonal block of some of the parameters: a layer's own Hessian.
+
+        Args:
+            params: names, patterns, modules or parameters, as for the operator itself.
+
+        Returns:
+            The operator on those parameters alone, all others held fixed.
+        """
+        return self._remade(params=params)
+
+    def in_float64(self) -> HessianOperator:
+        """The same Hessian with parameters, buffers and data converted to float64."""
+        if self.dtype == torch.float64:
+            return self
+        return self._remade(dtype=torch.float64)
+
+    def structural_upper_bound(self) -> IndexBound | None:
+        """An upper bound on the Morse index that follows from the network's structure.
+
+        Where the outputs are (piecewise) affine in one layer's parameters and the loss is convex in
+        the outputs, the Hessian is positive semi-definite on that layer. The condition is checked
+        on the graph of every chunk; a final linear layer always meets it, and so does each layer
+        used once in a piecewise linear network.
+
+        Returns:
+            The bound from the largest such layer, or None where the conditions are not met.
+        """
+        leaves = self._risk.leaves()
+        layers = None
+        with self._risk.terms(leaves) as terms:
+            for term in terms:
+                loss = term.loss
+                if not (loss.convex or is_convex(loss.function, term.outputs, term.targets)):
+                    return None
+                found = affine_layers(_tensors(term.outputs), leaves)
+                layers = found if layers is None else tuple(x for x in layers if x in found)
+        if not layers:
+            return None
+        return index_bound(self.shape[0], max(layers, key=lambda layer: layer.dim))
+
+    def facts(self) -> PointFacts:
+        """Loss, gradient norm, structural bound and notes, from two passes over the data."""
+        gradient_norm = float(torch.linalg.vector_norm(self.gradient().double()))
+        bound = self.structural_upper_bound()
+        return PointFacts(self.loss(), gradient_norm, bound, self.notes)
+
+    def _matmat(self, V: Tensor) -> Tensor:
+        """Differentiate ``<gradient, v>`` for each column v, sharing one graph per chunk."""
+        leaves = self._risk.leaves()
+        with torch.inference_mode(False):
+            # A copy, since autograd cannot save an inference tensor.
+            V = V.T.clone(memory_format=torch.contiguous_format)
+            product = 2 * self._l2 * V
+        columns = [self.space.unflatten(v) for v in V]
+        reached: set[str] = set()
+        with self._risk.terms(leaves) as terms:
+            for term in terms:
+                gradient = self._differentiate(term.value, leaves, create_graph=True)
+                reached |= gradient.keys()
+                # A gradient that no longer depends on the parameters has a zero derivative.
+                gradient = {name: g for name, g in gradient.items() if g.requires_grad}
+                if not gradient:
+                    continue
+                if not self._checked:
+                    _refuse_hidden_errors(gradient.values())
+                    self._checked = True
+                for row, v in zip(product, columns, strict=True):
+                    weights = [v[name] for name in gradient]
+                    row += self._join(
+                        self._differentiate(gradient.values(), leaves, weights, retain_graph=True)
+                    )
+        self._note_reached(reached)
+        return product.T
+
+    def _differentiate(
+        self,
+        values: Tensor | Iterable[Tensor],
+        leaves: Mapping[str, Tensor],
+        weights: Sequence[Tensor] | None = None,
+        *,
+        create_graph: bool = False,
+        retain_graph: bool | None = None,
+    ) -> dict[str, Tensor]:
+        """Return the derivatives with respect to the leaves that have a path to ``values``."""
+        outputs = [values] if isinstance(values, Tensor) else list(values)
+        if not outputs[0].requires_grad:
+            return {}
+        try:
+            parts = torch.autograd.grad(
+                outputs,
+                list(leaves.values()),
+                weights,
+                create_graph=create_graph,
+                retain_graph=retain_graph or create_graph,
+                allow_unused=True,
+            )
+        except RuntimeError as error:
+            if not _NO_SECOND_DERIVATIVE.search(str(error)):
+                raise
+            raise NotDifferentiableError(
+                f"PyTorch has no second derivative here: {str(error).splitlines()[0]}; "
+                "replace that operation by one it can differentiate twice"
+            ) from error
+        return {name: p for name, p in zip(leaves, parts, strict=True) if p is not None}
+
+    def _join(self, parts: Mapping[str, Tensor]) -> Tensor:
+        """Put the parts of a derivative into one vector, zero where there is none."""
+        vector = torch.zeros(self.shape[0], dtype=self.dtype, device=self.device)
+        views = self.space.unflatten(vector)
+        for name, part in parts.items():
+            views[name].copy_(part.detach())
+        return vector
+
+    def _note_reached(self, reached: set[str]) -> None:
+        """Remember which parameters have a path to the loss; raise if a selector has none."""
+        for label, names in self.space.groups:
+            if reached.isdisjoint(names):
+                raise InputError(
+                    f"params: {label} has no path to the loss: it is unused, or something in "
+                    f"between "
+                    "(argmax, .detach(), .item()) cuts the graph; select other parameters"
+                )
+        self._reached = frozenset(reached)
+
+    def _remade(self, **changes: Any) -> HessianOperator:
+        """The operator of the same function with some options changed."""
+        return HessianOperator(*self._arguments, **{**self._options, **changes})
+
+    def _non_finite_message(self) -> str:
+        return (
+            "a Hessian-vector product is NaN or infinite though the loss is finite; look for "
+            "sqrt, log, "
+            "norm or division at 0, or for overflow in " + str(self.dtype)
+        )
+
+
+def structural_upper_bound(
+    model: nn.Module,
+    loss: Loss | nn.Module | Callable[[Any, Any], Tensor],
+    data: Any,
+    *,
+    params: Selector | Iterable[Selector] | None = None,
+) -> IndexBound | None:
+    """An upper bound on the Morse index from a network's structure alone.
+
+    Args:
+        model: as for :class:`HessianOperator`, like all arguments.
+        loss: the loss, which must be convex in the outputs for a bound.
+        data: the examples on which the network's graph is looked at.
+        params: which parameters.
+
+    Returns:
+        The bound and the layer that gives it, or None where none is certain; see
+        :meth:`HessianOperator.structural_upper_bound`.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3))
+        >>> data = torch.randn(7, 5), torch.zeros(7, dtype=torch.long)
+        >>> structural_upper_bound(net, nn.CrossEntropyLoss(), data).upper  # 39 - 15
+        24
+    """
+    return HessianOperator(model, loss, data, params=params).structural_upper_bound()
+
+
+def _refuse_hidden_errors(gradient: Iterable[Tensor]) -> None:
+    """Raise where a function on the way to a gradient was declared differentiable only once.
+
+    PyTorch puts an error node behind such a function, but one that leads nowhere: asked for the
+    derivative by given tensors it is never run, and its share would be missing without a word.
+    """
+    stack = [g.grad_fn for g in gradient]
+    seen = set()
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        if node.name().rpartition("::")[2] in ("Error", "DelayedError"):
+            raise NotDifferentiableError(
+                "the network contains a function marked once_differentiable, so that its second "
+                "derivative does not exist; replace it by one PyTorch can differentiate twice"
+            )
+        seen.add(node)
+        stack.extend(following for following, _ in node.next_functions)
+
+
+def _tensors(outputs: Any) -> list[Tensor]:
+    """All tensors in a model's outputs."""
+    if isinstance(outputs, Tensor):
+        return [outputs]
+    items = outputs.values() if isinstance(outputs, Mapping) else outputs
+    return [t for item in items for t in _tensors(item)]
+
+
+_NO_SECOND_DERIVATIVE = re.compile(
+    r"derivative for .* (is )?not implemented|differentiate twice|once_differentiable"
+    r"|does not (support|have) (a )?double backward|double backward"
+)

@@ -1,0 +1,138 @@
+"""Which parameters span the space, and how they lie in one vector."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from hvpspec.errors import InputError
+
+#: One way to name parameters, see :func:`select_parameters`.
+Selector = str | nn.Module | Tensor
+
+
+@dataclass(frozen=True)
+class ParameterSpace:
+    """The selected parameters in the order in which they lie in a vector.
+
+    Each parameter is flattened row by row; tied parameters appear once, under their first name.
+
+    Attributes:
+        names: the parameters' names in the model.
+        shapes: their shapes.
+        groups: for each selector the names it stands for.
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[torch.Size, ...]
+    groups: tuple[tuple[str, tuple[str, ...]], ...]
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of entries of each parameter."""
+        return [prod(shape) for shape in self.shapes]
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        return sum(self.sizes)
+
+    def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Concatenate one tensor per parameter into a vector of shape (dim,)."""
+        return torch.cat([tensors[name].reshape(-1) for name in self.names])
+
+    def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
+        """Split a vector of shape (dim,) into views with the parameters' shapes."""
+        parts = torch.split(vector, self.sizes)
+        return {n: p.view(s) for n, p, s in zip(self.names, parts, self.shapes, strict=True)}
+
+
+def select_parameters(
+    model: nn.Module, params: Selector | Iterable[Selector] | None = None
+) -> ParameterSpace:
+    """Select parameters of a model.
+
+    Args:
+        model: the network.
+        params: None for all that require gradients, or one or several selectors: a parameter's
+            name (``"head.weight"``), a shell pattern (``"*.bias"``), a submodule's name
+            (``"head"``), a submodule, or a parameter itself. A frozen parameter is included if it
+            is named.
+
+    Returns:
+        The selection in the order of ``model.named_parameters()``.
+
+    Raises:
+        InputError: a selector matches nothing, or nothing is left to differentiate.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 1))
+        >>> select_parameters(model, "*.bias").names
+        ('0.bias', '2.bias')
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    first_name = {id(p): name for name, p in model.named_parameters()}
+    # Tied parameters are reached under every name they have, and kept under the first.
+    canonical = {
+        name: first_name[id(p)] for name, p in model.named_parameters(remove_duplicate=False)
+    }
+    parameters = dict(model.named_parameters())
+    if params is None:
+        chosen = tuple(name for name, p in parameters.items() if p.requires_grad)
+        if not chosen:
+            raise InputError(
+                "the model has no parameter with requires_grad=True; name the frozen ones you mean "
+                "with params=..."
+            )
+        groups: list[tuple[str, tuple[str, ...]]] = [("the model", chosen)]
+    else:
+        selectors = [params] if isinstance(params, Selector) else list(params)
+        groups = [_match(model, selector, first_name, canonical) for selector in selectors]
+        if not groups:
+            raise InputError("params is empty; pass None for all trainable parameters")
+    selected = {name for _, names in groups for name in names}
+    names = tuple(name for name in parameters if name in selected)
+    for name in names:
+        if not parameters[name].dtype.is_floating_point:
+            raise InputError(
+                f"parameter {name!r} has dtype {parameters[name].dtype}; only real floating-point "
+                "parameters can be differentiated, leave it out with params=..."
+            )
+    return ParameterSpace(names, tuple(parameters[name].shape for name in names), tuple(groups))
+
+
+def _match(
+    model: nn.Module,
+    selector: Selector,
+    first_name: Mapping[int, str],
+    canonical: Mapping[str, str],
+) -> tuple[str, tuple[str, ...]]:
+    """Return a selector's own name and the canonical names of the parameters it stands for."""
+    if isinstance(selector, nn.Module):
+        label = type(selector).__name__
+        names = [first_name.get(id(p), "") for p in selector.parameters()]
+    elif isinstance(selector, Tensor):
+        label = f"a tensor of shape {tuple(selector.shape)}"
+        names = [first_name.get(id(selector), "")]
+    elif isinstance(selector, str):
+        label = repr(selector)
+        names = [
+            canonical[name]
+            for name in canonical
+            if name.startswith(f"{selector}.") or name == selector or fnmatchcase(name, selector)
+        ]
+    else:
+        raise InputError(
+            f"params takes names, patterns, modules and parameters, got {type(selector).__name__}"
+        )
+    if not names or not all(names):
+        known = list(canonical)
+        listed = ", ".join(known[:6]) + (", ..." if len(known) > 6 else "")
+        raise InputError(f"params: {label} matches no parameter of the model; it has {listed}")
+    return label, tuple(dict.fromkeys(names))

@@ -1,0 +1,293 @@
+"""The empirical risk: a network's loss over data as a function of selected parameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from hvpspec.curvature.batches import Batch, ChunkedData
+from hvpspec.curvature.isolation import (
+    check_mode,
+    differentiable_forward,
+    evaluation_mode,
+    random_states,
+)
+from hvpspec.curvature.losses import Loss, as_loss
+from hvpspec.curvature.parameters import ParameterSpace, Selector, select_parameters
+from hvpspec.errors import DataChangedError, InputError, NonFiniteError
+
+
+@dataclass(frozen=True)
+class Term:
+    """One chunk's share of the risk, with the graph that leads to it.
+
+    Attributes:
+        value: scalar; the terms of a pass add up to the risk (without the l2 term).
+        outputs: what the model returned.
+        targets: what the loss compared it with.
+        loss: the loss with its tensors in the operator's dtype.
+    """
+
+    value: Tensor
+    outputs: Any
+    targets: Any
+    loss: Loss
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """The loss on one chunk, before it is weighed."""
+
+    weight: float
+    loss: Tensor
+    batch: Batch
+    outputs: Any
+
+
+@dataclass
+class _Reference:
+    """Weight and loss of every chunk on the first pass, with which later passes must agree."""
+
+    weights: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    dtype: torch.dtype = torch.float64
+
+    @property
+    def scale(self) -> float:
+        """The size of a loss, against which a change is judged."""
+        return max(map(abs, self.losses))
+
+
+class EmpiricalRisk:
+    """The loss over data as a function of the selected parameters theta.
+
+    ``sum_b w_b L_b(theta) / sum_b w_b`` over chunks b, or ``sum_b L_b(theta)`` where the loss sums.
+
+    Args:
+        model: the network, which is only read.
+        loss: see :func:`hvpspec.curvature.losses.as_loss`.
+        data: see :class:`hvpspec.curvature.batches.ChunkedData`.
+        params: see :func:`hvpspec.curvature.parameters.select_parameters`.
+        chunk_size: the most examples in one graph.
+        dtype: to compute in; None for the dtype of the parameters.
+
+    Raises:
+        InputError: any of them cannot be used.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss | nn.Module | Callable[[Any, Any], Tensor],
+        data: Any,
+        *,
+        params: Selector | Iterable[Selector] | None,
+        chunk_size: int | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        self.space: ParameterSpace = select_parameters(model, params)
+        self.model = model
+        self.notes = check_mode(model)
+        parameters = dict(model.named_parameters())
+        selected = [parameters[name] for name in self.space.names]
+        for what, kinds in (
+            ("dtypes", {str(p.dtype) for p in selected}),
+            ("devices", {str(p.device) for p in selected}),
+        ):
+            if len(kinds) > 1:
+                raise InputError(
+                    f"the selected parameters have different {what} ({', '.join(sorted(kinds))}); "
+                    "convert the model with .to() or select fewer with params=..."
+                )
+        self.native_dtype = selected[0].dtype
+        self.dtype = self.native_dtype if dtype is None else dtype
+        self.device = selected[0].device
+        if self.dtype not in (torch.float32, torch.float64):
+            raise InputError(
+                f"second derivatives need float32 or float64, got {self.dtype}; pass "
+                f"dtype=torch.float32"
+            )
+        given, self._loss_is_assumed = as_loss(loss)
+        self.loss = given.to(self.device, self.dtype)
+        self.data = ChunkedData(data, device=self.device, dtype=self.dtype, chunk_size=chunk_size)
+        self._num_passes = 0
+        self._reference: _Reference | None = None
+
+    @property
+    def reference(self) -> _Reference:
+        """The first pass over the data, made when it is first asked for."""
+        if self._reference is None:
+            self._reference = self._measure()
+        return self._reference
+
+    def value(self) -> float:
+        """The risk."""
+        reference = self.reference
+        total = sum(w * x for w, x in zip(reference.weights, reference.losses, strict=True))
+        return total / self._total_weight(reference)
+
+    def leaves(self) -> dict[str, Tensor]:
+        """The selected parameters in the risk's dtype, detached, to differentiate by."""
+        parameters = dict(self.model.named_parameters())
+        with torch.inference_mode(False):
+            return {
+                name: parameters[name].detach().to(self.dtype).requires_grad_()
+                for name in self.space.names
+            }
+
+    @contextmanager
+    def terms(self, leaves: Mapping[str, Tensor]) -> Iterator[Iterator[Term]]:
+        """Make one pass over the data, as an iterator over each chunk's share of the risk.
+
+        It holds while the pass lasts: the model is in evaluation mode, random states are set aside,
+        and gradients are on, for the forward passes and for whatever is done with a term.
+
+        Args:
+            leaves: what the selected parameters are replaced by.
+
+        Raises:
+            DataChangedError: a chunk's loss is not what it was on the first pass.
+        """
+        reference = self.reference
+        with self._pass(leaves) as chunks:
+            yield self._agreeing(reference, chunks)
+
+    def _agreeing(self, reference: _Reference, chunks: Iterator[_Chunk]) -> Iterator[Term]:
+        """Turn chunks into terms, provided that they are those of the first pass."""
+        total = self._total_weight(reference)
+        count = 0
+        for k, chunk in enumerate(chunks):
+            count += 1
+            if count > len(reference.losses):
+                self._raise_changed(f"{count} chunks or more, before {len(reference.losses)}")
+            self._compare(reference, k, chunk.weight, float(chunk.loss.detach()))
+            if chunk.weight != 0:
+                share = chunk.loss * (chunk.weight / total)
+                yield Term(share, chunk.outputs, chunk.batch.targets, self.loss)
+        if count < len(reference.losses):
+            self._raise_changed(f"{count} chunks, before {len(reference.losses)}")
+
+    @contextmanager
+    def _pass(self, leaves: Mapping[str, Tensor]) -> Iterator[Iterator[_Chunk]]:
+        """Set the stage for one pass over the data, and tidy up after it whatever happens."""
+        self._num_passes += 1
+        with ExitStack() as stack:
+            stack.enter_context(evaluation_mode(self.model))
+            stack.enter_context(random_states(self._num_passes, self.device, self.data.sources))
+            stack.enter_context(differentiable_forward(self.device))
+            yield self._chunks({**self._constants(leaves), **leaves})
+
+    def _chunks(self, parameters: Mapping[str, Tensor]) -> Iterator[_Chunk]:
+        """Evaluate the loss on one chunk after the other."""
+        for batch in self.data:
+            outputs = self._forward(parameters, batch)
+            weight = self.loss.batch_weight(outputs, batch.targets)
+            yield _Chunk(weight, self._loss(outputs, batch.targets), batch, outputs)
+
+    def _constants(self, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The parameters that are not selected, in the risk's dtype."""
+        return {
+            name: p.detach().to(self.dtype if p.is_floating_point() else p.dtype)
+            for name, p in self.model.named_parameters()
+            if name not in leaves
+        }
+
+    def _forward(self, parameters: Mapping[str, Tensor], batch: Batch) -> Any:
+        """Run the model on a chunk with the given parameters."""
+        # Copies: a module that counts its calls, say, must not write into the caller's buffers.
+        buffers = {
+            name: b.detach().to(self.dtype if b.is_floating_point() else b.dtype, copy=True)
+            for name, b in self.model.named_buffers()
+        }
+        outputs = functional_call(
+            self.model, {**parameters, **buffers}, batch.args, dict(batch.kwargs)
+        )
+        return getattr(outputs, "logits", outputs)
+
+    def _loss(self, outputs: Any, targets: Any) -> Tensor:
+        """Evaluate the loss on a chunk."""
+        loss = self.loss.function(outputs, targets)
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise InputError(f"the loss must return one number as a tensor, got {shape}")
+        return loss.reshape(())
+
+    def _measure(self) -> _Reference:
+        """Make the first pass: note the weight and loss of each chunk."""
+        reference = _Reference()
+        with self._pass(self.leaves()) as chunks:
+            for k, chunk in enumerate(chunks):
+                # Where every target is ignored, PyTorch's mean is 0/0; the chunk counts nothing.
+                value = float(chunk.loss.detach()) if chunk.weight else 0.0
+                if not math.isfinite(value):
+                    raise NonFiniteError(
+                        f"the loss is {value} on chunk {k} of the data (counting from 0); check "
+                        f"the "
+                        "inputs, the targets and the weights for NaN and overflow"
+                    )
+                if not (math.isfinite(chunk.weight) and chunk.weight >= 0):
+                    raise InputError(
+                        f"chunk {k} (counting from 0) weighs {chunk.weight} in the mean; "
+                        "the weight of a loss must be a finite number of at least 0"
+                    )
+                if self._loss_is_assumed and len(chunk.batch) > 1:
+                    self._check_is_mean(chunk, value)
+                    self._loss_is_assumed = False
+                reference.weights.append(chunk.weight)
+                reference.losses.append(value)
+                reference.dtype = chunk.loss.dtype
+        if self._total_weight(reference) == 0:
+            raise InputError("every target is ignored by the loss: there is nothing to average")
+        return reference
+
+    def _total_weight(self, reference: _Reference) -> float:
+        """What the sum over chunks is divided by."""
+        return sum(reference.weights) if self.loss.reduction == "mean" else 1.0
+
+    def _check_is_mean(self, chunk: _Chunk, whole: float) -> None:
+        """Raise unless a loss of unknown rule is the mean of its values on two parts of a batch."""
+        outputs, targets, n = chunk.outputs, chunk.batch.targets, len(chunk.batch)
+        if not all(isinstance(t, Tensor) and t.ndim and len(t) == n for t in (outputs, targets)):
+            return
+        cut = max(1, n // 3)
+        parts = [
+            float(self._loss(outputs[part], targets[part]).detach())
+            for part in (slice(0, cut), slice(cut, n))
+        ]
+        mean = (cut * parts[0] + (n - cut) * parts[1]) / n
+        tolerance = 1e3 * torch.finfo(chunk.loss.dtype).eps * max(abs(whole), *map(abs, parts))
+        if abs(mean - whole) > tolerance:
+            rule = (
+                "is a sum over them; wrap it as hvpspec.Loss(loss, reduction='sum')"
+                if abs(sum(parts) - whole) <= tolerance
+                else "is not a mean over them; say what its mean divides by with "
+                "hvpspec.Loss(loss, weight=lambda outputs, targets: ...)"
+            )
+            raise InputError(
+                f"a loss function is taken as the mean over the examples of a batch, but this one "
+                f"{rule}"
+            )
+
+    def _compare(self, reference: _Reference, k: int, weight: float, loss: float) -> None:
+        """Raise unless chunk k's weight and loss are those of the first pass."""
+        before = reference.losses[k]
+        # A repeated forward pass gives the same bits, except for the order of summation on GPUs.
+        tolerance = 1e3 * torch.finfo(reference.dtype).eps * reference.scale
+        same = weight == reference.weights[k] and (weight == 0 or abs(loss - before) <= tolerance)
+        if not same:
+            self._raise_changed(f"loss {loss:.6g} on chunk {k}, before {before:.6g}")
+
+    def _raise_changed(self, difference: str) -> None:
+        """Say that two passes over the data differ."""
+        raise DataChangedError(
+            f"two passes over the data differ ({difference}): switch off shuffling, augmentation "
+            f"and "
+            "randomness in the model, and make a new operator when weights change"
+        )

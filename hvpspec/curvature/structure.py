@@ -1,0 +1,300 @@
+"""An upper bound on the Morse index that follows from the network's structure alone.
+
+Where the outputs are piecewise affine in some parameters and the loss is convex in the outputs, the
+Hessian in these parameters is a Gauss-Newton matrix, hence positive semi-definite, and there are at
+most as many negative eigenvalues as other parameters. Whether the outputs are piecewise affine is
+read off the autograd graph. An operation that is not in the tables below counts as curved: what is
+claimed is certain, what is not claimed is merely unknown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from operator import or_
+from typing import Any
+
+from torch import Tensor, nn
+from torch.autograd.graph import Node
+
+from hvpspec.errors import InputError
+from hvpspec.linalg.operator import IndexBound
+
+# Operations that are piecewise linear in all their tensor arguments together. Their derivatives are
+# locally constant, so the second derivatives that autograd computes vanish, also at a kink.
+# "Relu0" stands for the node ReluBackward0.
+# fmt: off
+_PIECEWISE_LINEAR = frozenset(f"{op[:-1]}Backward{op[-1]}" for op in (
+    # entries moved, copied, selected, put together or in another type
+    "Alias0", "AsStrided0", "Cat0", "Clone0", "Diagonal0", "Embedding0", "Expand0", "Flip0",
+    "Gather0", "Index0", "IndexAdd0", "IndexPut0", "IndexSelect0", "MaskedFill0", "MaskedFill1",
+    "MaskedSelect0", "Permute0", "PixelShuffle0", "PixelUnshuffle0", "Repeat0", "ReshapeAlias0",
+    "Roll0", "Scatter0", "Scatter1", "ScatterAdd0", "Select0", "Slice0", "Split0",
+    "SplitWithSizes0", "Squeeze0", "Squeeze1", "Squeeze2", "Stack0", "T0", "ToCopy0", "Transpose0",
+    "Tril0", "Triu0", "Unbind0", "Unfold0", "UnsafeView0", "Unsqueeze0", "View0", "Where0",
+    # sums, multiples by a number, activations, comparisons
+    "Abs0", "Add0", "Add1", "Amax0", "Amin0", "Clamp0", "Clamp1", "ClampMax0", "ClampMax1",
+    "ClampMin0", "ClampMin1", "Cumsum0", "Div1", "Hardsigmoid0", "Hardtanh0", "LeakyRelu0",
+    "LeakyRelu1", "Max0", "Max1", "Maximum0", "Mean0", "Mean1", "Min0", "Min1", "Minimum0", "Mul1",
+    "Neg0", "Relu0", "Rsub0", "Rsub1", "Softshrink0", "Sub0", "Sub1", "Sum0", "Sum1", "Threshold0",
+    # pooling, padding, resampling
+    "AdaptiveAvgPool2D0", "AdaptiveAvgPool3D0", "AdaptiveMaxPool2D0", "AdaptiveMaxPool3D0",
+    "AvgPool2D0", "AvgPool3D0", "Col2Im0", "ConstantPadNd0", "Im2Col0", "MaxPool2DWithIndices0",
+    "MaxPool3DWithIndices0", "ReflectionPad1D0", "ReflectionPad2D0", "ReflectionPad3D0",
+    "ReplicationPad1D0", "ReplicationPad2D0", "ReplicationPad3D0", "UpsampleBilinear2D0",
+    "UpsampleLinear1D0", "UpsampleNearest1D0", "UpsampleNearest2D0", "UpsampleNearest3D0",
+    "UpsampleTrilinear3D0",
+))
+# fmt: on
+
+# How the other known operations take their tensor arguments, in the order of the node's edges:
+# "+" linearly, "*" as a factor (linearly while the other factors are constant), "!" nonlinearly.
+_ROLES = {
+    f"{op}Backward0": roles
+    for roles, ops in {
+        "**": ("Bmm", "Dot", "Mm", "Mul", "Mv", "PreluKernel"),
+        "***": ("Trilinear",),
+        "+**": ("Addbmm", "Addcmul", "Addmm", "Addmv", "Addr", "Baddbmm"),
+        "**+": ("Convolution", "Linear"),
+        "!++": ("NativeGroupNorm", "NativeLayerNorm"),
+        "+!": ("Div",),
+    }.items()
+    for op in ops
+}
+_BATCH_NORMS = {f"{kind}BatchNormBackward0" for kind in ("Cudnn", "Miopen", "Native")}
+
+
+@dataclass(frozen=True)
+class AffineLayer:
+    """A layer of the network in whose parameters, all together, the outputs are piecewise affine.
+
+    Attributes:
+        name: dotted name of the module that holds the parameters, empty for the model itself.
+        parameters: full names of the parameters.
+        dim: number of their entries.
+    """
+
+    name: str
+    parameters: tuple[str, ...]
+    dim: int
+
+
+def affine_in(outputs: Sequence[Tensor], leaves: Sequence[Tensor]) -> bool:
+    """Whether ``outputs`` are piecewise affine in ``leaves`` jointly, judged on the autograd graph.
+
+    The function judged is the one that autograd differentiates: what is detached is constant.
+
+    Args:
+        outputs: tensors of any shape, computed from ``leaves`` with gradients enabled.
+        leaves: leaf tensors that require gradients.
+
+    Returns:
+        True if they certainly are; False if they are not, or not known to be.
+
+    Raises:
+        InputError: one of ``leaves`` is not a leaf tensor that requires gradients.
+
+    Reference:
+        N. N. Schraudolph, Fast curvature matrix-vector products for second-order gradient descent,
+        Neural Computation 14 (2002): the Gauss-Newton matrix of a convex loss.
+
+    Example:
+        >>> import torch
+        >>> x, W, V = torch.ones(3, 4), torch.ones(4, 5), torch.ones(5, 2)
+        >>> _ = W.requires_grad_(), V.requires_grad_()
+        >>> outputs = [torch.relu(x @ W) @ V]
+        >>> affine_in(outputs, [W]), affine_in(outputs, [V]), affine_in(outputs, [W, V])
+        (True, True, False)
+    """
+    return _affine_in_each(outputs, [leaves])[0]
+
+
+def affine_layers(
+    outputs: Sequence[Tensor], parameters: Mapping[str, Tensor]
+) -> tuple[AffineLayer, ...]:
+    """Find the layers in each of which, taken alone, the outputs are piecewise affine.
+
+    A layer is the set of parameters whose names agree up to the last dot. Over several batches the
+    layers to rely on are those found on every batch, ``set(first) & set(second) & ...``.
+
+    Args:
+        outputs: tensors of any shape, computed from ``parameters`` with gradients enabled.
+        parameters: distinct leaf tensors that require gradients, by name.
+
+    Returns:
+        The layers in the order of ``parameters``. Nothing is said of several layers together.
+
+    Raises:
+        InputError: one of ``parameters`` is not a leaf tensor that requires gradients.
+
+    Example:
+        >>> import torch
+        >>> net = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
+        >>> affine_layers([net(torch.ones(5, 4))], dict(net.named_parameters()))
+        (AffineLayer(name='2', parameters=('2.weight', '2.bias'), dim=8),)
+    """
+    layers: dict[str, list[str]] = {}
+    for name in parameters:
+        layers.setdefault(name.rpartition(".")[0], []).append(name)
+    groups = [[parameters[name] for name in names] for names in layers.values()]
+    verdicts = zip(layers.items(), groups, _affine_in_each(outputs, groups), strict=True)
+    return tuple(
+        AffineLayer(layer, tuple(names), sum(leaf.numel() for leaf in leaves))
+        for (layer, names), leaves, affine in verdicts
+        if affine
+    )
+
+
+def is_convex(loss: object, outputs: object, targets: object) -> bool:
+    """Whether a PyTorch loss is certainly convex in the outputs, all of them jointly.
+
+    Args:
+        loss: a loss module of ``torch.nn``; a subclass may compute anything and is not known.
+        outputs: the loss's first argument.
+        targets: the loss's second argument; some losses are convex for certain targets only.
+
+    Returns:
+        True if it certainly is; False if it is not, or not known to be.
+
+    Example:
+        >>> import torch
+        >>> is_convex(nn.CrossEntropyLoss(), torch.zeros(2, 3), torch.tensor([0, 2]))
+        True
+    """
+    condition = _CONVEX_IF.get(type(loss))
+    if condition is None or not isinstance(outputs, Tensor) or not isinstance(targets, Tensor):
+        return False
+    # Targets that carry gradients may move with the outputs.
+    return not targets.requires_grad and condition(loss, targets)
+
+
+def index_bound(n: int, layer: AffineLayer | None) -> IndexBound:
+    """Bound the index of the Hessian of a loss that is convex in the outputs.
+
+    Args:
+        n: number of parameters, the size of the Hessian.
+        layer: the largest layer in which the outputs are piecewise affine on all of the data, or
+            None if there is none.
+
+    Returns:
+        The bound ``n - layer.dim``, or ``n`` without a layer, and the reason for it.
+
+    Reference:
+        R. A. Horn and C. R. Johnson, Matrix Analysis, 2nd ed., Theorem 4.3.28: the eigenvalues of
+        a principal submatrix interlace.
+
+    Example:
+        >>> index_bound(7960, AffineLayer("0", ("0.weight", "0.bias"), 7850)).upper
+        110
+    """
+    if layer is None:
+        return IndexBound(n, 0, "The outputs are not known to be piecewise affine in any layer.")
+    where = f"layer {layer.name!r}" if layer.name else "the model's top level"
+    return IndexBound(
+        upper=n - layer.dim,
+        psd_dim=layer.dim,
+        reason=f"The loss is convex in the outputs, which are piecewise affine in the {layer.dim}"
+        f" parameters of {where}, so the Hessian is positive semi-definite on these.",
+    )
+
+
+def _affine_in_each(outputs: Sequence[Tensor], groups: Sequence[Sequence[Tensor]]) -> list[bool]:
+    """Answer ``affine_in`` for each group of leaves in one walk; bit ``g`` means group ``g``."""
+    groups_of_leaf: dict[int, int] = {}
+    for g, leaves in enumerate(groups):
+        for leaf in leaves:
+            if not (leaf.is_leaf and leaf.requires_grad):
+                raise InputError(
+                    f"expected leaf tensors that require gradients, got is_leaf={leaf.is_leaf} and"
+                    f" requires_grad={leaf.requires_grad}; call .detach().requires_grad_() first"
+                )
+            groups_of_leaf[id(leaf)] = groups_of_leaf.get(id(leaf), 0) | 1 << g
+
+    depends: dict[Node | None, int] = {None: 0}
+    curved = 0
+    for node in _arguments_first(outputs):
+        arguments = [depends[argument] for argument, _ in node.next_functions]
+        if arguments:
+            depends[node] = reduce(or_, arguments)
+            curved |= _curved_in(node, arguments)
+        else:  # the gradient accumulator of a leaf
+            depends[node] = groups_of_leaf.get(id(getattr(node, "variable", None)), 0)
+    return [not curved >> g & 1 for g in range(len(groups))]
+
+
+def _arguments_first(outputs: Iterable[Tensor]) -> list[Node]:
+    """List every node of the graph once, each after the nodes of its arguments."""
+    order: list[Node] = []
+    seen: set[Node] = set()
+    stack = [(output.grad_fn, False) for output in outputs]
+    while stack:
+        node, arguments_done = stack.pop()
+        if node is None:
+            continue
+        if arguments_done:
+            order.append(node)
+        elif node not in seen:
+            seen.add(node)
+            stack.append((node, True))
+            stack.extend((argument, False) for argument, _ in node.next_functions)
+    return order
+
+
+def _curved_in(node: Node, arguments: Sequence[int]) -> int:
+    """Return the groups in which ``node`` may not be affine, given those of its arguments."""
+    name = node.name()
+    if name in _PIECEWISE_LINEAR:
+        return 0
+    roles = _ROLES.get(name, "")
+    if name in _BATCH_NORMS:
+        # The statistics are constants in eval mode, and functions of the input in training.
+        roles = "!++" if getattr(node, "_saved_training", True) else "**+"
+    if len(roles) != len(arguments):
+        return reduce(or_, arguments)
+    factors = curved = 0
+    for role, groups in zip(roles, arguments, strict=True):
+        if role == "*":
+            curved |= factors & groups
+            factors |= groups
+        elif role == "!":
+            curved |= groups
+    return curved
+
+
+def _weights_nonnegative(loss: Any, targets: Tensor) -> bool:
+    """Accept unless a weight of the loss is negative or NaN."""
+    weights = (loss.weight, getattr(loss, "pos_weight", None))
+    return all(w is None or bool((w >= 0).all()) for w in weights)
+
+
+def _cross_entropy(loss: Any, targets: Tensor) -> bool:
+    """Accept class indices and non-negative class probabilities."""
+    nonnegative = not targets.is_floating_point() or bool((targets >= 0).all())
+    return nonnegative and 0 <= loss.label_smoothing <= 1 and _weights_nonnegative(loss, targets)
+
+
+def _binary_cross_entropy(loss: Any, targets: Tensor) -> bool:
+    """Accept targets that are probabilities."""
+    return bool(((targets >= 0) & (targets <= 1)).all()) and _weights_nonnegative(loss, targets)
+
+
+def _always(loss: Any, targets: Tensor) -> bool:
+    """Accept any targets."""
+    return True
+
+
+_CONVEX_IF: dict[type[Any], Callable[[Any, Tensor], bool]] = {
+    nn.BCEWithLogitsLoss: _binary_cross_entropy,
+    nn.CrossEntropyLoss: _cross_entropy,
+    nn.HingeEmbeddingLoss: _always,
+    nn.HuberLoss: _always,
+    nn.KLDivLoss: _always,  # linear in the log-probabilities it takes
+    nn.L1Loss: _always,
+    nn.MSELoss: _always,
+    nn.MultiLabelSoftMarginLoss: _weights_nonnegative,
+    nn.NLLLoss: _always,  # linear, too
+    nn.PoissonNLLLoss: lambda loss, targets: bool(loss.log_input),  # exp(x) - target x
+    nn.SmoothL1Loss: _always,
+    nn.SoftMarginLoss: _always,  # log(1 + exp(-target x))
+}
