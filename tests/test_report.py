@@ -1,0 +1,159 @@
+import dataclasses
+import io
+import json
+import math
+import os
+
+import pytest
+import torch
+from rich.console import Console
+
+import hvpspec
+from hvpspec import report
+from hvpspec.errors import InputError
+from hvpspec.linalg.operator import IndexBound, PointFacts
+
+
+@pytest.fixture
+def result():
+    """Index 1, with one negative sign that is round-off."""
+    found = hvpspec.index(
+        torch.diag(torch.tensor([3.0, 1.0, -1e-12, -2.0], dtype=torch.float64)), 1e-6
+    )
+    facts = PointFacts(0.5, 0.1, IndexBound(2, 2, "Because of [layer]."), ("a note",))
+    return dataclasses.replace(found, facts=facts, noise_floor=1e-10)
+
+
+def _text(table, width=200):
+    console = Console(width=width, file=io.StringIO())
+    console.print(table)
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("gradient_norm", "norm", "loss", "sentence"),
+    [
+        (0.0, 1.0, 1.0, "a critical point to working precision"),
+        (0.0, 0.0, 0.0, "a critical point to working precision"),
+        (1e-6, 1.0, 1.0, "a critical point to working precision"),
+        (1e-200, 1.0, 1.0, "a critical point to working precision"),
+        (1e-4, 1.0, 1.0, "nearly a critical point"),
+        (1e-4, 1.0, -1.0, "nearly a critical point"),
+        (1e-2, 1.0, 1.0, "not a critical point"),
+        (1e-9, 0.0, 1.0, "not a critical point"),
+        (1e-9, 1.0, 0.0, "not a critical point"),
+    ],
+)
+def test_gradient_sentence(gradient_norm, norm, loss, sentence):
+    assert report.describe_gradient(gradient_norm, norm, loss).startswith(sentence)
+
+
+def test_relative_decrease_has_no_units():
+    expected = report.relative_decrease(0.1, 5.0, 0.2)
+    c, s = 1e5, 1e-3  # the loss times c, the parameters divided by s
+    assert report.relative_decrease(c * s * 0.1, c * s**2 * 5.0, c * 0.2) == pytest.approx(expected)
+
+
+def test_relative_decrease_is_what_a_step_brings_to_a_quadratic():
+    H, theta = torch.diag(torch.tensor([4.0, 1.0])), torch.tensor([1.0, 0.0])
+    f = lambda x: float(x @ H @ x) / 2 + 1.0  # noqa: E731
+    g = H @ theta
+    brought = (f(theta) - f(theta - g / 4)) / f(theta)
+    assert report.relative_decrease(float(g.norm()), 4.0, f(theta)) == pytest.approx(brought)
+
+
+def test_index_as_json(result):
+    content = json.loads(json.dumps(report.index_to_dict(result, seconds=1.5), allow_nan=False))
+    assert (content["format"], content["version"]) == ("hvpspec-index", 1)
+    for name in ("index", "lower", "upper", "tau", "noise_floor", "raw_count", "nullity", "dim"):
+        assert content[name] == getattr(result, name)
+    assert content["bound"] == {"upper": 2, "psd_dim": 2, "reason": "Because of [layer]."}
+    assert content["relative_decrease"] == pytest.approx(0.1**2 / (2 * 3 * 0.5))
+    assert content["eigenvalues"] == [-2.0, -1e-12, 1.0, 3.0]
+    assert (content["lambda_min"], content["lambda_max"]) == (-2.0, 3.0)
+
+
+def test_unknown_and_infinite_are_null_in_json():
+    found = hvpspec.index(torch.zeros(3, 3), method="ldl")
+    content = report.index_to_dict(found)
+    for name in ("loss", "relative_decrease", "bound", "eigenvalues", "lambda_min", "subject"):
+        assert content[name] is None
+    facts = PointFacts(loss=0.0, gradient_norm=1.0)
+    content = report.index_to_dict(dataclasses.replace(found, facts=facts))
+    assert content["relative_decrease"] is None
+    assert "inf" in content["critical_point"]
+    json.dumps(content, allow_nan=False)
+
+
+def test_index_table(result):
+    subject = report.Subject("net", "data", 7, 4, "mse", 0.5, ("a.*",), "net.pt")
+    text = _text(report.index_table(result, subject=subject, seconds=1.5))
+    for part in (
+        "net on data, 7 examples; 4 parameters of a.*",
+        "eigenvalues below −τ, τ = 1e-06",
+        "partly round-off: counts signs below the noise floor (1)",
+        "Because of [layer].",  # brackets are not read as markup
+        "mse + 0.5 ‖θ‖²",
+        "a note",
+        "1.5 s",
+    ):
+        assert part in text
+
+
+def test_raw_count_without_round_off(result):
+    text = _text(report.index_table(dataclasses.replace(result, noise_floor=1e-15)))
+    assert "none of it round-off" in text
+
+
+def test_table_of_counts_alone():
+    text = _text(report.index_table(hvpspec.index(torch.eye(3), method="ldl")))
+    assert "not known without the eigenvalues" in text
+    assert "‖H‖" in text
+    assert "upper bound  none" in text
+
+
+def test_table_of_an_interval(result):
+    unresolved = dataclasses.replace(result, index=None, lower=1, upper=3, tau=1e-11)
+    text = _text(report.index_table(unresolved))
+    assert "[1, 3]" in text
+    assert "τ = 1e-11 lies below the noise floor 1e-10" in text
+    uncertified = dataclasses.replace(result, index=None, lower=1, upper=3)
+    assert "not certified" in _text(report.index_table(uncertified))
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_tables_fit_a_narrow_terminal(result, width):
+    text = _text(report.index_table(result), width)
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= width
+
+
+@pytest.mark.parametrize(
+    ("name", "cause"),
+    [("missing/x.json", "does not exist"), (".", "not a plain file"), ("x.txt", "its ending")],
+)
+def test_targets_that_cannot_be_written(tmp_path, name, cause):
+    with pytest.raises(InputError, match=cause):
+        report.check_target(tmp_path / name, () if name == "." else (".json",))
+
+
+def test_folder_without_permission(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(InputError, match="no permission"):
+        report.check_target(tmp_path / "x.json")
+
+
+def test_json_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "x.json"
+    report.write_json(path, {"a": 1})
+    report.write_json(path, {"a": 2})
+    with pytest.raises(ValueError, match="JSON"):
+        report.write_json(path, {"a": math.nan})
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(InputError, match="No space left"):
+        report.write_json(path, {"a": 3})
+    assert json.loads(path.read_text()) == {"a": 2}
+    assert list(tmp_path.iterdir()) == [path]
