@@ -1,0 +1,385 @@
+"""Pictures of a spectrum and of an index as a function of its resolution.
+
+Figures are made without pyplot, so nothing here opens a window or keeps state.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
+from numpy.typing import ArrayLike, NDArray
+
+from hvpspec.errors import InputError
+from hvpspec.report import check_target, write_atomically
+
+if TYPE_CHECKING:
+    from hvpspec.spectrum import IndexResult
+
+#: File endings that `save_figure` can write.
+PICTURE_SUFFIXES = (".png", ".pdf", ".svg")
+
+Scale = Literal["linear", "symlog", "both"]
+Floats = NDArray[np.float64]
+
+# Vermilion and blue stay apart for colour-blind readers; grey is what means nothing.
+_NEGATIVE, _POSITIVE, _NOISE = "#D55E00", "#0072B2", "#8C8C8C"
+_PANEL = (9.0, 4.2)  # inches; at 110 dots per inch a picture is 990 pixels wide
+_DPI = 110
+
+
+@dataclass(frozen=True)
+class SpectrumHistogram:
+    """Eigenvalues counted in bins, those within the noise floor apart.
+
+    No bin holds eigenvalues of both signs.
+
+    Attributes:
+        edges: ends of the bins, ascending, shape (k + 1,).
+        counts: eigenvalues outside the noise floor in each bin, shape (k,).
+        num_zero: eigenvalues within ``[-noise_floor, noise_floor]``.
+        noise_floor: bound on the error of an eigenvalue.
+        linear_threshold: half-width of the linear part of a symlog axis; None for a linear axis.
+    """
+
+    edges: Floats
+    counts: NDArray[np.int64]
+    num_zero: int
+    noise_floor: float
+    linear_threshold: float | None
+
+
+def spectrum_histogram(
+    eigenvalues: ArrayLike,
+    *,
+    noise_floor: float,
+    symlog: bool = False,
+    bins: int = 100,
+    linear_threshold: float | None = None,
+) -> SpectrumHistogram:
+    """Count eigenvalues in bins of equal width on a linear or a symlog axis.
+
+    Args:
+        eigenvalues: in any order, shape (n,).
+        noise_floor: bound on the error of an eigenvalue, at least 0.
+        symlog: whether bins have equal width in the logarithm outside the linear threshold.
+        bins: about how many, at least 1.
+        linear_threshold: on a symlog axis, the half-width of its linear part, at least the noise
+            floor; None for the noise floor.
+
+    Raises:
+        InputError: there are no eigenvalues, or an argument is out of its range.
+
+    >>> spectrum_histogram([-1.0, 0.0, 3.0], noise_floor=1e-9, bins=4).counts
+    array([1, 0, 0, 1])
+    """
+    values = np.asarray(eigenvalues, dtype=np.float64)
+    if values.ndim != 1 or len(values) == 0 or not np.isfinite(values).all():
+        raise InputError(f"expected finite eigenvalues of shape (n,), got shape {values.shape}")
+    if not (math.isfinite(noise_floor) and noise_floor >= 0):
+        raise InputError(f"noise_floor must be a finite number of at least 0, got {noise_floor}")
+    if bins < 1:
+        raise InputError(f"bins must be at least 1, got {bins}")
+    outside = values[np.abs(values) > noise_floor]
+    if symlog:
+        threshold = _threshold(linear_threshold, noise_floor, outside)
+        edges = _symlog_edges(outside, threshold, noise_floor, bins)
+    elif linear_threshold is not None:
+        raise InputError("linear_threshold belongs to a symlog axis; pass symlog=True")
+    else:
+        threshold = None
+        edges = _linear_edges(outside, bins)
+    counts = np.histogram(outside, edges)[0]
+    return SpectrumHistogram(edges, counts, len(values) - len(outside), noise_floor, threshold)
+
+
+def draw_spectrum(ax: Axes, histogram: SpectrumHistogram) -> None:
+    """Draw a histogram of eigenvalues with logarithmic counts into given axes.
+
+    Args:
+        ax: where to.
+        histogram: from `spectrum_histogram`.
+    """
+    edges, counts, floor = histogram.edges, histogram.counts, histogram.noise_floor
+    threshold = histogram.linear_threshold
+    negative = edges[1:] <= 0
+    for side, colour, sign in ((negative, _NEGATIVE, "<"), (~negative, _POSITIVE, ">")):
+        heights, widths = counts[side], np.diff(edges)[side]
+        bound = "−noise floor" if sign == "<" else "noise floor"
+        label = f"{int(heights.sum()):,} eigenvalues {sign} {bound}"
+        ax.bar(edges[:-1][side], heights, widths, align="edge", color=colour, label=label)
+    if histogram.num_zero:
+        label = f"{histogram.num_zero:,} within the noise floor ±{_short(floor)}"
+        if threshold is not None and threshold == floor:
+            ax.bar(-floor, histogram.num_zero, 2 * floor, align="edge", color=_NOISE, label=label)
+        else:
+            ax.plot([0, 0], [0.5, histogram.num_zero], color=_NOISE, lw=2.5, label=label)
+            ax.plot(0, histogram.num_zero, "o", color=_NOISE, ms=5)
+    ax.set_yscale("log", nonpositive="clip")
+    top = max(int(counts.max(initial=0)), histogram.num_zero, 1)
+    ax.set_ylim(0.5, max(3 * top, 10))
+    ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.set_ylabel("number of eigenvalues")
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}" if y >= 1 else ""))
+    if threshold is None:
+        ax.set_xlabel("eigenvalue λ (linear axis)")
+    else:
+        _symlog_axis(ax, threshold, edges)
+        what = "the noise floor" if threshold == floor else f"the noise floor is {_short(floor)}"
+        ax.set_xlabel(
+            f"eigenvalue λ (logarithmic axis, linear within ±{_short(threshold)}, {what})"
+        )
+    ax.axvline(0, color="black", lw=0.6, zorder=0)
+    ax.grid(axis="y", alpha=0.25)
+    ax.set_axisbelow(True)
+    handles, labels = ax.get_legend_handles_labels()
+    order = sorted(range(len(labels)), key=lambda i: "noise floor ±" in labels[i])
+    ax.legend([handles[i] for i in order], [labels[i] for i in order], loc="best", fontsize=9)
+
+
+def plot_spectrum(
+    eigenvalues: ArrayLike,
+    *,
+    noise_floor: float,
+    scale: Scale = "linear",
+    bins: int = 100,
+    linear_threshold: float | None = None,
+    title: str | None = None,
+) -> Figure:
+    """Draw all eigenvalues as a histogram with logarithmic counts.
+
+    Args:
+        eigenvalues: in any order, shape (n,).
+        noise_floor: bound on the error of an eigenvalue; those within it are drawn apart.
+        scale: axis of the eigenvalues: ``linear``, ``symlog`` (logarithmic to both sides of the
+            linear threshold, with bins that follow), or ``both`` in two panels.
+        bins: about how many in a panel.
+        linear_threshold: half-width of the linear part of the symlog axis, at least the noise
+            floor; None for the noise floor.
+        title: one line above the picture.
+
+    Raises:
+        InputError: there are no eigenvalues, or an argument is out of its range.
+    """
+    if scale not in ("linear", "symlog", "both"):
+        raise InputError(f"scale must be 'linear', 'symlog' or 'both', got {scale!r}")
+    panels = {"linear": [False], "symlog": [True], "both": [False, True]}[scale]
+    figure = _figure(len(panels))
+    for ax, symlog in zip(
+        figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels, strict=True
+    ):
+        histogram = spectrum_histogram(
+            eigenvalues,
+            noise_floor=noise_floor,
+            symlog=symlog,
+            bins=bins,
+            linear_threshold=linear_threshold if symlog else None,
+        )
+        draw_spectrum(ax, histogram)
+    if title:
+        figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def plot_index_curve(result: IndexResult, *, title: str | None = None) -> Figure:
+    """Draw how many eigenvalues lie below -τ, as a function of τ.
+
+    The curve is exact: a staircase with a step at every negative eigenvalue. Where it is flat, the
+    index does not depend on the choice of τ.
+
+    Args:
+        result: an index with eigenvalues (method ``exact``).
+        title: one line above the picture.
+
+    Raises:
+        InputError: the result holds no eigenvalues.
+    """
+    taus, counts = _staircase(result)
+    figure = _figure(1)
+    ax = figure.subplots()
+    ax.plot(taus, counts, drawstyle="steps-post", color=_NEGATIVE, lw=1.8)
+    ax.set_xscale("log")
+    ax.set_xlim(taus[0], taus[-1])
+    bound = result.facts.index_bound
+    # Counts of round-off may dwarf the index; a logarithm keeps both readable.
+    top = max(int(counts.max()), result.upper, bound.upper if bound else 0, 1)
+    if top > 20 * max(result.estimate, 1.0):
+        ax.set_yscale("symlog", linthresh=10)
+        ax.set_ylim(0, 3 * top)
+    else:
+        ax.set_ylim(0, 1.25 * top)
+        ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
+    if bound:
+        label = f"structural upper bound: {bound.upper:,}"
+        ax.axhline(bound.upper, ls="--", color="black", lw=1, label=label)
+    if taus[0] < result.noise_floor:
+        raw = f"; raw count #(λ < 0): {result.raw_count:,}" if result.raw_count is not None else ""
+        label = f"round-off: τ below the noise floor{raw}"
+        ax.axvspan(taus[0], result.noise_floor, color=_NOISE, alpha=0.25, lw=0, label=label)
+    if result.tau >= taus[0]:
+        _mark_result(ax, result)
+    ax.set_xlabel("resolution τ, in units of the eigenvalues")
+    ax.set_ylabel("number of eigenvalues λ < −τ")
+    ax.grid(alpha=0.25)
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(loc="upper right", fontsize=9)
+    if title:
+        figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def check_picture(path: Path) -> None:
+    """Refuse a picture that could not be written, before the work for it starts.
+
+    Args:
+        path: the file; its ending chooses the format.
+
+    Raises:
+        InputError: unknown ending, no such folder, or no permission.
+    """
+    check_target(path, PICTURE_SUFFIXES)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure in the format of its file's ending, whole or not at all.
+
+    Args:
+        figure: what to write.
+        path: the file, ending in one of `PICTURE_SUFFIXES`; one that exists is replaced.
+
+    Raises:
+        InputError: unknown ending, or the file cannot be written.
+    """
+    check_picture(path)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=path.suffix[1:].lower())
+    write_atomically(path, buffer.getvalue())
+
+
+def _figure(num_panels: int) -> Figure:
+    """An empty figure with room for panels above each other."""
+    width, height = _PANEL
+    figure = Figure((width, height * num_panels), dpi=_DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _threshold(given: float | None, noise_floor: float, outside: Floats) -> float:
+    """Settle the half-width of the linear part of a symlog axis."""
+    if given is None:
+        # Without noise, a tenth of the smallest eigenvalue keeps all of them on the logarithm.
+        smallest = float(np.abs(outside).min(initial=math.inf))
+        return noise_floor or (smallest / 10 if smallest < math.inf else 1.0)
+    if not (math.isfinite(given) and given >= noise_floor and given > 0):
+        raise InputError(
+            f"linear_threshold must be a finite number of at least the noise floor"
+            f" {noise_floor:.3g}, got {given}"
+        )
+    return given
+
+
+def _linear_edges(outside: Floats, bins: int) -> Floats:
+    """Bins of equal width, 0 being an edge, over all eigenvalues."""
+    low, high = outside.min(initial=0.0), outside.max(initial=0.0)
+    width = (high - low) / bins if high > low else 1.0
+    below, above = math.ceil(-low / width), max(math.ceil(high / width), 1 if low == 0 else 0)
+    edges = np.arange(-below, above + 1) * width
+    # Rounding must not push an extreme eigenvalue out.
+    edges[0], edges[-1] = min(edges[0], low), max(edges[-1], high)
+    return edges
+
+
+def _symlog_edges(outside: Floats, threshold: float, noise_floor: float, bins: int) -> Floats:
+    """Bins of equal width on a symlog axis, whose linear halves are as wide as a decade."""
+    low, high = -outside.min(initial=-threshold), outside.max(initial=threshold)
+    decades = [math.log10(end / threshold) for end in (low, high)]
+    width = (sum(decades) + 2) / bins
+    below, above = (
+        np.geomspace(threshold, end, max(1, round(d / width)) + 1)[1:] if d > 0 else np.empty(0)
+        for end, d in zip((low, high), decades, strict=True)
+    )
+    # The noise floor's own bin holds no eigenvalue that has a sign, and is not divided.
+    inner = 1 if threshold == noise_floor else 2 * max(1, round(1 / width))
+    middle = np.linspace(-threshold, threshold, inner + 1)
+    return np.concatenate([-below[::-1], middle, above])
+
+
+def _symlog_axis(ax: Axes, threshold: float, edges: Floats) -> None:
+    """Make the axis of eigenvalues symlog, with a few powers of ten on each side."""
+    ax.set_xscale("symlog", linthresh=threshold, linscale=1)
+    low, high = float(edges[0]), float(edges[-1])
+    ax.set_xlim(1.5 * min(low, -threshold), 1.5 * max(high, threshold))
+    first = math.ceil(math.log10(threshold))
+    last = math.floor(math.log10(max(-low, high)))
+    step = max(1, math.ceil((last - first) / 4))
+    powers = [10.0**k for k in range(last, first - 1, -step) if 10.0**k > threshold]
+    ticks = [-p for p in powers if p <= -low] + [0.0] + [p for p in powers if p <= high]
+    ax.xaxis.set_major_locator(FixedLocator(sorted(ticks)))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(FuncFormatter(_power_of_ten))
+
+
+def _power_of_ten(x: float, _: int | None) -> str:
+    """Label a tick at 0 or at a power of ten."""
+    if x == 0:
+        return "0"
+    return f"${'-' if x < 0 else ''}10^{{{round(math.log10(abs(x)))}}}$"
+
+
+def _staircase(result: IndexResult) -> tuple[Floats, NDArray[np.int64]]:
+    """The exact counts at every step of the curve and at both ends of the axis."""
+    import torch
+
+    if result.eigenvalues is None:
+        result.curve()  # says why there is none
+    assert result.eigenvalues is not None
+    high = 1.5 * result.norm or 1.0
+    floor = result.noise_floor or 1e-12 * high
+    # As much of the round-off as shows that the count goes on climbing in it.
+    smallest = -float(result.eigenvalues[result.eigenvalues < 0].max()) if result.raw_count else 0.0
+    low = min(max(smallest / 2, 1e-9 * floor), 1e-2 * floor)
+    if 0 < result.tau < high:
+        low = min(low, result.tau / 3)
+    steps = -result.eigenvalues[(result.eigenvalues < -low) & (result.eigenvalues > -high)]
+    ends = torch.tensor([low, high], dtype=torch.float64)
+    curve = result.curve(torch.cat([ends, steps]))
+    return curve.taus.numpy(), curve.counts.numpy()
+
+
+def _mark_result(ax: Axes, result: IndexResult) -> None:
+    """Mark the resolution at which the result was counted, and what was counted there."""
+    if result.index is not None:
+        ax.plot(result.tau, result.index, "o", color="black", ms=6, zorder=3, clip_on=False)
+        text, height = f"index {result.index:,} at τ = {_short(result.tau)}", result.index
+    else:
+        ax.vlines(result.tau, result.lower, result.upper, color="black", lw=2, zorder=3)
+        text = f"between {result.lower:,} and {result.upper:,} at τ = {_short(result.tau)}"
+        height = result.upper
+    left = math.log(result.tau / ax.get_xlim()[0]) < 0.6 * math.log(
+        ax.get_xlim()[1] / ax.get_xlim()[0]
+    )
+    ax.annotate(
+        text,
+        (result.tau, height),
+        xytext=(8 if left else -8, 6),
+        textcoords="offset points",
+        ha="left" if left else "right",
+        va="bottom",
+        fontsize=10,
+        fontweight="bold",
+    )
+
+
+def _short(x: float) -> str:
+    """A number to two digits, with a power of ten where Python would write an exponent."""
+    digits, _, exponent = f"{x:.2g}".partition("e")
+    return rf"${digits}\times10^{{{int(exponent)}}}$" if exponent else digits
