@@ -1,0 +1,100 @@
+"""The program: its commands, and how it ends."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from hvpspec import __version__
+from hvpspec.cli.demo import demo
+from hvpspec.cli.density import density
+from hvpspec.cli.index import index
+from hvpspec.cli.info import info
+from hvpspec.cli.train import train
+from hvpspec.errors import HvpspecError, InputError
+
+_DEBUG = "--debug"
+_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="hvpspec",
+    help="Hessian spectra and Morse indices of neural-network loss landscapes.",
+    no_args_is_help=True,
+    add_completion=False,
+)
+for command in (train, info, index, density, demo):
+    app.command()(command)
+
+
+def _print_version(wanted: bool) -> None:
+    """Answer ``--version``."""
+    if wanted:
+        typer.echo(f"hvpspec {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option(_DEBUG, help="Show the traceback of an error; may stand anywhere.")
+    ] = False,
+) -> None:
+    """Declare the options of the program itself; `main` has already read ``--debug``."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the program and exit: 0 done, 2 usage or bad input, 1 failure, 130 interrupted.
+
+    Args:
+        arguments: what follows the program's name; None for those of the process.
+
+    Raises:
+        SystemExit: always.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    # Taken out here, so that it also works behind a command.
+    debug = _DEBUG in arguments
+    arguments = [argument for argument in arguments if argument != _DEBUG]
+    command = typer.main.get_command(app)
+    try:
+        code = command.main(arguments, prog_name="hvpspec", standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        code = _INTERRUPTED
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        text, code = _explain(error, debug)
+        if text:
+            typer.echo(text, err=True)
+    if code == _INTERRUPTED:
+        typer.echo("interrupted", err=True)
+    sys.exit(code)
+
+
+def _explain(error: Exception, debug: bool) -> tuple[str, int]:
+    """Say in one or two lines what went wrong, and choose the exit code."""
+    if isinstance(error, HvpspecError):
+        return f"error: {error}", 2 if isinstance(error, InputError) else 1
+    # Usage errors are known by their methods, since their class has moved between versions.
+    message = getattr(error, "format_message", None)
+    if message is not None:
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context else "hvpspec"
+        text = message()
+        # A bare program or group prints its help instead of an error.
+        return (f"error: {text}\nTry '{path} --help'." if text else ""), error.exit_code  # type: ignore[attr-defined]
+    lines = str(error).strip().splitlines()
+    text = (
+        f"error: {type(error).__name__}: {lines[0]}" if lines else f"error: {type(error).__name__}"
+    )
+    return text if debug else f"{text}\nrun with {_DEBUG} for the traceback", 1

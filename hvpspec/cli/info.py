@@ -1,0 +1,34 @@
+"""``hvpspec info``: say what a checkpoint holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from hvpspec.cli.options import JsonFile, NetArgs, NetName, parse_net_args
+from hvpspec.report import check_target, checkpoint_tables, checkpoint_to_dict, write_json
+
+
+def info(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="Checkpoint, or weights (.pt, .safetensors) together with --net.")
+    ],
+    net: NetName = None,
+    net_arg: NetArgs = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Describe a checkpoint: network, tensors, data, training, versions."""
+    arguments = parse_net_args(net_arg)
+    if json_file:
+        check_target(json_file)
+    from hvpspec.zoo import load_checkpoint
+
+    found = load_checkpoint(checkpoint, net=net, net_arguments=arguments)
+    for table in checkpoint_tables(found):
+        Console().print(table)
+    if json_file:
+        write_json(json_file, checkpoint_to_dict(found))
+        typer.echo(f"wrote {json_file}")

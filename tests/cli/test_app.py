@@ -1,0 +1,95 @@
+import subprocess
+import sys
+
+import pytest
+
+from hvpspec.cli import app
+
+
+def test_help_loads_nothing_heavy():
+    code = (
+        "import sys\n"
+        "from hvpspec.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit as end:\n    assert not end.code\n"
+        "heavy = {'torch', 'torchvision', 'matplotlib', 'numpy', 'scipy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    for command in ("train", "info", "index", "density", "demo"):
+        assert command in done.stdout
+
+
+@pytest.mark.parametrize("command", ["train", "info", "index", "density", "demo"])
+def test_every_command_has_help(run, command):
+    outcome = run(f"{command} --help")
+    assert not outcome.code
+    assert command in outcome.out
+
+
+def test_module_is_the_same_program():
+    done = subprocess.run(
+        [sys.executable, "-m", "hvpspec", "--version"], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("hvpspec 0.")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "no-such-command",
+        "--no-such-option",
+        "index",
+        "index --model x.pt --method fast",
+        "index --model x.pt --subset 0",
+        "index --model x.pt --chunk-size 0",
+        "index --model x.pt --tau much",
+        "density --model x.pt --exact --out x.png --bins 0",
+        "train --net mlp2 --data mnist-sample",
+    ],
+)
+def test_usage_errors(run, command):
+    outcome = run(command)
+    assert (outcome.code, outcome.out) == (2, "")
+    lines = outcome.err.splitlines()
+    assert lines[0].startswith("error: ")
+    assert lines[1].startswith("Try 'hvpspec")
+    assert len(lines) == 2
+
+
+def _fail_with(monkeypatch, error):
+    def load_problem(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr("hvpspec.cli.index.load_problem", load_problem)
+
+
+def test_unexpected_errors_are_one_line(run, monkeypatch):
+    _fail_with(monkeypatch, RuntimeError("the machine is on fire\nin detail"))
+    outcome = run("index --model x.pt")
+    assert (outcome.code, outcome.out) == (1, "")
+    assert outcome.err == (
+        "error: RuntimeError: the machine is on fire\nrun with --debug for the traceback\n"
+    )
+
+
+@pytest.mark.parametrize("command", ["--debug index --model x.pt", "index --model x.pt --debug"])
+def test_debug_shows_the_traceback(run, monkeypatch, command):
+    _fail_with(monkeypatch, RuntimeError("the machine is on fire"))
+    outcome = run(command)
+    assert outcome.code == 1
+    assert "Traceback" in outcome.err
+    assert outcome.err.endswith("error: RuntimeError: the machine is on fire\n")
+
+
+def test_failed_computations_exit_with_1(run, monkeypatch):
+    _fail_with(monkeypatch, app.HvpspecError("the loss is NaN"))
+    outcome = run("index --model x.pt")
+    assert (outcome.code, outcome.out, outcome.err) == (1, "", "error: the loss is NaN\n")
+
+
+def test_interruption(run, monkeypatch):
+    _fail_with(monkeypatch, KeyboardInterrupt())
+    outcome = run("index --model x.pt")
+    assert (outcome.code, outcome.out, outcome.err) == (130, "", "interrupted\n")
