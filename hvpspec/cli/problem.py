@@ -52,7 +52,7 @@ def load_problem(
         HvpspecError: something does not exist, does not fit or is not finite.
     """
     from hvpspec import HessianOperator
-    from hvpspec.zoo import Dataset, build_loss, load_checkpoint
+    from hvpspec.zoo import Dataset, build_loss, evaluate, load_checkpoint
 
     checkpoint = load_checkpoint(model, net=net, net_arguments=parse_net_args(net_arg))
     settings = checkpoint.settings
@@ -61,6 +61,8 @@ def load_problem(
         l2 = settings.l2 if settings else 0.0
     examples = checkpoint.load_data(data, data_dir=data_dir, subset=subset)
     if isinstance(examples, Dataset):
+        # Says in plain words if network, loss and data do not fit each other.
+        evaluate(checkpoint.model, examples.subset(1), loss=loss)
         name, num_examples, tensors = examples.name, len(examples), examples.tensors
     else:
         # Only a source that the user names can give batches.

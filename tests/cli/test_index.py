@@ -97,6 +97,8 @@ def test_interval_below_the_noise_floor(run, checkpoint):
         ("--l2 inf", "l2 must be"),
         ("--params nothing", "'nothing' matches no parameter"),
         ("--data nothing", "unknown data 'nothing'"),
+        ("--data mnist-sample", "cannot take inputs of shape"),
+        ("--loss mse", "mse needs equal shapes"),
         ("--subset 41", "subset is 41"),
         ("--net-arg in_features=3", "--net"),
         ("--net linear --net-arg in_features=3", "do not fit the network"),
