@@ -208,7 +208,7 @@ def plot_index_curve(result: IndexResult, *, title: str | None = None) -> Figure
     ax.plot(taus, counts, drawstyle="steps-post", color=_NEGATIVE, lw=1.8)
     ax.set_xscale("log")
     ax.set_xlim(taus[0], taus[-1])
-    bound = result.facts.index_bound
+    bound = result.bound
     # Counts of round-off may dwarf the index; a logarithm keeps both readable.
     top = max(int(counts.max()), result.upper, bound.upper if bound else 0, 1)
     if top > 20 * max(result.estimate, 1.0):
@@ -376,6 +376,8 @@ def _mark_result(ax: Axes, result: IndexResult) -> None:
         va="bottom",
         fontsize=10,
         fontweight="bold",
+        # Legible also where the curve or the bound passes behind it.
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5},
     )
 
 

@@ -76,7 +76,7 @@ def relative_decrease(gradient_norm: float, norm: float, loss: float) -> float:
         loss: f.
 
     Returns:
-        g^2 / (2 ||H|| |f|): 0 at an exact critical point, and infinity where a gradient is left
+        ``g^2 / (2 ||H|| |f|)``: 0 at an exact critical point, and infinity where a gradient is left
         but the Hessian or the loss is 0, so that nothing bounds the decrease.
 
     >>> relative_decrease(0.5, 2.0, 0.25)
@@ -170,7 +170,7 @@ def index_to_dict(
         "gradient_norm": facts.gradient_norm,
         "relative_decrease": decrease if decrease is not None and decrease < math.inf else None,
         "critical_point": sentence,
-        "bound": asdict(facts.index_bound) if facts.index_bound else None,
+        "bound": asdict(result.bound) if result.bound else None,
         "notes": list(facts.notes),
         "seconds": seconds,
         "eigenvalues": None if result.eigenvalues is None else result.eigenvalues.tolist(),
@@ -195,8 +195,8 @@ def index_table(
         ("raw count", *_raw_count(result)),
         ("noise floor", _number(result.noise_floor), "error of an eigenvalue; no sign below it"),
     ]
-    if facts.index_bound:
-        rows.append(("upper bound", f"{facts.index_bound.upper:,}", facts.index_bound.reason))
+    if result.bound:
+        rows.append(("upper bound", f"{result.bound.upper:,}", result.bound.reason))
     else:
         rows.append(("upper bound", "none", "the network's structure gives none that is certain"))
     if facts.loss is not None and facts.gradient_norm is not None:

@@ -137,8 +137,8 @@ class ChunkedData:
         if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
             raise InputError(f"chunk_size must be an integer of at least 1, got {chunk_size!r}")
         self.device, self.dtype, self.chunk_size = device, dtype, chunk_size
-        if isinstance(data, torch.utils.data.TensorDataset):
-            data = data.tensors
+        # A TensorDataset, or another data set that holds its tensors.
+        data = getattr(data, "tensors", data)
         self._batches: Iterable[Any]
         if isinstance(data, Mapping) or _is_tensors(data):
             batch = as_batch(data)

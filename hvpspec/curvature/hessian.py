@@ -112,7 +112,7 @@ class HessianOperator(SymmetricOperator):
 
     @property
     def unit_roundoff(self) -> float:
-        """Half the machine epsilon of the coarsest dtype seen: the operator's or the loss's."""
+        """The unit round-off of the coarser of two dtypes, the operator's and the loss's."""
         return max(super().unit_roundoff, torch.finfo(self._risk.reference.dtype).eps / 2)
 
     def loss(self) -> float:

@@ -19,7 +19,7 @@ from hvpspec.linalg.dense import (
     require_tau,
     spectral_norm,
 )
-from hvpspec.linalg.operator import DenseOperator, PointFacts, Progress, SymmetricOperator
+from hvpspec.linalg.operator import DenseOperator, IndexBound, PointFacts, Progress, SymmetricOperator
 
 #: Up to this size "auto" computes all eigenvalues (seconds); above it, the inertia alone.
 AUTO_EIGENVALUES_UP_TO = 3000
@@ -50,7 +50,8 @@ class IndexResult:
         upper: it is at most this.
         estimate: the best guess at it.
         tau: the resolution, in units of the eigenvalues.
-        noise_floor: bound on the error of an eigenvalue; signs below it mean nothing.
+        noise_floor: bound on the error of an eigenvalue, of which the part from the assembly is
+            measured and doubled for safety; signs below it mean nothing.
         certified: whether ``lower == upper`` holds at the stated confidence.
         confidence: probability that the interval holds (1 for exact methods).
         method: how it was found.
@@ -87,6 +88,11 @@ class IndexResult:
     def loss(self) -> float | None:
         """The function's value at the point, where the operator knows it."""
         return self.facts.loss
+
+    @property
+    def bound(self) -> IndexBound | None:
+        """The bound on the index from the network's structure, where the operator proves one."""
+        return self.facts.index_bound
 
     @property
     def gradient_norm(self) -> float | None:
