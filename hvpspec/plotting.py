@@ -19,7 +19,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullForm
 from numpy.typing import ArrayLike, NDArray
 
 from hvpspec.errors import InputError
-from hvpspec.report import check_target, write_atomically
+from hvpspec.files import check_target, write_atomically
 
 if TYPE_CHECKING:
     from hvpspec.spectrum import IndexResult

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hvpspec import __version__
-from hvpspec.errors import InputError
+from hvpspec.files import write_atomically
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -332,53 +330,6 @@ def facts_table(title: str, rows: Iterable[Sequence[str]]) -> Table:
                 table.add_column(overflow="fold")
         table.add_row(*map(Text, row))
     return table
-
-
-def check_target(path: Path, suffixes: Sequence[str] = ()) -> None:
-    """Refuse a file that could not be written, before the work for it starts.
-
-    Args:
-        path: the file to be written; one that exists will be replaced.
-        suffixes: endings allowed; none for any.
-
-    Raises:
-        InputError: the folder does not exist or cannot be written to, the path is not a plain file,
-            or its ending is not allowed.
-    """
-    if suffixes and path.suffix.lower() not in suffixes:
-        known = ", ".join(suffixes)
-        raise InputError(f"cannot write {path}: its ending must be one of {known}")
-    if path.exists() and not path.is_file():
-        raise InputError(f"cannot write {path}: it is not a plain file; name a file")
-    folder = path.parent
-    if not folder.is_dir():
-        raise InputError(f"cannot write {path}: the folder {folder} does not exist; create it")
-    if not os.access(folder, os.W_OK):
-        raise InputError(f"cannot write {path}: no permission to write to {folder}")
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file beside its place and move it there when it is whole.
-
-    Args:
-        path: the file; one that exists is replaced.
-        content: all of it.
-
-    Raises:
-        InputError: it cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        try:
-            with temporary.open("xb") as stream:
-                stream.write(content)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"cannot write {path}: {error.strerror}; name a file in a folder you can write to"
-        ) from error
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

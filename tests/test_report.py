@@ -127,21 +127,6 @@ def test_tables_fit_a_narrow_terminal(result, width):
     assert max(len(line.rstrip()) for line in text.splitlines()) <= width
 
 
-@pytest.mark.parametrize(
-    ("name", "cause"),
-    [("missing/x.json", "does not exist"), (".", "not a plain file"), ("x.txt", "its ending")],
-)
-def test_targets_that_cannot_be_written(tmp_path, name, cause):
-    with pytest.raises(InputError, match=cause):
-        report.check_target(tmp_path / name, () if name == "." else (".json",))
-
-
-def test_folder_without_permission(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "access", lambda *_: False)
-    with pytest.raises(InputError, match="no permission"):
-        report.check_target(tmp_path / "x.json")
-
-
 def test_json_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "x.json"
     report.write_json(path, {"a": 1})

@@ -62,8 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: always.
     """
-    # Two threads that spin while they wait for each other bring a busy machine to a crawl: a demo of
-    # one minute took eleven. It has to be said before PyTorch loads its OpenMP runtime.
+    # Two threads that spin while they wait for each other bring a busy machine to a crawl: a demo
+    # of one minute took eleven. It has to be said before PyTorch loads its OpenMP runtime.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     # Taken out here, so that it also works behind a command.

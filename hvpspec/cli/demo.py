@@ -13,7 +13,8 @@ from hvpspec.cli.options import Seed
 from hvpspec.cli.problem import load_problem
 from hvpspec.cli.train import train_and_save
 from hvpspec.errors import InputError
-from hvpspec.report import check_target, index_table, index_to_dict, write_json
+from hvpspec.files import check_target
+from hvpspec.report import index_table, index_to_dict, write_json
 
 _EPOCHS = 50
 

@@ -23,7 +23,8 @@ from hvpspec.cli.options import (
     Subset,
 )
 from hvpspec.cli.problem import load_problem
-from hvpspec.report import check_target, density_to_dict, index_table, write_json
+from hvpspec.files import check_target
+from hvpspec.report import density_to_dict, index_table, write_json
 
 
 def density(

@@ -25,7 +25,8 @@ from hvpspec.cli.options import (
 )
 from hvpspec.cli.problem import Problem, load_problem
 from hvpspec.cli.progress import hessian_bar
-from hvpspec.report import check_target, index_table, index_to_dict, write_json
+from hvpspec.files import check_target
+from hvpspec.report import index_table, index_to_dict, write_json
 
 if TYPE_CHECKING:
     from hvpspec import IndexResult

@@ -9,7 +9,8 @@ import typer
 from rich.console import Console
 
 from hvpspec.cli.options import JsonFile, NetArgs, NetName, parse_net_args
-from hvpspec.report import check_target, checkpoint_tables, checkpoint_to_dict, write_json
+from hvpspec.files import check_target
+from hvpspec.report import checkpoint_tables, checkpoint_to_dict, write_json
 
 
 def info(

@@ -19,7 +19,8 @@ from hvpspec.cli.options import (
 )
 from hvpspec.cli.progress import training_bar
 from hvpspec.errors import InputError
-from hvpspec.report import check_target, facts_table, network_text
+from hvpspec.files import check_target
+from hvpspec.report import facts_table, network_text
 
 if TYPE_CHECKING:
     from hvpspec.zoo import Dataset, DataSource, NetworkSpec, TrainingSettings

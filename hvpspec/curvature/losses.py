@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -129,7 +127,16 @@ def _label_weight(module: Any) -> Weight:
 
 def _element_weight(module: nn.Module) -> Weight:
     """The denominator of a loss that averages over all elements of the outputs."""
-    return lambda outputs, targets: math.prod(np.broadcast_shapes(outputs.shape, targets.shape))
+
+    def weight(outputs: Tensor, targets: Tensor) -> float:
+        if outputs.shape != targets.shape:  # PyTorch would broadcast one against the other
+            raise InputError(
+                f"outputs have shape {tuple(outputs.shape)}, targets {tuple(targets.shape)}; "
+                f"{type(module).__name__} needs them alike, reshape one of them"
+            )
+        return float(outputs.numel())
+
+    return weight
 
 
 def _example_weight(module: nn.Module) -> Weight:

@@ -16,11 +16,16 @@ def available_memory(device: torch.device | str = "cpu") -> int:
     return int(psutil.virtual_memory().available)
 
 
-def require_memory(num_bytes: int, what: str, device: torch.device | str = "cpu") -> None:
+def require_memory(
+    num_bytes: int,
+    what: str,
+    device: torch.device | str = "cpu",
+    remedy: str = "fewer parameters (params=...)",
+) -> None:
     """Raise InputError when ``what``, of ``num_bytes`` bytes, does not fit."""
     available = available_memory(device)
     if num_bytes > available:
         raise InputError(
             f"{what} needs {num_bytes / 2**30:.1f} GiB, but {available / 2**30:.1f} GiB are free; "
-            "select fewer parameters (params=...)"
+            f"choose {remedy}"
         )

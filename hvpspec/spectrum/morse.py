@@ -19,7 +19,13 @@ from hvpspec.linalg.dense import (
     require_tau,
     spectral_norm,
 )
-from hvpspec.linalg.operator import DenseOperator, IndexBound, PointFacts, Progress, SymmetricOperator
+from hvpspec.linalg.operator import (
+    DenseOperator,
+    IndexBound,
+    PointFacts,
+    Progress,
+    SymmetricOperator,
+)
 
 #: Up to this size "auto" computes all eigenvalues (seconds); above it, the inertia alone.
 AUTO_EIGENVALUES_UP_TO = 3000

@@ -31,7 +31,7 @@ import torch
 from torch import nn
 
 from hvpspec.errors import InputError
-from hvpspec.zoo.atomic import write_atomically
+from hvpspec.files import write_atomically
 from hvpspec.zoo.datasets import Dataset, DataSource, load_data
 from hvpspec.zoo.idx import Split
 from hvpspec.zoo.importing import is_code_name

@@ -428,6 +428,11 @@ class TestErrors:
             with pytest.raises(hvpspec.InputError, match=message):
                 self.product(small()[0], loss)
 
+    def test_targets_that_would_be_broadcast(self) -> None:
+        X, _ = self.data()
+        with pytest.raises(hvpspec.InputError, match=r"shape \(12, 1\), targets \(12,\); MSELoss"):
+            self.product(nn.Linear(5, 1).double(), nn.MSELoss(), (X, X[:, 0]))
+
     def test_batchnorm_in_train_mode(self) -> None:
         model = nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3)).double()
         with pytest.raises(hvpspec.InputError, match=r"'1' is in train mode.*model.eval\(\)"):

@@ -1,9 +1,10 @@
-"""Write a file whole or not at all."""
+"""Files that are written whole or not at all, and asked about before the work for them starts."""
 
 from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Sequence
 from pathlib import Path
 
 from hvpspec.errors import InputError
@@ -35,3 +36,26 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
         raise InputError(
             f"cannot write {path}: {error.strerror}; name a file in a folder you can write to"
         ) from error
+
+
+def check_target(path: Path, suffixes: Sequence[str] = ()) -> None:
+    """Refuse a file that could not be written, before the work for it starts.
+
+    Args:
+        path: the file to be written; one that exists will be replaced.
+        suffixes: endings allowed; none for any.
+
+    Raises:
+        InputError: the folder does not exist or cannot be written to, the path is not a plain file,
+            or its ending is not allowed.
+    """
+    if suffixes and path.suffix.lower() not in suffixes:
+        known = ", ".join(suffixes)
+        raise InputError(f"cannot write {path}: its ending must be one of {known}")
+    if path.exists() and not path.is_file():
+        raise InputError(f"cannot write {path}: it is not a plain file; name a file")
+    folder = path.parent
+    if not folder.is_dir():
+        raise InputError(f"cannot write {path}: the folder {folder} does not exist; create it")
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"cannot write {path}: no permission to write to {folder}")
