@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from hvpspec import files
 from hvpspec.errors import InputError
 from hvpspec.zoo import (
     Checkpoint,
@@ -17,7 +18,6 @@ from hvpspec.zoo import (
     TensorInfo,
     TrainingHistory,
     TrainingSettings,
-    atomic,
     build_network,
     cnn,
     load_checkpoint,
@@ -126,7 +126,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(atomic.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(InputError, match=r"cannot write .*ckpt.pt: No space left on device"):
         save_checkpoint(file, mlp2(), NetworkSpec("mlp2"))
     assert file.read_bytes() == before
