@@ -6,21 +6,44 @@ or plots.
 """
 
 from hvpspec.linalg.dense import Inertia, eigvalsh, inertia
+from hvpspec.linalg.extremes import Eigenpairs, eigsh
+from hvpspec.linalg.lanczos import LanczosRun, lanczos
+from hvpspec.linalg.noise import Noise, measure_noise
 from hvpspec.linalg.operator import (
+    AffineOperator,
     DenseOperator,
     FunctionOperator,
     IndexBound,
     PointFacts,
     SymmetricOperator,
 )
+from hvpspec.linalg.probes import draw_probes
+from hvpspec.linalg.quadrature import Rule, gauss, gauss_radau, mass_below
+from hvpspec.linalg.trace import Estimate, diagonal, frobenius_norm, trace
 
 __all__ = [
+    "AffineOperator",
     "DenseOperator",
+    "Eigenpairs",
+    "Estimate",
     "FunctionOperator",
     "IndexBound",
     "Inertia",
+    "LanczosRun",
+    "Noise",
     "PointFacts",
+    "Rule",
     "SymmetricOperator",
+    "diagonal",
+    "draw_probes",
+    "eigsh",
     "eigvalsh",
+    "frobenius_norm",
+    "gauss",
+    "gauss_radau",
     "inertia",
+    "lanczos",
+    "mass_below",
+    "measure_noise",
+    "trace",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -130,6 +131,13 @@ class SymmetricOperator(ABC):
 
     def __matmul__(self, other: Tensor) -> Tensor:
         return self.matvec(other) if other.ndim == 1 else self.matmat(other)
+
+    def __neg__(self) -> SymmetricOperator:
+        return AffineOperator(self, scale=-1.0)
+
+    def shifted(self, shift: float) -> SymmetricOperator:
+        """``A + shift I``: its index counts the eigenvalues of A below ``-shift``."""
+        return AffineOperator(self, shift=shift)
 
     def to_dense(self, *, progress: Progress | None = None) -> Tensor:
         """Assemble the matrix from products with the unit vectors, and make it exactly symmetric.
@@ -293,3 +301,39 @@ class FunctionOperator(SymmetricOperator):
                     f"{tuple(product.shape)}"
                 )
         return torch.stack(columns, 1).to(self.dtype)
+
+
+class AffineOperator(SymmetricOperator):
+    """``scale A + shift I``.
+
+    Args:
+        A: the operator, whose products are counted there, too.
+        scale: factor of ``A``.
+        shift: factor of the identity.
+
+    Example:
+        >>> A = DenseOperator(torch.tensor([[1.0, 0.0], [0.0, 5.0]]))
+        >>> A.shifted(-2.0).to_dense().diagonal()
+        tensor([-1.,  3.])
+    """
+
+    def __init__(self, A: SymmetricOperator, *, scale: float = 1.0, shift: float = 0.0) -> None:
+        if not (math.isfinite(scale) and math.isfinite(shift)):
+            raise InputError(f"scale and shift must be finite, got {scale} and {shift}")
+        super().__init__(A.shape[0], dtype=A.dtype, device=A.device)
+        self._A, self._scale, self._shift = A, scale, shift
+
+    @property
+    def unit_roundoff(self) -> float:
+        """That of the operator beneath."""
+        return self._A.unit_roundoff
+
+    def _matmat(self, V: Tensor) -> Tensor:
+        return self._scale * self._A.matmat(V) + self._shift * V
+
+    def in_float64(self) -> SymmetricOperator:
+        """The same with the operator beneath in float64."""
+        beneath = self._A.in_float64()
+        if beneath is self._A:
+            return self
+        return AffineOperator(beneath, scale=self._scale, shift=self._shift)

@@ -1,9 +1,29 @@
 """The questions a user asks of an operator, each answered by a frozen result.
 
-The Morse index counts the directions that go down, at a resolution. Results carry their error, what
-they cost and how they were found. Everything here rests on ``linalg`` alone.
+The Morse index counts the directions that go down, at a resolution, with a proof where there is
+one. The spectral measure gives densities, counts and traces of functions from one run. Everything
+here rests on ``linalg`` alone.
 """
 
-from hvpspec.spectrum.morse import IndexCurve, IndexResult, index
+from hvpspec.spectrum.bulk import Outlier, Outliers
+from hvpspec.spectrum.counting import CountResult, Distribution
+from hvpspec.spectrum.measure import spectral_measure
+from hvpspec.spectrum.morse import index
+from hvpspec.spectrum.results import IndexCurve, IndexResult, Rung
+from hvpspec.spectrum.slq import SpectralMeasure
+from hvpspec.spectrum.smoothing import Density, LogDensity
 
-__all__ = ["IndexCurve", "IndexResult", "index"]
+__all__ = [
+    "CountResult",
+    "Density",
+    "Distribution",
+    "IndexCurve",
+    "IndexResult",
+    "LogDensity",
+    "Outlier",
+    "Outliers",
+    "Rung",
+    "SpectralMeasure",
+    "index",
+    "spectral_measure",
+]

@@ -1,0 +1,175 @@
+"""A few eigenpairs at the ends of the spectrum, by thick-restart Lanczos."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from hvpspec.errors import InputError
+from hvpspec.linalg.krylov import KrylovSpace
+from hvpspec.linalg.operator import DenseOperator, Progress, SymmetricOperator
+from hvpspec.linalg.probes import draw_probes
+
+#: Which eigenvalues: largest, smallest, largest in absolute value, or half from each end.
+Which = Literal["LA", "SA", "LM", "BE"]
+
+
+@dataclass(frozen=True)
+class Eigenpairs:
+    """Some eigenvalues and eigenvectors.
+
+    Attributes:
+        values: ascending, float64, shape (k,).
+        vectors: orthonormal columns, shape (n, k), in the operator's dtype and on its device.
+        residual_norms: ``||A x - value x||`` by a product with each vector, float64, shape (k,).
+        converged: whether a residual is within the tolerance, shape (k,).
+        num_matvecs: matrix-vector products spent.
+    """
+
+    values: Tensor
+    vectors: Tensor = field(repr=False)
+    residual_norms: Tensor
+    converged: Tensor
+    num_matvecs: int
+
+
+def eigsh(
+    A: SymmetricOperator | Tensor,
+    k: int = 6,
+    which: Which = "LM",
+    *,
+    tol: float | None = None,
+    max_matvecs: int | None = None,
+    generator: torch.Generator | None = None,
+    progress: Progress | None = None,
+) -> Eigenpairs:
+    """A few eigenpairs at the ends of the spectrum.
+
+    Lanczos with full re-orthogonalisation and thick restarts, in memory for ``2 k + 30`` vectors
+    beside the result. A single start vector sees one copy of a repeated eigenvalue, so when k pairs
+    have converged a fresh start in their complement looks for what was missed, until it finds
+    nothing beyond them.
+
+    Args:
+        A: an operator, or a symmetric matrix of shape (n, n).
+        k: how many, from 1 to n.
+        which: ``"LA"`` largest, ``"SA"`` smallest, ``"LM"`` largest in absolute value, ``"BE"``
+            half from each end (one more from the high end if k is odd).
+        tol: a pair has converged when its residual is at most ``tol ||A||``; None for the square
+            root of the operator's unit round-off, which makes a separated eigenvalue accurate to
+            round-off.
+        max_matvecs: the most products to spend; None for ``100 k + 1000``.
+        generator: the source of start vectors; None for one with seed 0.
+        progress: called with the products spent and the most there will be.
+
+    Returns:
+        The pairs; those that did not converge within ``max_matvecs`` are marked.
+
+    Raises:
+        InputError: ``k`` or ``which`` is not allowed, or the basis does not fit into memory.
+
+    Reference:
+        Wu & Simon, Thick-restart Lanczos method for large symmetric eigenvalue problems, SIAM J.
+        Matrix Anal. Appl. 22 (2000).
+
+    Example:
+        >>> eigsh(torch.diag(torch.arange(10.0)), k=2, which="LA").values.round(decimals=4)
+        tensor([8., 9.], dtype=torch.float64)
+    """
+    operator = A if isinstance(A, SymmetricOperator) else DenseOperator(A)
+    n = operator.shape[0]
+    if not 1 <= k <= n:
+        raise InputError(f"k must be between 1 and the size {n}, got {k}")
+    if which not in ("LA", "SA", "LM", "BE"):
+        raise InputError(f"which must be 'LA', 'SA', 'LM' or 'BE', got {which!r}")
+    tol = operator.unit_roundoff**0.5 if tol is None else tol
+    search = _Search(
+        operator,
+        k,
+        which,
+        tol,
+        max_matvecs or 100 * k + 1000,
+        generator or torch.Generator().manual_seed(0),
+        progress,
+    )
+    values, X = search.run()
+    product = operator.matmat(X.T)
+    residuals = torch.linalg.vector_norm(
+        product.double() - X.T.double() * values.to(X.device), dim=0
+    ).cpu()
+    return Eigenpairs(values, X.T, residuals, residuals <= 2 * tol * search.norm, search.spent + k)
+
+
+class _Search:
+    """Rounds of thick-restart Lanczos, each in the complement of what was found before."""
+
+    def __init__(
+        self,
+        A: SymmetricOperator,
+        k: int,
+        which: Which,
+        tol: float,
+        max_matvecs: int,
+        generator: torch.Generator,
+        progress: Progress | None,
+    ) -> None:
+        self.A, self.k, self.which, self.tol = A, k, which, tol
+        self.max_matvecs, self.generator, self.progress = max_matvecs, generator, progress
+        self.spent = 0
+        self.norm = 0.0
+
+    def run(self) -> tuple[Tensor, Tensor]:
+        """Return k values in ascending order and their vectors as rows."""
+        n = self.A.shape[0]
+        values = torch.empty(0, dtype=torch.float64)
+        X = torch.empty(0, n, dtype=self.A.dtype, device=self.A.device)
+        while len(values) < n:
+            missing = max(1, self.k - len(values))
+            theta, new = self._round(X, missing)
+            before = values[wanted(values, self.k, self.which)]
+            values, X = torch.cat([values, theta]), torch.cat([X, new])
+            best = wanted(values, self.k, self.which)
+            settled = len(before) == self.k and bool((best < len(values) - len(theta)).all())
+            if settled or (self.spent >= self.max_matvecs and len(values) >= self.k):
+                break
+        best = wanted(values, self.k, self.which)
+        order = best[values[best].argsort()]
+        return values[order], X[order.to(X.device)]
+
+    def _round(self, found: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Find ``count`` pairs in the complement of ``found``, or fewer if it is exhausted."""
+        A, n = self.A, self.A.shape[0]
+        start = draw_probes("gaussian", n, 1, self.generator, dtype=A.dtype, device=A.device)
+        space = KrylovSpace(A, start, 2 * count + 30, found)
+        while True:
+            while not space.full:
+                self.spent += space.expand()
+            if self.progress is not None:
+                self.progress(min(self.spent, self.max_matvecs), self.max_matvecs)
+            theta, S, residuals = space.ritz()
+            self.norm = max(self.norm, float(theta.abs().max()))
+            best = wanted(theta, count, self.which)
+            done = bool((residuals[best] <= self.tol * self.norm).all())
+            if done or space.width == 0 or self.spent >= self.max_matvecs:
+                # An invariant subspace is known whole, and all of it is of use.
+                chosen = torch.arange(len(theta)) if space.width == 0 else best
+                return theta[chosen], space.rotate(S[:, chosen])
+            # Beside the wanted pairs, some of their neighbours speed up what follows.
+            kept = wanted(theta, count + (space.size - count) // 2, self.which)
+            space.restart(theta[kept], S[:, kept])
+
+
+def wanted(values: Tensor, k: int, which: Which) -> Tensor:
+    """Indices of the k wanted entries of a tensor (all, if there are fewer), shape (k,)."""
+    k = min(k, len(values))
+    ascending = values.argsort()
+    if which == "LA":
+        return ascending[len(values) - k :]
+    if which == "SA":
+        return ascending[:k]
+    if which == "LM":
+        return values.abs().argsort(descending=True)[:k]
+    return torch.cat([ascending[: k // 2], ascending[len(values) - (k - k // 2) :]])

@@ -1,0 +1,171 @@
+"""The Lanczos recurrence for a block of independent start vectors that advance together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from hvpspec.errors import InputError
+from hvpspec.linalg.memory import require_memory
+from hvpspec.linalg.operator import Progress, SymmetricOperator
+
+
+@dataclass(frozen=True)
+class LanczosRun:
+    """What m steps from one start vector z leave behind.
+
+    With the basis Q (rows) and ``T = tridiag(betas[:-1], alphas, betas[:-1])`` there holds
+    ``A Q^T = Q^T T + betas[-1] q e_m^T`` with the unit vector q = ``next_vector``.
+
+    Attributes:
+        alphas: diagonal of T, float64, shape (m,), on the CPU.
+        betas: off-diagonal of T and, as the last entry, the norm of the residual, shape (m,).
+        norm: Euclidean norm of z.
+        exhausted: whether the residual is zero to round-off, so that T is A on an invariant
+            subspace that contains z, and everything said of z is exact.
+        basis: Q, shape (m, n), None if it was not kept.
+        next_vector: q, shape (n,), zero if exhausted, None if the basis was not kept.
+    """
+
+    alphas: Tensor
+    betas: Tensor
+    norm: float
+    exhausted: bool
+    basis: Tensor | None = field(default=None, repr=False)
+    next_vector: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def T(self) -> Tensor:
+        """The tridiagonal matrix, shape (m, m)."""
+        off = self.betas[:-1]
+        return torch.diag(self.alphas) + torch.diag(off, 1) + torch.diag(off, -1)
+
+
+def lanczos(
+    A: SymmetricOperator,
+    Z: Tensor,
+    num_steps: int,
+    *,
+    reorthogonalize: bool = True,
+    progress: Progress | None = None,
+) -> tuple[LanczosRun, ...]:
+    """Run Lanczos from each column of a block, with one block product a step.
+
+    Coefficients are accumulated in float64 whatever the operator's dtype. A residual below
+    ``10 u ||T||`` is a breakdown: an invariant subspace has been found, and that run ends there.
+
+    Args:
+        A: the operator.
+        Z: start vectors as columns, shape (n, k).
+        num_steps: how many steps, at least 1; more than n are not made.
+        reorthogonalize: keep every residual orthogonal to the whole basis, of ``k (m + 1) n``
+            numbers. Without it memory is O(k n) and copies of converged eigenvalues appear, which
+            share the weight of one: good for densities, not for counts.
+        progress: called with the number of products done and the most there will be.
+
+    Returns:
+        One run per column.
+
+    Raises:
+        InputError: a start vector is zero, ``num_steps`` is too small, or the basis does not fit.
+
+    Reference:
+        Golub & Meurant, Matrices, Moments and Quadrature, ch. 4; Parlett, The Symmetric Eigenvalue
+        Problem, ch. 13 and section 6.9 (twice is enough).
+
+    Example:
+        >>> from hvpspec import DenseOperator
+        >>> A = DenseOperator(torch.diag(torch.tensor([1.0, 2.0, 4.0])))
+        >>> run, = lanczos(A, torch.ones(3, 1), 3)
+        >>> torch.linalg.eigvalsh(run.T).round(decimals=5), run.exhausted
+        (tensor([1., 2., 4.], dtype=torch.float64), True)
+    """
+    if num_steps < 1:
+        raise InputError(f"num_steps must be at least 1, got {num_steps}")
+    n, k = Z.shape
+    num_steps = min(num_steps, n)
+    norms = torch.linalg.vector_norm(Z, dim=0, dtype=torch.float64)
+    if bool((norms == 0).any()):
+        raise InputError("a start vector is zero; Lanczos needs a direction to start from")
+    kept = num_steps + 1 if reorthogonalize else 2
+    require_memory(
+        k * kept * n * A.dtype.itemsize,
+        f"a Lanczos basis of {k} x {kept} vectors of length {n}",
+        A.device,
+        "fewer probes or steps, or reorthogonalize=False",
+    )
+    # Row j of a probe's basis is q_j; without reorthogonalisation rows 0 and 1 take turns.
+    basis = torch.zeros(k, kept, n, dtype=A.dtype, device=A.device)
+    basis[:, 0] = (Z.double() / norms).T.to(A.dtype)
+    alphas = torch.zeros(k, num_steps, dtype=torch.float64)
+    betas = torch.zeros(k, num_steps, dtype=torch.float64)
+    lengths = [0] * k
+    ended = [False] * k
+    scales = [0.0] * k
+    done = 0
+
+    for j in range(num_steps):
+        active = [i for i in range(k) if not ended[i]]
+        if not active:
+            break
+        q = basis[:, j % kept]
+        W = A.matmat(q[active].T).T
+        done += len(active)
+        for w, i in zip(W, active, strict=True):
+            if j:
+                w -= float(betas[i, j - 1]) * basis[i, (j - 1) % kept]
+            alpha = torch.sum(w * q[i], dtype=torch.float64)
+            w -= float(alpha) * q[i]
+            if reorthogonalize:
+                project_out_(w, basis[i, : j + 1])
+            beta = float(torch.linalg.vector_norm(w, dtype=torch.float64))
+            alphas[i, j], betas[i, j], lengths[i] = alpha, beta, j + 1
+            scales[i] = max(scales[i], abs(float(alpha)) + beta)
+            # After n steps a basis kept orthogonal is complete; one with copies is not.
+            complete = reorthogonalize and j + 1 == n
+            ended[i] = complete or beta <= breakdown_tolerance(A, scales[i])
+            if not ended[i]:
+                torch.div(w, beta, out=basis[i, (j + 1) % kept])
+        if progress is not None:
+            progress(done, k * num_steps)
+    return tuple(
+        LanczosRun(
+            alphas[i, : lengths[i]],
+            betas[i, : lengths[i]],
+            float(norms[i]),
+            ended[i],
+            basis[i, : lengths[i]] if reorthogonalize else None,
+            basis[i, lengths[i]] if reorthogonalize else None,
+        )
+        for i in range(k)
+    )
+
+
+def breakdown_tolerance(A: SymmetricOperator, scale: float) -> float:
+    """The residual norm that is round-off of products of size ``scale``."""
+    return 10 * A.unit_roundoff * scale
+
+
+def project_out_(w: Tensor, basis: Tensor) -> Tensor:
+    """Make a vector, or rows, orthogonal to orthonormal rows, in place.
+
+    Classical Gram-Schmidt; a second pass is made where the first removed so much of ``w`` that its
+    round-off is no longer small beside what is left (Kahan and Parlett: twice is enough).
+
+    Args:
+        w: shape (n,) or (k, n).
+        basis: orthonormal rows, shape (m, n).
+
+    Returns:
+        The coefficients that were removed, shape (m,) or (m, k).
+    """
+    before = torch.linalg.vector_norm(w)
+    removed = basis @ w.mT if w.ndim == 2 else basis @ w
+    w -= (removed.mT if w.ndim == 2 else removed) @ basis
+    if bool(torch.linalg.vector_norm(w) < 0.7 * before):
+        again = basis @ w.mT if w.ndim == 2 else basis @ w
+        w -= (again.mT if w.ndim == 2 else again) @ basis
+        removed += again
+    return removed

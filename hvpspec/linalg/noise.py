@@ -1,0 +1,78 @@
+"""How far an operator's products are from those of the exact matrix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from hvpspec.linalg.lanczos import lanczos
+from hvpspec.linalg.operator import SymmetricOperator
+from hvpspec.linalg.probes import draw_probes
+
+#: Steps of the Lanczos run that finds the norm; its top Ritz value is then within a few per cent.
+_NORM_STEPS = 15
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The error of an operator's products, and the scale it is to be compared with.
+
+    Attributes:
+        floor: bound on the error ``||E||_2`` of the operator, in units of the eigenvalues.
+        norm: spectral norm of the operator, to a few per cent.
+        symmetry_defect: ``|x^T A y - y^T A x|`` for random unit vectors.
+        source: how the floor was found, in words.
+        num_matvecs: products spent, also those of a float64 copy.
+    """
+
+    floor: float
+    norm: float
+    symmetry_defect: float
+    source: str
+    num_matvecs: int
+
+
+def measure_noise(A: SymmetricOperator, generator: torch.Generator) -> Noise:
+    """Measure the error of an operator's products against its own float64 copy.
+
+    For an error E without structure ``||E z||`` of a random unit vector z is half of ``||E||_2``;
+    for one relative to the product it is largest along the dominant eigenvector. The larger of
+    these two, doubled and doubled again for safety, is the floor. Where there is no copy of higher
+    precision, the symmetry defect takes its place (``|x^T E y - y^T E x|`` is about
+    ``sqrt(2 / n) ||E z||``), and ``n u ||A||`` is the least that is claimed.
+
+    Args:
+        A: the operator.
+        generator: the source of the random vectors.
+
+    Returns:
+        The noise floor, with the norm and the symmetry defect.
+    """
+    n = A.shape[0]
+    Z = draw_probes("gaussian", n, 3, generator, dtype=A.dtype, device=A.device)
+    Z = Z / torch.linalg.vector_norm(Z, dim=0)
+    (run,) = lanczos(A, Z[:, :1], _NORM_STEPS)
+    theta, S = torch.linalg.eigh(run.T)
+    top = int(theta.abs().argmax())
+    assert run.basis is not None
+    dominant = run.basis.mT @ S[:, top].to(run.basis)
+    spent = len(run.alphas)
+    # The residual bounds how far above the Ritz value an eigenvalue may lie.
+    norm = float(theta[top].abs()) + float(run.betas[-1] * S[-1, top].abs())
+
+    X = torch.stack([Z[:, 1], Z[:, 2], dominant], 1)
+    product = A.matmat(X).double()
+    defect = abs(float(X[:, 0].double() @ product[:, 1] - X[:, 1].double() @ product[:, 0]))
+    spent += 3
+    reference = A.in_float64()
+    if reference is not A:
+        error = product - reference.matmat(X.double())
+        spent += 3
+        measured = 4 * float(torch.linalg.vector_norm(error, dim=0).max())
+        floor, source = max(measured, A.unit_roundoff * norm), "compared with float64"
+    else:
+        measured = 4 * (n / 2) ** 0.5 * defect
+        floor = max(measured, n * A.unit_roundoff * norm)
+        source = f"{A.dtype} round-off and symmetry defect"
+    return Noise(floor, norm, defect, source.replace("torch.", ""), spent)

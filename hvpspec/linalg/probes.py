@@ -1,0 +1,66 @@
+"""Random vectors with identity covariance, from an explicit generator."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from hvpspec.errors import InputError
+
+#: The distributions of :func:`draw_probes`.
+ProbeKind = Literal["gaussian", "rademacher", "sphere"]
+
+
+def draw_probes(
+    kind: ProbeKind,
+    n: int,
+    num_probes: int,
+    generator: torch.Generator,
+    *,
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str = "cpu",
+    orthogonal_to: Tensor | None = None,
+) -> Tensor:
+    """Draw independent random vectors z with ``E[z z^T] = I``.
+
+    They are drawn in float64 on the generator's device and then converted, so that the same
+    generator gives the same vectors for every dtype and device.
+
+    Args:
+        kind: ``"gaussian"``, ``"rademacher"`` (entries +1 and -1) or ``"sphere"`` (uniform on the
+            sphere of radius sqrt(n)).
+        n: length of a vector.
+        num_probes: how many.
+        generator: the source of randomness, which is advanced.
+        dtype: of the result.
+        device: of the result.
+        orthogonal_to: orthonormal rows, shape (d, n), whose span is projected out.
+
+    Returns:
+        The probes as columns, shape (n, num_probes).
+
+    Raises:
+        InputError: the kind is unknown, or fewer than one probe is asked for.
+
+    Example:
+        >>> draw_probes("rademacher", 4, 2, torch.Generator().manual_seed(0)).abs().sum()
+        tensor(8., dtype=torch.float64)
+    """
+    if num_probes < 1:
+        raise InputError(f"num_probes must be at least 1, got {num_probes}")
+    Z = torch.empty(num_probes, n, dtype=torch.float64, device=generator.device)
+    if kind == "rademacher":
+        Z.random_(0, 2, generator=generator).mul_(2).sub_(1)
+    elif kind in ("gaussian", "sphere"):
+        Z.normal_(generator=generator)
+        if kind == "sphere":
+            Z *= n**0.5 / torch.linalg.vector_norm(Z, dim=1, keepdim=True)
+    else:
+        raise InputError(f"kind must be 'gaussian', 'rademacher' or 'sphere', got {kind!r}")
+    Z = Z.to(device, dtype)
+    if orthogonal_to is not None:
+        for _ in range(2):  # the second pass removes the round-off of the first
+            Z -= (Z @ orthogonal_to.mT) @ orthogonal_to
+    return Z.T

@@ -1,0 +1,208 @@
+"""The bulk of a spectrum, the outliers that Lanczos resolved, and the gaps between them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from hvpspec.linalg.lanczos import LanczosRun
+
+#: An eigenvalue is resolved when its error bound is this part of the distance to its neighbour.
+_RESOLVED = 0.01
+#: A Ritz value with less weight than this part of an eigenvalue's average 1/n is hardly there.
+_FAINT = 1e-3
+#: The narrowest gap: in widths of the whole spectrum (to be seen on a linear axis), and in mean
+#: spacings of the bulk (the extreme spacings of few random eigenvalues are wide).
+_PART_OF_RANGE = 0.01
+_SPACINGS = 3
+
+
+@dataclass(frozen=True)
+class Outlier:
+    """An isolated eigenvalue.
+
+    Attributes:
+        value: its Ritz value, of the probe with the smallest residual.
+        residual: there is an eigenvalue within this distance.
+        multiplicity: estimate of how many there are: n times the mean weight, with a relative
+            standard error of about ``sqrt(2 / (multiplicity * num_probes))``.
+    """
+
+    value: float
+    residual: float
+    multiplicity: float
+
+
+@dataclass(frozen=True)
+class Outliers:
+    """The two ends of a spectrum.
+
+    Attributes:
+        bottom: isolated eigenvalues below the bulk, ascending.
+        top: isolated eigenvalues above the bulk, ascending.
+        bulk: from the smallest to the largest Ritz value of the bulk.
+        gap_below: distance from the bulk to the nearest of ``bottom``, None if there is none.
+        gap_above: distance from the bulk to the nearest of ``top``, None if there is none.
+    """
+
+    bottom: tuple[Outlier, ...]
+    top: tuple[Outlier, ...]
+    bulk: tuple[float, float]
+    gap_below: float | None
+    gap_above: float | None
+
+
+def split_bulk(
+    runs: Sequence[LanczosRun],
+    *,
+    dim: int,
+    unit_roundoff: float,
+    scale: float,
+    min_gap: float,
+) -> Outliers:
+    """Tell the bulk from the outliers.
+
+    1. Each probe's Ritz values are cleaned of the traces of round-off. Within reach of it, Lanczos
+       finds second copies of repeated eigenvalues: while such a copy travels there from the bulk it
+       is unresolved and has next to no weight, and is left out; once there, it is merged. (While
+       it passes another eigenvalue that one is unresolved too, and a few steps more or less help.)
+    2. From each end inwards, the i-th values of all probes make one eigenvalue, as long as they
+       agree within their residuals ``beta_m |s_mi|``, each of which is less than 1% of the distance
+       to the probe's next value. The first failure ends the list.
+    3. The bulk starts as the smallest interval that holds the central half of the mean measure and
+       every value not on these lists.
+    4. It absorbs the values nearer to it than ``min_gap`` times its width, 1% of the range of the
+       spectrum or three mean spacings of the bulk, and grows, until none is. Listed eigenvalues
+       left outside are the outliers.
+
+    Every step compares distances with distances, so that scaling A scales the answer, and -A
+    mirrors it.
+
+    Args:
+        runs: one per probe, reorthogonalised.
+        dim: n.
+        unit_roundoff: u, of the products.
+        scale: ``||A||``; residuals below ``10 u`` times it are round-off.
+        min_gap: the narrowest gap, in widths of the bulk.
+
+    Returns:
+        The bulk, the outliers and the gaps.
+
+    Reference:
+        Papyan, Measurements of three-level hierarchical structure in the outliers in the spectrum
+        of deepnet Hessians (2019), for the observation; Parlett, The Symmetric Eigenvalue Problem,
+        theorem 4.5.1, for the residual bound.
+    """
+    probes = [_seen(run, dim, unit_roundoff, scale) for run in runs]
+    fewest = min(len(seen) for seen in probes)
+
+    def resolved(positions: range) -> list[Outlier]:
+        """The eigenvalues at these positions, up to the first on which the probes disagree."""
+        found: list[Outlier] = []
+        for i in positions:
+            outlier = _common([seen[i] for seen in probes], dim)
+            if outlier is None:
+                break
+            found.append(outlier)
+        return found
+
+    bottom = resolved(range(fewest))
+    top = resolved(range(-1, -fewest - 1, -1))
+    unlisted = [
+        one.value for seen in probes for one in seen[len(bottom) : max(len(seen) - len(top), 0)]
+    ]
+    everything = sorted((one.value, one.weight / len(probes)) for seen in probes for one in seen)
+    first, last = (
+        _first_quartile(everything),
+        -_first_quartile([(-x, w) for x, w in everything[::-1]]),
+    )
+    low, high = _grow(
+        min(first, *unlisted, last), max(first, *unlisted, last), everything, dim, min_gap
+    )
+    below = tuple(outlier for outlier in bottom if outlier.value < low)
+    above = tuple(outlier for outlier in reversed(top) if outlier.value > high)
+    return Outliers(
+        bottom=below,
+        top=above,
+        bulk=(low, high),
+        gap_below=low - below[-1].value if below else None,
+        gap_above=above[0].value - high if above else None,
+    )
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A Ritz value, or several that cannot be told apart."""
+
+    value: float
+    weight: float
+    residual: float
+    resolved: bool
+
+
+def _seen(run: LanczosRun, dim: int, unit_roundoff: float, scale: float) -> list[_Seen]:
+    """What one probe saw, in ascending order, cleaned of the traces of round-off."""
+    nodes, vectors = torch.linalg.eigh(run.T)
+    weights = vectors[0] ** 2
+    residuals = (run.betas[-1] * vectors[-1].abs()).clamp(min=10 * unit_roundoff * scale)
+    distances = _neighbour_distances(nodes)
+    kept = (residuals <= _RESOLVED * distances) | (weights >= _FAINT / dim)
+    nodes, weights, residuals = nodes[kept], weights[kept], residuals[kept]
+
+    # Residuals enter eigenvalues squared: a copy is at most this far off once its own is sqrt(u).
+    together = unit_roundoff**0.5 * scale
+    starts = [0, *(i + 1 for i, d in enumerate(nodes.diff().tolist()) if d > together)]
+    groups = [slice(*pair) for pair in zip(starts, [*starts[1:], len(nodes)], strict=True)]
+    best = [group.start + int(residuals[group].argmin()) for group in groups]
+    distances = _neighbour_distances(nodes[best])
+    return [
+        _Seen(
+            value=float(nodes[i]),
+            weight=float(weights[group].sum()),
+            residual=float(residuals[i]),
+            resolved=bool(residuals[i] <= _RESOLVED * distance),
+        )
+        for i, group, distance in zip(best, groups, distances, strict=True)
+    ]
+
+
+def _common(candidates: Sequence[_Seen], dim: int) -> Outlier | None:
+    """The one eigenvalue that all probes saw, or None if they did not."""
+    best = min(candidates, key=lambda one: one.residual)
+    for one in candidates:
+        if not one.resolved or abs(one.value - best.value) > one.residual + best.residual:
+            return None
+    weight = sum(one.weight for one in candidates) / len(candidates)
+    return Outlier(best.value, best.residual, dim * weight)
+
+
+def _neighbour_distances(nodes: Tensor) -> Tensor:
+    """Distance of each of the ascending nodes to the nearest other one."""
+    end = torch.tensor([torch.inf], dtype=nodes.dtype)
+    steps = torch.cat([end, nodes.diff(), end])
+    return torch.minimum(steps[:-1], steps[1:])
+
+
+def _first_quartile(measure: Sequence[tuple[float, float]]) -> float:
+    """The first node up to which a measure, in ascending order, has a quarter of its mass."""
+    total = accumulate(weight for _, weight in measure)
+    return next(x for (x, _), mass in zip(measure, total, strict=True) if mass >= 0.25)
+
+
+def _grow(
+    low: float, high: float, measure: Sequence[tuple[float, float]], dim: int, min_gap: float
+) -> tuple[float, float]:
+    """Widen an interval by the nodes near to it until none is near."""
+    whole = measure[-1][0] - measure[0][0]
+    while True:
+        mass = sum(weight for x, weight in measure if low <= x <= high)
+        width = high - low
+        reach = max(min_gap * width, _SPACINGS * width / (dim * mass), _PART_OF_RANGE * whole)
+        near = [x for x, _ in measure if low - reach <= x <= high + reach]
+        if (near[0], near[-1]) == (low, high):
+            return low, high
+        low, high = near[0], near[-1]

@@ -1,0 +1,311 @@
+"""What stochastic Lanczos quadrature leaves: a discrete measure per probe, and what it answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from os import PathLike
+from pathlib import Path
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from hvpspec.errors import InputError
+from hvpspec.linalg.lanczos import LanczosRun
+from hvpspec.linalg.probes import ProbeKind
+from hvpspec.linalg.quadrature import Rule, gauss
+from hvpspec.linalg.trace import Estimate
+from hvpspec.spectrum.archive import damaged, read_runs, write_runs
+from hvpspec.spectrum.bulk import Outliers, split_bulk
+from hvpspec.spectrum.counting import CountResult, Distribution, count_below, gauss_distribution
+from hvpspec.spectrum.smoothing import (
+    Density,
+    LogDensity,
+    default_grid,
+    default_sigma,
+    mean_and_sem,
+    smooth,
+)
+
+
+@dataclass(frozen=True)
+class SpectralMeasure:
+    """What Lanczos saw of a spectrum from a few random vectors; questions cost no more products.
+
+    Attributes:
+        dim: size n of the operator.
+        runs: the Lanczos coefficients, one run per probe, without bases.
+        probes: distribution of the probes.
+        reorthogonalized: whether the bases were kept orthogonal. If not, copies of converged
+            eigenvalues share their weight, and neither intervals nor outliers are offered.
+        dtype: floating-point type of the products.
+        num_matvecs: products spent.
+    """
+
+    dim: int
+    runs: tuple[LanczosRun, ...]
+    probes: ProbeKind
+    reorthogonalized: bool
+    dtype: torch.dtype
+    num_matvecs: int
+
+    @cached_property
+    def rules(self) -> tuple[Rule, ...]:
+        """The Gauss rule of each probe: mass 1, fewer nodes where the run was exhausted early."""
+        return tuple(gauss(run) for run in self.runs)
+
+    @property
+    def nodes(self) -> tuple[Tensor, ...]:
+        """Ritz values of each probe, ascending, float64, shape (m_i,) each."""
+        return tuple(rule.nodes for rule in self.rules)
+
+    @property
+    def weights(self) -> tuple[Tensor, ...]:
+        """Their weights, which sum up to 1, shape (m_i,) each."""
+        return tuple(rule.weights for rule in self.rules)
+
+    @property
+    def resolution(self) -> float:
+        """``10 u ||T||``: to Lanczos, differences below this are round-off of the products.
+
+        The products of a large network may be less exact; :meth:`count` can be told by how much.
+        """
+        return 10 * self._unit_roundoff * self._scale
+
+    @property
+    def _unit_roundoff(self) -> float:
+        """The relative error of one operation in the products."""
+        return torch.finfo(self.dtype).eps / 2
+
+    @property
+    def _scale(self) -> float:
+        """The size of the products, as Lanczos judges a breakdown by it."""
+        return max(float((run.alphas.abs() + run.betas).max()) for run in self.runs)
+
+    def density(self, grid: Tensor | None = None, sigma: float | None = None) -> Density:
+        """The density of eigenvalues, of integral 1, each node spread by a Gaussian kernel.
+
+        The width is a choice of display, not an error bar: narrow ones show single Ritz values.
+
+        Args:
+            grid: where, shape (k,); None for a uniform grid that holds and resolves all kernels.
+            sigma: width of the kernels; None for a 200th of the range of the nodes.
+
+        Returns:
+            The density with its standard error; times ``dim`` it counts eigenvalues.
+
+        Raises:
+            InputError: ``sigma`` is not positive, or the grid is not finite or would be too long.
+
+        Reference:
+            Lin, Saad & Yang (2016), section 3.2.3.
+        """
+        nodes = torch.cat(self.nodes)
+        sigma = default_sigma(nodes) if sigma is None else sigma
+        grid = default_grid(nodes, sigma) if grid is None else grid.double()
+        return Density(grid, *smooth(self.rules, grid, sigma), sigma)
+
+    def log_density(
+        self,
+        t: Tensor | None = None,
+        sigma: float = 0.2,
+        *,
+        linthresh: float | None = None,
+    ) -> LogDensity:
+        """The density over ``asinh(lambda / linthresh)``, which shows the bulk around 0.
+
+        Args:
+            t: where, shape (k,); None for a uniform grid that holds and resolves all kernels.
+            sigma: width of the kernels in t; 0.2 is a factor of 1.2 in an eigenvalue.
+            linthresh: eigenvalues below it are on the linear part of the axis; None for a
+                millionth of the largest node.
+
+        Returns:
+            The density with its standard error. No mass is lost: its integral over t is 1.
+
+        Raises:
+            InputError: ``sigma`` or ``linthresh`` is not positive, or the grid is not usable.
+
+        Reference:
+            Papyan, Measurements of three-level hierarchical structure in the outliers in the
+            spectrum of deepnet Hessians (2019), the log-spectrum; with asinh, both signs and 0.
+        """
+        if linthresh is None:
+            # The zero matrix sits at t = 0 on every such axis.
+            linthresh = 1e-6 * float(torch.cat(self.nodes).abs().max()) or 1.0
+        if not (math.isfinite(linthresh) and linthresh > 0):
+            raise InputError(f"linthresh must be positive and finite, got {linthresh}")
+        rules = [Rule(torch.asinh(rule.nodes / linthresh), rule.weights) for rule in self.rules]
+        t = default_grid(torch.cat([rule.nodes for rule in rules]), sigma) if t is None else t
+        t = t.double()
+        return LogDensity(t, linthresh * t.sinh(), *smooth(rules, t, sigma), sigma, linthresh)
+
+    def cdf(self, x: float | Tensor) -> Distribution:
+        """The share of eigenvalues below each x, within brackets of about two weights.
+
+        :meth:`count` has the sharpest brackets there are, at one number.
+
+        Args:
+            x: numbers, shape (k,), or one.
+
+        Raises:
+            InputError: an x is not finite.
+
+        Reference:
+            The Chebyshev-Markov-Stieltjes inequalities; Szego, Orthogonal Polynomials, section
+            3.41.
+        """
+        x = torch.as_tensor(x, dtype=torch.float64).reshape(-1)
+        return gauss_distribution(self.runs, self.rules, x, self.resolution)
+
+    def count(
+        self, below: float, confidence: float = 0.95, *, resolution: float | None = None
+    ) -> CountResult:
+        """Count the eigenvalues below a number, with an interval that is proven.
+
+        For each probe z, quadrature brackets the part of ``|z|^2`` on the eigenvectors in question
+        (Chebyshev-Markov-Stieltjes). For Gaussian probes, the law of that part of the whole is
+        known exactly and gives the interval (:func:`~hvpspec.spectrum.chi_squared.share_interval`).
+        What Ritz values prove on their own (Cauchy-Poincare: k of them on one side of a number
+        make k eigenvalues there) is used as well. For other probes and for runs without
+        reorthogonalisation there is no such law, and no interval.
+
+        The interval is for the operator that was applied, up to ``resolution``: ``lower`` counts
+        the eigenvalues below ``below - resolution``, ``upper`` those below ``below + resolution``.
+
+        Args:
+            below: the number.
+            confidence: probability that the interval holds, in (0, 1).
+            resolution: bound on the error of an eigenvalue, at least 0; None for ``10 u ||T||``,
+                the round-off of Lanczos.
+
+        Raises:
+            InputError: an argument is out of range.
+
+        Reference:
+            Golub & Meurant, Matrices, Moments and Quadrature, section 6.2.1, for the bracket;
+            Horn & Johnson, Matrix Analysis, theorem 4.3.28, for interlacing.
+        """
+        return count_below(
+            self.runs,
+            self.rules,
+            below,
+            dim=self.dim,
+            resolution=self.resolution if resolution is None else resolution,
+            confidence=confidence,
+            provable=self.probes == "gaussian" and self.reorthogonalized,
+        )
+
+    def expectation(self, f: Callable[[Tensor], Tensor]) -> Estimate[float]:
+        """Estimate ``tr f(A)``, the sum of ``f`` over the eigenvalues.
+
+        The standard error is that of the probes. Quadrature adds its own error, none for
+        polynomials of degree below ``2 num_steps``, and one that vanishes geometrically for f
+        analytic around the spectrum. A step function is better asked of :meth:`count`.
+
+        Args:
+            f: takes nodes, float64, shape (k,), and returns its values there, shape (k,). For
+                example ``lambda x: torch.log(x + s)`` for the log-determinant of ``A + s I``.
+
+        Raises:
+            InputError: ``f`` returns another shape, or NaN or infinity at a node, which is named.
+
+        Reference:
+            Ubaru, Chen & Saad, Fast estimation of tr f(A) via stochastic Lanczos quadrature (2017).
+
+        Example:
+            >>> from hvpspec.spectrum.measure import spectral_measure
+            >>> A = torch.diag(torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64))
+            >>> measure = spectral_measure(A, generator=torch.Generator().manual_seed(0))
+            >>> round(measure.expectation(torch.ones_like).value, 9)
+            3.0
+        """
+        nodes = torch.cat(self.nodes)
+        values = f(nodes.clone())
+        if values.shape != nodes.shape:
+            raise InputError(
+                f"f must return values of shape {tuple(nodes.shape)}, got {tuple(values.shape)}"
+            )
+        bad = ~torch.isfinite(values)
+        if bool(bad.any()):
+            raise InputError(
+                f"f is {float(values[bad][0])} at the node {float(nodes[bad][0]):.6g}; it must be "
+                f"finite on [{float(nodes.min()):.6g}, {float(nodes.max()):.6g}]"
+            )
+        stops = [len(rule.nodes) for rule in self.rules]
+        pieces = values.double().tensor_split(list(accumulate(stops))[:-1])
+        products = [torch.dot(v, w) for v, w in zip(pieces, self.weights, strict=True)]
+        mean, sem = mean_and_sem(torch.stack(products) * self.dim)
+        return Estimate(float(mean), float(sem), self.num_matvecs)
+
+    def outliers(self, min_gap: float = 0.1) -> Outliers:
+        """Find the bulk, the isolated eigenvalues on its two sides, and the gaps between.
+
+        Args:
+            min_gap: how wide a gap must be, in widths of the bulk.
+
+        Returns:
+            What :func:`~hvpspec.spectrum.bulk.split_bulk` found.
+
+        Raises:
+            InputError: ``min_gap`` is not positive, or the runs were not reorthogonalised.
+        """
+        if not (math.isfinite(min_gap) and min_gap > 0):
+            raise InputError(f"min_gap must be positive and finite, got {min_gap}")
+        if not self.reorthogonalized:
+            raise InputError(
+                "outliers cannot be told from their copies in runs with reorthogonalize=False; "
+                "measure with reorthogonalize=True"
+            )
+        return split_bulk(
+            self.runs,
+            dim=self.dim,
+            unit_roundoff=self._unit_roundoff,
+            scale=self._scale,
+            min_gap=min_gap,
+        )
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the coefficients to an npz file, whole or not at all; a file there is replaced.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        facts = {
+            "dim": self.dim,
+            "probes": self.probes,
+            "reorthogonalized": self.reorthogonalized,
+            "dtype": str(self.dtype),
+            "num_matvecs": self.num_matvecs,
+        }
+        write_runs(Path(path), self.runs, facts)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> SpectralMeasure:
+        """Read what :meth:`save` wrote; the round trip is exact.
+
+        Raises:
+            InputError: the file is missing, damaged, or another kind of file.
+        """
+        runs, facts = read_runs(Path(path))
+        dtypes = {str(t): t for t in (torch.float64, torch.float32, torch.float16, torch.bfloat16)}
+        try:
+            measure = cls(
+                dim=int(facts["dim"]),
+                runs=runs,
+                probes=facts["probes"],
+                reorthogonalized=bool(facts["reorthogonalized"]),
+                dtype=dtypes[facts["dtype"]],
+                num_matvecs=int(facts["num_matvecs"]),
+            )
+            if measure.probes not in get_args(ProbeKind):
+                raise ValueError(f"unknown probes {measure.probes!r}")
+            if measure.dim < max(len(run.alphas) for run in runs):
+                raise ValueError("a run is longer than the size of the operator")
+        except (ValueError, KeyError, TypeError) as error:
+            raise damaged(Path(path), error) from error
+        return measure

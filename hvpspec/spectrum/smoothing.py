@@ -1,0 +1,122 @@
+"""Discrete measures seen through Gaussian kernels, on a linear and on a logarithmic axis."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hvpspec.errors import InputError
+from hvpspec.linalg.quadrature import Rule
+
+#: Kernels reach this many widths; 6e-7 of their mass lies beyond.
+_REACH = 5
+#: Points per kernel width, with which the trapezoidal rule is exact to round-off.
+_POINTS = 4
+_MOST_POINTS = 100_000
+
+
+@dataclass(frozen=True)
+class Density:
+    """A spectral density, normalised to integral 1 (times n: eigenvalues per unit).
+
+    Attributes:
+        grid: where, float64, shape (k,).
+        values: mean over the probes, shape (k,).
+        sem: its standard error, shape (k,); NaN for a single probe.
+        sigma: standard deviation of the Gaussian kernels, in units of the eigenvalues.
+    """
+
+    grid: Tensor
+    values: Tensor
+    sem: Tensor
+    sigma: float
+
+
+@dataclass(frozen=True)
+class LogDensity:
+    """A density over ``t = asinh(lambda / linthresh)``, normalised to integral 1 over t.
+
+    Far from 0, t is ``sign(lambda) log |2 lambda / linthresh|``; within ``linthresh`` of 0 it is
+    ``lambda / linthresh``.
+
+    Attributes:
+        t: where, float64, shape (k,).
+        grid: the eigenvalues ``linthresh * sinh(t)``, shape (k,).
+        values: mean over the probes of the mass per unit of t, shape (k,).
+        sem: its standard error, shape (k,); NaN for a single probe.
+        sigma: standard deviation of the Gaussian kernels in t; far from 0, where they are kernels
+            in the logarithm, a factor of ``exp(sigma)``.
+        linthresh: where the linear part of the axis ends, in units of the eigenvalues.
+    """
+
+    t: Tensor
+    grid: Tensor
+    values: Tensor
+    sem: Tensor
+    sigma: float
+    linthresh: float
+
+
+def mean_and_sem(samples: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard error over the first axis (ddof = 1); NaN error for a single sample."""
+    count = len(samples)
+    mean = samples.mean(0)
+    if count == 1:
+        return mean, torch.full_like(mean, math.nan)
+    return mean, samples.std(0) / count**0.5
+
+
+def default_sigma(nodes: Tensor) -> float:
+    """A 200th of the range of the nodes; 1/200 if they are all zero."""
+    # Nodes of a multiple of the identity differ by round-off, which is not to be shown.
+    largest = float(nodes.abs().max())
+    return max(float(nodes.max() - nodes.min()), 1e-6 * largest) / 200 or 1 / 200
+
+
+def default_grid(nodes: Tensor, sigma: float) -> Tensor:
+    """A uniform grid, float64, shape (k,), that holds every kernel and resolves it.
+
+    Raises:
+        InputError: the kernels are so narrow that it would take too many points.
+    """
+    low, high = float(nodes.min()) - _REACH * sigma, float(nodes.max()) + _REACH * sigma
+    points = (high - low) / sigma * _POINTS + 1
+    if points > _MOST_POINTS:
+        raise InputError(
+            f"a grid that resolves sigma={sigma:.3g} has {points:.0f} points; pass a wider sigma, "
+            f"or a grid of the part to be seen"
+        )
+    return torch.linspace(low, high, math.ceil(points), dtype=torch.float64)
+
+
+def smooth(rules: Sequence[Rule], grid: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+    """The density of the mean of measures, each node spread by a Gaussian kernel.
+
+    Args:
+        rules: the measures, of mass 1 each.
+        grid: float64, shape (k,).
+        sigma: standard deviation of the kernels.
+
+    Returns:
+        Mean over the measures and its standard error, shape (k,) each.
+
+    Raises:
+        InputError: ``sigma`` or ``grid`` is not usable.
+
+    Reference:
+        Lin, Saad & Yang, Approximating spectral densities of large matrices (2016), section 3.2.3.
+    """
+    if not (math.isfinite(sigma) and sigma > 0):
+        raise InputError(f"sigma must be positive and finite, got {sigma}")
+    if grid.ndim != 1 or not bool(torch.isfinite(grid).all()):
+        raise InputError(f"grid must be finite and of shape (k,), got shape {tuple(grid.shape)}")
+    height = 1 / (sigma * math.sqrt(2 * math.pi))
+    kernels = [
+        torch.exp(-(((grid[:, None] - rule.nodes) / sigma) ** 2) / 2) @ rule.weights * height
+        for rule in rules
+    ]
+    return mean_and_sem(torch.stack(kernels))
