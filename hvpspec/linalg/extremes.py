@@ -127,7 +127,8 @@ class _Search:
         values = torch.empty(0, dtype=torch.float64)
         X = torch.empty(0, n, dtype=self.A.dtype, device=self.A.device)
         while len(values) < n:
-            missing = max(1, self.k - len(values))
+            # A round that only looks for what was missed looks at each end asked for.
+            missing = max(2 if self.which == "BE" else 1, self.k - len(values))
             theta, new = self._round(X, missing)
             before = values[wanted(values, self.k, self.which)]
             values, X = torch.cat([values, theta]), torch.cat([X, new])

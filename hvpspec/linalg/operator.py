@@ -15,6 +15,7 @@ from hvpspec.errors import InputError, NonFiniteError
 from hvpspec.linalg.memory import require_memory
 
 if TYPE_CHECKING:
+    import linear_operator
     from scipy.sparse.linalg import LinearOperator
 
 #: Called with the work done and the total.
@@ -194,6 +195,24 @@ class SymmetricOperator(ABC):
             rmatmat=multiply,
             dtype=dtype,
         )
+
+    def to_linear_operator(self) -> linear_operator.LinearOperator:
+        """Wrap for the package linear_operator, on which GPyTorch rests.
+
+        Its functions then work on this operator through products: ``solve``, ``inv_quad_logdet``,
+        ``add_diagonal`` and more. From size 2,000 on, its solver for ``A + s I`` makes a
+        preconditioner from the diagonal, which costs n products here;
+        ``linear_operator.settings.max_preconditioner_size(0)`` does without.
+
+        Returns:
+            A ``linear_operator.LinearOperator`` with this operator's dtype and device.
+
+        Raises:
+            InputError: the package is not installed.
+        """
+        from hvpspec.linalg.interop import to_linear_operator
+
+        return to_linear_operator(self)
 
     def _non_finite_message(self) -> str:
         """Say what to do when a product of a finite vector is not finite."""

@@ -1,0 +1,93 @@
+"""Extreme eigenpairs against the exact ones."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import hvpspec
+from hvpspec import DenseOperator, FunctionOperator, eigsh
+from tests.linalg.test_dense import HOSTILE, rotated
+
+SPECTRA = {
+    **HOSTILE,
+    "spread": torch.linspace(-1, 2, 300),
+    "triple at the top": torch.cat([torch.linspace(-2, 3, 200), torch.full((3,), 5.0)]),
+    "two values": torch.cat([torch.full((40,), -1.0), torch.full((40,), 1.0)]),
+    "bulk": torch.cat([torch.zeros(150), torch.logspace(-4, 1, 50)]),
+}
+
+
+def expected(values: Tensor, k: int, which: str) -> Tensor:
+    values = values.double().sort().values
+    n = len(values)
+    if which == "LA":
+        return values[n - k :]
+    if which == "SA":
+        return values[:k]
+    if which == "BE":
+        return torch.cat([values[: k // 2], values[n - (k - k // 2) :]])
+    return values[values.abs().argsort(descending=True)[:k]].sort().values
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
+@pytest.mark.parametrize("which", ["LA", "SA", "LM", "BE"])
+@pytest.mark.parametrize("name", SPECTRA)
+def test_equal_the_exact_ones(name: str, which: str, scale: float, dtype: torch.dtype) -> None:
+    values = SPECTRA[name].double()
+    A = rotated(values) * scale
+    k = min(4, len(values))
+    pairs = eigsh(A.to(dtype), k, which)
+    norm = float(values.abs().max()) * scale
+    # A residual of sqrt(u) ||A|| leaves an error of u ||A||^2 / gap, and at most sqrt(u) ||A||.
+    tolerance = 2 * (torch.finfo(dtype).eps / 2) ** 0.5 * norm
+    found = pairs.values
+    truth = expected(values * scale, k, which)
+    if which == "LM":  # of two values of equal size either may come
+        found, truth = found.abs().sort().values, truth.abs().sort().values
+    assert float((found - truth).abs().max()) <= tolerance
+    assert bool(pairs.converged.all())
+    X = pairs.vectors.double()
+    residuals = torch.linalg.vector_norm(A.to(dtype).double() @ X - X * pairs.values, dim=0)
+    torch.testing.assert_close(pairs.residual_norms, residuals, rtol=0.1, atol=tolerance)
+    gram = X.T @ X - torch.eye(k, dtype=torch.float64)
+    assert float(gram.abs().max()) < 100 * torch.finfo(dtype).eps
+
+
+def test_all_pairs_of_a_small_matrix() -> None:
+    values = torch.tensor([-3.0, -1.0, -1.0, 0.0, 2.0, 2.0, 2.0])
+    pairs = eigsh(rotated(values), 7, "SA")
+    torch.testing.assert_close(pairs.values, values.double(), rtol=0, atol=1e-7)
+
+
+def test_what_does_not_converge_is_said() -> None:
+    A = FunctionOperator(3000, lambda v: torch.linspace(0, 1, 3000, dtype=v.dtype) * v)
+    pairs = eigsh(A, 5, "LA", max_matvecs=40)
+    assert not bool(pairs.converged.all())
+    assert bool((pairs.residual_norms > 0).all())
+    assert pairs.num_matvecs == A.num_matvecs <= 60
+
+
+def test_products_are_counted_and_reported() -> None:
+    A = DenseOperator(rotated(torch.linspace(-1, 2, 300)))
+    seen: list[tuple[int, int]] = []
+    pairs = eigsh(A, 3, "LA", progress=lambda *done: seen.append(done))
+    assert pairs.num_matvecs == A.num_matvecs
+    assert seen == sorted(seen)
+    assert seen
+
+
+def test_same_generator_same_bits() -> None:
+    A = rotated(torch.linspace(-1, 2, 100))
+    runs = [eigsh(A, 2, "LA", generator=torch.Generator().manual_seed(3)) for _ in range(2)]
+    assert torch.equal(runs[0].values, runs[1].values)
+    assert torch.equal(runs[0].vectors, runs[1].vectors)
+
+
+def test_errors() -> None:
+    with pytest.raises(hvpspec.InputError, match="k must be between 1 and the size 3, got 4"):
+        eigsh(torch.eye(3), 4)
+    with pytest.raises(hvpspec.InputError, match="which must be"):
+        eigsh(torch.eye(3), 1, "SM")
