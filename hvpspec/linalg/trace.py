@@ -20,6 +20,7 @@ from hvpspec.errors import InputError
 from hvpspec.linalg.memory import require_memory
 from hvpspec.linalg.operator import DenseOperator, Progress, SymmetricOperator
 from hvpspec.linalg.probes import ProbeKind, draw_probes
+from hvpspec.linalg.sketch import entries, inner, left_out, xdiag_samples, xtrace_samples
 
 TraceMethod = Literal["hutchinson", "hutch++", "xtrace"]
 DiagonalMethod = Literal["hutchinson", "xdiag"]
@@ -29,8 +30,6 @@ _DEFAULT_BUDGET = 100
 #: Samples before a target may stop the sampling: a standard error from k samples is itself known to
 #: about 1 / sqrt(2 (k - 1)), 24% at 10, and the smallest of many looks at fewer would mislead.
 _MIN_SAMPLES = 10
-#: Rows converted to float64 at once.
-_STRIPE = 65536
 
 _T = TypeVar("_T", float, Tensor)
 #: V, AV (n, k) to samples (k,), or (n, k) for a diagonal.
@@ -113,7 +112,7 @@ def trace(
     minimum = 2 if method == "hutchinson" else 4
     run = _Run(A, num_matvecs, minimum, generator, rtol, atol, block_size, progress)
     if method == "xtrace":
-        steps = _leave_one_out(run, kind, partial(_xtrace_samples, normalise=kind != "rademacher"))
+        steps = _leave_one_out(run, kind, partial(xtrace_samples, normalise=kind != "rademacher"))
     elif method == "hutch++":
         steps = _hutchpp(run, kind, (num_matvecs or _DEFAULT_BUDGET) // 3)
     else:
@@ -198,10 +197,10 @@ def diagonal(
     minimum = 2 if method == "hutchinson" else 4
     run = _Run(A, num_matvecs, minimum, generator, rtol, atol, block_size, progress)
     if method == "xdiag":
-        steps = _leave_one_out(run, "rademacher", _xdiag_samples)
+        steps = _leave_one_out(run, "rademacher", xdiag_samples)
     else:
-        steps = _hutchinson(run, "rademacher", _entries)
-    answer = run.stop(chain(steps, _unit_vectors(run, _entries)))
+        steps = _hutchinson(run, "rademacher", entries)
+    answer = run.stop(chain(steps, _unit_vectors(run, entries)))
     return Estimate(answer.value, answer.sem, run.spent)
 
 
@@ -321,7 +320,7 @@ def _hutchpp(run: _Run, kind: ProbeKind, rank: int) -> Iterator[_Step]:
     Q, Z, C = _empty_sketch(run)
     while C.shape[1] < rank:
         Q, Z, C = _extend(run, Q, Z, C, run.draw(kind, rank - C.shape[1]))
-    low_rank, square_norm = _inner(Q, Z).trace(), float(_inner(Z, Z).trace())
+    low_rank, square_norm = inner(Q, Z).trace(), float(inner(Z, Z).trace())
     for mean, sem, rest, count in _hutchinson(run, kind, _quadratic_form, Q):
         # ||A||_F^2 = ||A Q||_F^2 + ||A (I - Q Q^T)||_F^2
         yield _Step(low_rank + mean, sem, square_norm + rest, count)
@@ -339,7 +338,7 @@ def _leave_one_out(run: _Run, kind: ProbeKind, form: _LeaveOneOut) -> Iterator[_
         Q, Z, C = _extend(run, Q, Z, C, W)
         Omega, m = torch.cat([Omega, W], 1), m + W.shape[1]
         if m == num_probes or (run.has_target and m >= _MIN_SAMPLES):
-            samples = form(Omega, Q, Z, C, _left_out(C))
+            samples = form(Omega, Q, Z, C, left_out(C))
             square_norm = float(C.square().sum()) / m
             yield _Step(samples.mean(-1), samples.std(-1) / math.sqrt(m), square_norm, m)
 
@@ -348,59 +347,22 @@ def _extend(run: _Run, Q: Tensor, Z: Tensor, C: Tensor, W: Tensor) -> tuple[Tens
     """Grow an orthonormal Q by the range of ``A W``, with ``Z = A Q`` and ``A [... W] = Q C``."""
     Y = run.multiply(W)
     norm = max(float(torch.linalg.vector_norm(X, dtype=torch.float64)) for X in (Y, C))
-    B = _inner(Q, Y)
+    B = inner(Q, Y)
     P, R = torch.linalg.qr(Y - Q @ B.to(Y.dtype))
     # Directions below the products' round-off are dropped; those just above it do no harm.
     U, sigma, Vh = torch.linalg.svd(R.double())
     keep = sigma > 10 * run.A.unit_roundoff * norm
     P, R = P @ U[:, keep].to(Y.dtype), sigma[keep, None] * Vh[keep]
-    correction = _inner(Q, P)  # the second pass of Gram-Schmidt
+    correction = inner(Q, P)  # the second pass of Gram-Schmidt
     P, factor = torch.linalg.qr(P - Q @ correction.to(Y.dtype))
     B, R = B + correction @ R, factor.double() @ R
     C = torch.cat([torch.nn.functional.pad(C, (0, 0, 0, len(R))), torch.cat([B, R])], 1)
     return torch.cat([Q, P], 1), torch.cat([Z, run.multiply(P)], 1), C
 
 
-def _left_out(C: Tensor) -> Tensor:
-    """The unit vectors s_i (r, m) that range(C) loses without column i; 0 where it loses none.
-
-    Without probe i the projection ``Q Q^T`` becomes ``Q (I - s_i s_i^T) Q^T``. If C is square,
-    ``s_i`` is along column i of ``C^-T``; in general column i matters if e_i is in the row space.
-    """
-    if len(C) == 0:
-        return C
-    U, sigma, Vh = torch.linalg.svd(C, full_matrices=False)
-    eps = torch.finfo(torch.float64).eps
-    S = U @ (Vh * (sigma[-1] / sigma.clamp_min(eps * float(sigma[0])))[:, None])
-    matters = Vh.square().sum(0) > 1 - 10 * C.shape[1] * eps
-    return torch.where(matters, S / torch.linalg.vector_norm(S, dim=0), 0.0)
-
-
-def _xtrace_samples(
-    Omega: Tensor, Q: Tensor, Z: Tensor, C: Tensor, S: Tensor, *, normalise: bool
-) -> Tensor:
-    """``tr(Q_i^T A Q_i) + v_i^T A v_i`` (m,), where ``v_i = (I - Q_i Q_i^T) omega_i``."""
-    H, W = _inner(Q, Z), _inner(Q, Omega)
-    X = W - S * (S * W).sum(0)  # Q_i Q_i^T omega_i = Q x_i
-    remainder = ((W - 2 * X) * C).sum(0) + (X * (H @ X)).sum(0)
-    if normalise:
-        dim = Omega.shape[0] - Q.shape[1] + S.any(0).double()
-        norms = torch.linalg.vector_norm(Omega, dim=0, dtype=torch.float64)
-        remainder *= dim / (norms.square() - X.square().sum(0))
-    return H.trace() - (S * (H @ S)).sum(0) + remainder
-
-
-def _xdiag_samples(Omega: Tensor, Q: Tensor, Z: Tensor, C: Tensor, S: Tensor) -> Tensor:
-    """``diag(Q_i Q_i^T A) + omega_i * (I - Q_i Q_i^T) A omega_i`` (n, m)."""
-    QS, ZS = Q @ S.to(Q.dtype), Z @ S.to(Q.dtype)
-    # A omega_i = Q c_i, of which Q_i misses the part along Q s_i.
-    remainder = Omega.double() * QS * (S * C).sum(0)
-    return _entries(Q, Z).sum(1, keepdim=True) - _entries(QS, ZS) + remainder
-
-
 def _quadratic_form(V: Tensor, AV: Tensor) -> Tensor:
     """``v^T A v`` (k,)."""
-    return _entries(V, AV).sum(0)
+    return entries(V, AV).sum(0)
 
 
 def _square_norm(V: Tensor, AV: Tensor) -> Tensor:
@@ -408,21 +370,10 @@ def _square_norm(V: Tensor, AV: Tensor) -> Tensor:
     return AV.double().square().sum(0)
 
 
-def _entries(V: Tensor, AV: Tensor) -> Tensor:
-    """``v * (A v)`` (n, k)."""
-    return V.double() * AV.double()
-
-
 def _root(step: _Step) -> _Step:
     """Turn an estimate of ``||A||_F^2`` into one of the norm, by the delta method."""
     root = step.value.sqrt()
     return step._replace(value=root, sem=torch.where(root > 0, step.sem / (2 * root), 0.0))
-
-
-def _inner(X: Tensor, Y: Tensor) -> Tensor:
-    """``X^T Y`` in float64, converted a stripe at a time."""
-    stripes = [slice(i, i + _STRIPE) for i in range(0, len(X), _STRIPE)]
-    return torch.stack([X[rows].double().mT @ Y[rows].double() for rows in stripes]).sum(0)
 
 
 def _empty_sketch(run: _Run) -> tuple[Tensor, Tensor, Tensor]:
