@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -356,3 +356,7 @@ class AffineOperator(SymmetricOperator):
         if beneath is self._A:
             return self
         return AffineOperator(beneath, scale=self._scale, shift=self._shift)
+
+    def facts(self) -> PointFacts:
+        """What is known of the operator beneath; a bound on its index says nothing of this one."""
+        return replace(self._A.facts(), index_bound=None)

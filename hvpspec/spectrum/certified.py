@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -22,17 +23,39 @@ U64 = torch.finfo(torch.float64).eps / 2
 
 @dataclass
 class Bracket:
-    """What is known so far of the number of eigenvalues below ``-tau``."""
+    """What is known so far of the number of eigenvalues below ``-tau``.
+
+    Attributes:
+        tau: the resolution.
+        least: it is at least this, for certain.
+        most: it is at most this, for certain.
+        lower: it is at least this, with the confidence asked for.
+        upper: it is at most this, with the confidence asked for.
+        estimate: the best guess at it.
+    """
 
     tau: float
+    least: int
+    most: int
     lower: int
     upper: int
     estimate: float
 
     def narrow(self, lower: int, upper: int, estimate: float) -> None:
-        """Intersect with another interval, keeping the estimate inside."""
-        self.lower = max(self.lower, lower)
-        self.upper = max(self.lower, min(self.upper, upper))
+        """Intersect with an interval that holds with some probability."""
+        self.lower, self.upper = max(self.lower, lower), min(self.upper, upper)
+        self._reconcile(estimate)
+
+    def prove(self, least: int, most: int) -> None:
+        """Intersect with an interval that holds for certain."""
+        self.least, self.most = max(self.least, least), min(self.most, most)
+        self.lower, self.upper = max(self.lower, self.least), min(self.upper, self.most)
+        self._reconcile(self.estimate)
+
+    def _reconcile(self, estimate: float) -> None:
+        """Fall back on what is certain where probable bounds contradict it or each other."""
+        if self.lower > self.upper:
+            self.lower, self.upper = self.least, self.most
         self.estimate = min(max(estimate, self.lower), self.upper)
 
     @property
@@ -53,7 +76,7 @@ class _Deflated:
     Attributes:
         vectors: orthonormal rows, W before Q, shape (w + q, n).
         G: A compressed to them, float64, shape (w + q, w + q).
-        residuals: ``||A x - W part||`` outside of all vectors, for the rows of W, shape (w,).
+        residuals: bounds on ``||A x||`` outside of all vectors, for the rows of W, shape (w,).
     """
 
     vectors: Tensor
@@ -67,10 +90,8 @@ class _Deflated:
 
     @property
     def error(self) -> float:
-        """``||(I - W W^T) A W||_F``: what A differs by from one that W splits off exactly."""
-        w = self.num_invariant
-        outside = torch.cat([self.residuals, self.G[w:, :w].reshape(-1)])
-        return float(torch.linalg.vector_norm(outside))
+        """What A differs by from an operator that couples W to nothing beyond W and Q."""
+        return float(torch.linalg.vector_norm(self.residuals))
 
 
 def count_below(
@@ -111,13 +132,15 @@ def count_below(
         docs/certificate.md; Golub & Meurant, ch. 6 and 10, for the brackets.
     """
     n = A.shape[0]
-    brackets = [Bracket(tau, 0, upper_bound, upper_bound / 2) for tau in taus]
+    brackets = [Bracket(tau, 0, upper_bound, 0, upper_bound, upper_bound / 2) for tau in taus]
     deflated = _Deflated(torch.empty(0, n, dtype=A.dtype, device=A.device))
-    spent, eta = 0, 1 - confidence
+    spent, rounds = 0, 0
+    look = partial(_look, unit_roundoff=A.unit_roundoff)
     for bracket in brackets:
         while not bracket.settled and spent + num_probes <= max_matvecs:
-            # Looked at round after round, the certificate spends eta/2, eta/4, ...
-            eta /= 2
+            # Looked at round after round, each spends its share: sum 1 / k^2 = pi^2 / 6.
+            rounds += 1
+            eta = 6 / math.pi**2 * (1 - confidence) / rounds**2
             width = min(num_probes, n - len(deflated.vectors))
             probes = draw_probes("gaussian", n, width, generator, dtype=A.dtype, device=A.device)
             # Half of what is left, so that a harvest can still be certified.
@@ -130,13 +153,16 @@ def count_below(
                 if steps < next_look and not space.full:
                     continue
                 next_look = steps + max(4, steps // 10)
-                open_brackets = [b for b in brackets if not b.settled]
-                done = _look(space, deflated, steps, eta, open_brackets, bracket, A.unit_roundoff)
+                done = look(space, deflated, steps, eta, [bracket], bracket)
                 report(spent, bracket.rung)
                 if done or space.full:
                     break
+            # What the round says of finer resolutions is free.
+            look(space, deflated, steps, eta, [b for b in brackets if not b.settled], bracket)
             deflated = _harvest(A, space, deflated, bracket.tau, taus[-1])
-            _narrow_by_ritz_values(deflated, brackets)
+            values = torch.linalg.eigvalsh(deflated.G)
+            for b in brackets:  # Cauchy: at least as many of A's lie below -tau
+                b.prove(int((values < -b.tau).sum()), upper_bound)
     return tuple(bracket.rung for bracket in brackets)
 
 
@@ -147,50 +173,61 @@ def _look(
     eta: float,
     brackets: Sequence[Bracket],
     target: Bracket,
+    *,
     unit_roundoff: float,
 ) -> bool:
     """Narrow the brackets by what a round's probes say; return whether the round can end."""
+    if len(deflated.G) + space.size == space.dim:  # the compression is A itself
+        values = torch.linalg.eigvalsh(_compression(space, deflated))
+        for bracket in brackets:
+            count = int((values < -bracket.tau).sum())
+            bracket.prove(count, count)
+        return True
     runs = _probe_runs(space, steps)
-    complete = len(deflated.G) + space.size == space.dim
-    whole = torch.linalg.eigvalsh(_compression(space, deflated))
     w, error = deflated.num_invariant, deflated.error
     invariant = torch.linalg.eigvalsh(deflated.G[:w, :w])
     num_negative = len(deflated.G) - w
-    # Weights carry float64's round-off, and each deflated direction leaves its own in the probe:
-    # without allowing for it, a weight of 1e-30 below -tau would prove that something is there.
-    slack = 10 * U64 + (len(deflated.G) + 1) * (10 * unit_roundoff) ** 2
+    # Each deflated direction leaves its round-off in the probe: without allowing for it, a weight
+    # of 1e-30 below -tau would prove that something is there.
+    slack = (len(deflated.G) + 1) * (10 * unit_roundoff) ** 2
     done = False
     for bracket in brackets:
         tau = bracket.tau
-        found = int((whole < -tau).sum())  # Cauchy: at least as many of A's
-        if complete:  # the compression is A itself
-            bracket.narrow(found, found, found)
-            done = done or bracket is target
-            continue
-        if error >= tau:
-            bracket.narrow(found, bracket.upper, bracket.estimate)
+        if error >= tau:  # what is deflated is too rough for so fine a question
             continue
         low = sum(_mass(run, -tau - error, slack)[0] for run in runs)
         high = sum(_mass(run, -tau + error, slack)[1] for run in runs)
         r_low, r_high = chi_squared_interval(low, high, len(runs), eta, space.dim)
         below = int((invariant < -tau + error).sum())
         surely = int((invariant < -tau - error).sum())
-        estimate = below + num_negative + (low + high) / (2 * len(runs))
-        bracket.narrow(max(found, surely + max(r_low, 0)), below + num_negative + r_high, estimate)
+        bracket.narrow(
+            surely + r_low,
+            below + num_negative + r_high,
+            below + num_negative + (low + high) / (2 * len(runs)),
+        )
         if bracket is target:
             _, unresolved = chi_squared_interval(0.0, high - low, len(runs), eta / 2, space.dim)
-            theta, _, residuals = space.ritz()
-            new = theta < -tau
-            # A residual rho moves what is left by rho^2 / |theta|: no more than a part of tau.
-            sharp = bool((residuals[new] ** 2 <= 0.01 * tau * theta[new].abs()).all())
-            done = bracket.settled or (unresolved == 0 and sharp and bool(new.any()))
+            done = bracket.settled or (unresolved == 0 and _is_sharp(space, tau))
     return done
 
 
+def _is_sharp(space: KrylovSpace, tau: float) -> bool:
+    """Whether the space holds directions below ``-tau`` that are fit to be harvested.
+
+    A residual rho moves what is left by ``rho^2 / |theta|``: no more than a part of tau.
+    """
+    theta, _, residuals = space.ritz()
+    new = theta < -tau
+    return bool(new.any()) and bool((residuals[new] ** 2 <= 0.01 * tau * theta[new].abs()).all())
+
+
 def _mass(run: LanczosRun, x: float, slack: float) -> tuple[float, float]:
-    """Bounds on ``z^T 1[B < x] z`` for a run's start vector z, rounded outwards by ``slack``."""
+    """Bounds on ``z^T 1[B < x] z`` for a run's start vector z, rounded outwards.
+
+    Weights of total 1 carry float64's round-off; the lower bound gives away ``slack`` more.
+    """
     low, high = mass_below(run, x)
-    return max(0.0, low - slack) * run.norm**2, (high + slack) * run.norm**2
+    return max(0.0, low - slack - 10 * U64) * run.norm**2, (high + 10 * U64) * run.norm**2
 
 
 def _probe_runs(space: KrylovSpace, steps: int) -> list[LanczosRun]:
@@ -200,6 +237,16 @@ def _probe_runs(space: KrylovSpace, steps: int) -> list[LanczosRun]:
     coupling to the next block, gives the coefficients that Lanczos on the operator would.
     """
     known, size = space.size + space.width, space.size
+    if len(space.start) == 1 and space.start.shape[1] == 1:  # T is tridiagonal as it stands
+        residual = torch.linalg.vector_norm(space.coupling).reshape(1)
+        return [
+            LanczosRun(
+                space.T.diagonal().clone(),
+                torch.cat([space.T.diagonal(1), residual]),
+                float(space.start.abs()),
+                exhausted=space.width == 0,
+            )
+        ]
     bordered = torch.zeros(known, known, dtype=torch.float64)
     bordered[:size, :size] = space.T
     bordered[size:, :size], bordered[:size, size:] = space.coupling, space.coupling.T
@@ -256,16 +303,12 @@ def _rayleigh_ritz(deflated: _Deflated, tau: float) -> _Deflated:
     """Rotate Q to its Ritz vectors and let go of those that are not below ``-tau``."""
     w = deflated.num_invariant
     values, Y = torch.linalg.eigh(deflated.G[w:, w:])
-    Y = Y[:, values < -tau]
-    rotation = torch.zeros(len(deflated.G), w + Y.shape[1], dtype=torch.float64)
+    kept, dropped = Y[:, values < -tau], Y[:, values >= -tau]
+    rotation = torch.zeros(len(deflated.G), w + kept.shape[1], dtype=torch.float64)
     rotation[range(w), range(w)] = 1
-    rotation[w:, w:] = Y
+    rotation[w:, w:] = kept
     vectors = rotation.T.to(deflated.vectors) @ deflated.vectors
-    return _Deflated(vectors, rotation.T @ deflated.G @ rotation, deflated.residuals)
-
-
-def _narrow_by_ritz_values(deflated: _Deflated, brackets: Sequence[Bracket]) -> None:
-    """Raise the lower bounds to the number of Ritz values found (Cauchy)."""
-    values = torch.linalg.eigvalsh(deflated.G)
-    for bracket in brackets:
-        bracket.narrow(int((values < -bracket.tau).sum()), bracket.upper, bracket.estimate)
+    # What couples W to a direction that is let go lies outside of all vectors from now on.
+    outside = torch.linalg.vector_norm(deflated.G[:w, w:] @ dropped, dim=1)
+    residuals = torch.hypot(deflated.residuals, outside)
+    return _Deflated(vectors, rotation.T @ deflated.G @ rotation, residuals)

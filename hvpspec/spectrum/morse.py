@@ -73,7 +73,8 @@ def index(
             10. More make better use of a pass over the data.
         num_steps: the most steps of a Krylov space, which is ``num_probes`` times that many vectors
             in memory, or of the recurrence; None for 1,000 (``"certified"``) or 100.
-        max_matvecs: the most matrix-free products to spend.
+        max_matvecs: the most matrix-free products to spend, beside some 20 that measure the noise
+            floor.
         progress: called with the work done (columns or products) and the most there will be.
         watch: called with the interval that a certified count is working on.
 

@@ -34,8 +34,8 @@ class Rung:
 
     Attributes:
         tau: the resolution, in units of the eigenvalues.
-        lower: at least this many eigenvalues lie below ``-tau``.
-        upper: at most this many do.
+        lower: at least this many eigenvalues lie below ``-tau``, with the result's confidence.
+        upper: at most this many do, with the result's confidence.
         estimate: the best guess at their number.
     """
 

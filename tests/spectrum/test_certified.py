@@ -192,3 +192,21 @@ def test_the_networks_of_the_paper(network: str, optimizer: str) -> None:
         certain = [rung.index is not None for rung in result.ladder]
         assert certain[:2] == [True, True]
         assert result.num_matvecs <= 2500 + 21
+
+
+def test_a_thousand_short_rounds_spend_their_confidence_without_end() -> None:
+    values = torch.linspace(-1, 1, 300)
+    result = certified(diagonal(values), 1e-3, num_steps=1, max_matvecs=1100)
+    assert result.lower <= 150 <= result.upper
+
+
+def test_deflation_is_right_where_harvests_are_rough() -> None:
+    """Random spectra and coarse-to-fine ladders, where Q is let go of and W couples to it."""
+    for seed in range(12):
+        generator = torch.Generator().manual_seed(100 + seed)
+        values = torch.randn(80, dtype=torch.float64, generator=generator)
+        values *= 10 ** (-4 * torch.rand(80, dtype=torch.float64, generator=generator))
+        taus = [0.3, 0.03, 0.003]
+        result = certified(rotated(values, seed), tau_ladder=taus, num_steps=25, seed=seed)
+        for rung in result.ladder:
+            assert rung.lower <= int((values < -rung.tau).sum()) <= rung.upper
