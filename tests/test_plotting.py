@@ -156,6 +156,27 @@ def test_curve_needs_eigenvalues():
         plot_index_curve(_result([1.0, -1.0], method="ldl"))
 
 
+@pytest.mark.parametrize("method", ["certified", "slq", "chebyshev"])
+def test_curve_of_brackets(tmp_path, method):
+    values = torch.diag(torch.tensor([0.0] * 30 + [-1e-3, -0.5, -2.0, 4.0], dtype=torch.float64))
+    ladder = [1.0, 0.01, 1e-5]
+    result = hvpspec.index(values, method=method, tau_ladder=ladder, max_matvecs=300)
+    figure = plot_index_curve(result, title="a title")
+    ax = figure.axes[0]
+    for lines, bound in ((ax.lines[0], "lower"), (ax.lines[1], "upper")):
+        # fine to coarse; the band between two resolutions is what both allow
+        known = [getattr(rung, bound) for rung in result.ladder[::-1]]
+        expected = [*known[1:], 0, 0] if bound == "lower" else [*known, known[-1]]
+        assert lines.get_ydata().tolist() == expected
+        assert lines.get_drawstyle() == "steps-post"
+    texts = [text.get_text() for text in ax.texts]
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert any(label.startswith("certified") for label in labels) == (method == "certified")
+    if method == "certified":
+        assert texts == ["1", "2", "3"]
+    save_figure(figure, tmp_path / "curve.png")
+
+
 @pytest.mark.parametrize("name", ["x.gif", "x", "missing/x.png"])
 def test_pictures_that_cannot_be_written(tmp_path, name):
     with pytest.raises(InputError, match="cannot write"):

@@ -121,6 +121,45 @@ def test_table_of_an_interval(result):
     assert "not certified" in _text(report.index_table(uncertified))
 
 
+def test_table_of_a_ladder(result):
+    rungs = [(1.0, 1, 1), (0.1, 2, 2), (0.01, 2, 4), (1e-11, 2, 5)]
+    ladder = tuple(hvpspec.Rung(tau, low, high, float(low)) for tau, low, high in rungs)
+    free = dataclasses.replace(
+        result,
+        index=None,
+        lower=2,
+        upper=5,
+        tau=1e-11,
+        ladder=ladder,
+        method="certified",
+        confidence=0.99,
+        nullity=None,
+        positive=None,
+        raw_count=None,
+        eigenvalues=None,
+    )
+    text = _text(report.index_table(free))
+    assert "certified down to τ = 0.1, bracketed below it" in text
+    for part in ("[2, 4]", "0.033 ‖H‖ · certified", "τ lies below the noise floor", "0.99"):
+        assert part in text
+    assert "nullity" not in text
+    content = report.index_to_dict(free)
+    assert [rung["index"] for rung in content["ladder"]] == [1, 2, None, None]
+    guess = dataclasses.replace(free, method="slq")
+    assert "certified" not in _text(report.index_table(guess))
+    assert {rung["index"] for rung in report.index_to_dict(guess)["ladder"]} == {None}
+
+
+def test_comparison(result):
+    rung = hvpspec.Rung
+    ladder = (rung(1.0, 1, 1, 1.0), rung(0.1, 0, 3, 1.0), rung(0.01, 2, 2, 2.0))
+    certified = dataclasses.replace(result, ladder=ladder, confidence=0.99)
+    lines = _text(report.comparison_table(certified, result, seconds=(1.0, 50.0))).splitlines()
+    for tau, verdict in (("1 ", "agree"), ("0.1 ", "holds it"), ("0.01 ", "DISAGREE")):
+        (line,) = (line for line in lines if line.strip().startswith(tau))
+        assert verdict in line
+
+
 @pytest.mark.parametrize("width", [40, 80])
 def test_tables_fit_a_narrow_terminal(result, width):
     text = _text(report.index_table(result), width)

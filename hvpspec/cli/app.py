@@ -13,8 +13,10 @@ import typer
 from hvpspec import __version__
 from hvpspec.cli.demo import demo
 from hvpspec.cli.density import density
+from hvpspec.cli.eigs import eigs
 from hvpspec.cli.index import index
 from hvpspec.cli.info import info
+from hvpspec.cli.trace import trace
 from hvpspec.cli.train import train
 from hvpspec.errors import HvpspecError, InputError
 
@@ -27,7 +29,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
-for command in (train, info, index, density, demo):
+for command in (train, info, index, density, eigs, trace, demo):
     app.command()(command)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -20,23 +21,51 @@ from hvpspec.cli.options import (
     NetArgs,
     NetName,
     Params,
+    Probes,
+    ProbeSeed,
+    Sigma,
+    Steps,
     Subset,
+    refuse_together,
 )
-from hvpspec.cli.problem import load_problem
+from hvpspec.cli.problem import Problem, load_problem
+from hvpspec.cli.progress import product_bar
 from hvpspec.files import check_target
-from hvpspec.report import density_to_dict, index_table, write_json
+from hvpspec.report import (
+    density_to_dict,
+    index_table,
+    measure_table,
+    measure_to_dict,
+    write_json,
+)
+
+if TYPE_CHECKING:
+    from hvpspec import SpectralMeasure
+
+_BINS = 100
+_WHOLE = "whole network"
 
 
 def density(
     model: ModelFile,
-    out: Annotated[Path, typer.Option(help="Picture to write: .png, .pdf or .svg.")],
+    out: Annotated[Path | None, typer.Option(help="Picture to write: .png, .pdf or .svg.")] = None,
     exact: Annotated[
-        bool, typer.Option("--exact", help="From all eigenvalues; the only way so far.")
+        bool, typer.Option("--exact", help="A histogram of all eigenvalues instead.")
     ] = False,
     symlog: Annotated[
-        bool, typer.Option("--symlog", help="Logarithmic axis to both sides of the noise floor.")
+        bool, typer.Option("--symlog", help="Logarithmic axis to both sides of 0.")
     ] = False,
-    bins: Annotated[int, typer.Option(min=1, help="Number of bins.")] = 100,
+    probes: Probes = None,
+    steps: Steps = None,
+    seed: ProbeSeed = None,
+    sigma: Sigma = None,
+    per_layer: Annotated[
+        bool, typer.Option("--per-layer", help="Also of each layer's own block, beside the whole.")
+    ] = False,
+    bins: Annotated[
+        int | None,
+        typer.Option(min=1, help="Number of bins, with --exact.", show_default=str(_BINS)),
+    ] = None,
     data: DataName = None,
     data_dir: DataDir = None,
     subset: Subset = None,
@@ -47,21 +76,31 @@ def density(
     net: NetName = None,
     net_arg: NetArgs = None,
     json_file: JsonFile = None,
+    save: Annotated[
+        Path | None, typer.Option("--save", help="Keep the measure of the whole: .npz.")
+    ] = None,
 ) -> None:
-    """Draw the histogram of all eigenvalues of the Hessian, with logarithmic counts."""
-    if not exact:
-        raise typer.BadParameter("only the exact density exists so far; pass --exact")
-    from hvpspec.plotting import (
-        Scale,
-        check_picture,
-        plot_spectrum,
-        save_figure,
-        spectrum_histogram,
-    )
+    """Draw how densely the eigenvalues of the Hessian lie, from products alone."""
+    from hvpspec.plotting import check_picture
 
-    check_picture(out)
+    if exact:
+        refuse_together(
+            "has no effect on --exact; leave it out",
+            probes=probes,
+            steps=steps,
+            seed=seed,
+            sigma=sigma,
+            per_layer=per_layer,
+            save=save,
+        )
+    else:
+        refuse_together("belongs to --exact", bins=bins)
+    if out:
+        check_picture(out)
     if json_file:
         check_target(json_file)
+    if save:
+        check_target(save, (".npz",))
     problem = load_problem(
         model,
         net=net,
@@ -74,15 +113,76 @@ def density(
         params=params,
         chunk_size=chunk_size,
     )
+    if exact:
+        _draw_exact(problem, out, json_file, symlog=symlog, bins=bins or _BINS)
+        return
+    start = time.perf_counter()
+    measures = _measure(problem, probes or 8, steps or 100, seed or 0, per_layer=per_layer)
+    seconds = time.perf_counter() - start
+    subject = problem.subject
+    Console().print(measure_table(measures, subject=subject, seconds=seconds))
+    whole = measures[_WHOLE]
+    if out:
+        from hvpspec.plotting import plot_density, save_figure
+
+        drawn = measures if per_layer else whole
+        save_figure(plot_density(drawn, sigma=sigma, symlog=symlog, title=subject.title), out)
+        typer.echo(f"wrote {out}")
+    if json_file:
+        layers = {name: measure for name, measure in measures.items() if name != _WHOLE}
+        write_json(json_file, measure_to_dict(whole, subject=subject, layers=layers))
+        typer.echo(f"wrote {json_file}")
+    if save:
+        whole.save(save)
+        typer.echo(f"wrote {save}")
+
+
+def _measure(
+    problem: Problem, probes: int, steps: int, seed: int, *, per_layer: bool
+) -> dict[str, SpectralMeasure]:
+    """Run Lanczos on the Hessian and, if asked to, on each layer's block of it."""
+    import torch
+
+    import hvpspec
+
+    operators = {_WHOLE: problem.hessian}
+    if per_layer:
+        for layer, names in _layers(problem.hessian.space.names).items():
+            operators[layer] = problem.hessian.block(names)
+    measures = {}
+    for name, operator in operators.items():
+        generator = torch.Generator().manual_seed(seed)
+        with product_bar(name) as progress:
+            measures[name] = hvpspec.spectral_measure(
+                operator, probes, steps, generator=generator, progress=progress
+            )
+    return measures
+
+
+def _layers(names: tuple[str, ...]) -> dict[str, list[str]]:
+    """Sort the names of parameters by the modules that own them."""
+    layers: dict[str, list[str]] = {}
+    for name in names:
+        layers.setdefault(name.rpartition(".")[0] or name, []).append(name)
+    return layers
+
+
+def _draw_exact(
+    problem: Problem, out: Path | None, json_file: Path | None, *, symlog: bool, bins: int
+) -> None:
+    """Count all eigenvalues in bins."""
+    from hvpspec.plotting import Scale, plot_spectrum, save_figure, spectrum_histogram
+
     result, seconds = compute_index(problem, "exact")
     assert result.eigenvalues is not None  # the exact method has them
     values, floor = result.eigenvalues.numpy(), result.noise_floor
     Console().print(index_table(result, subject=problem.subject, seconds=seconds))
-    scale: Scale = "symlog" if symlog else "linear"
-    title = problem.subject.title
-    figure = plot_spectrum(values, noise_floor=floor, scale=scale, bins=bins, title=title)
-    save_figure(figure, out)
-    typer.echo(f"wrote {out}")
+    if out:
+        scale: Scale = "symlog" if symlog else "linear"
+        title = problem.subject.title
+        figure = plot_spectrum(values, noise_floor=floor, scale=scale, bins=bins, title=title)
+        save_figure(figure, out)
+        typer.echo(f"wrote {out}")
     if json_file:
         histogram = spectrum_histogram(values, noise_floor=floor, symlog=symlog, bins=bins)
         write_json(json_file, density_to_dict(values, histogram, subject=problem.subject))

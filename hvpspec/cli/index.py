@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -12,19 +13,25 @@ from rich.console import Console
 from hvpspec.cli.options import (
     L2,
     ChunkSize,
+    Confidence,
     DataDir,
     DataName,
     JsonFile,
     Loss,
+    MaxMatvecs,
     MethodName,
     ModelFile,
     NetArgs,
     NetName,
     Params,
+    Probes,
+    ProbeSeed,
+    Steps,
     Subset,
+    refuse_together,
 )
 from hvpspec.cli.problem import Problem, load_problem
-from hvpspec.cli.progress import hessian_bar
+from hvpspec.cli.progress import bracket_bar, hessian_bar
 from hvpspec.files import check_target
 from hvpspec.report import index_table, index_to_dict, write_json
 
@@ -39,7 +46,8 @@ def index(
         MethodName | None,
         typer.Option(
             help="exact: all eigenvalues; ldl: counts only, faster for thousands of parameters;"
-            " auto: by size.",
+            " certified: products alone, with a proof; slq: their plain interval; chebyshev: error"
+            " bars in little memory; auto: exact up to 3,000 parameters, else certified.",
             show_default="auto",
         ),
     ] = None,
@@ -47,9 +55,17 @@ def index(
     data_dir: DataDir = None,
     subset: Subset = None,
     tau: Annotated[
-        float | None,
-        typer.Option(help="Count eigenvalues below -TAU.", show_default="the noise floor"),
+        list[float] | None,
+        typer.Option(
+            help="Count eigenvalues below -TAU; repeatable.",
+            show_default="the noise floor; without the matrix also decades down to it",
+        ),
     ] = None,
+    probes: Probes = None,
+    steps: Steps = None,
+    seed: ProbeSeed = None,
+    confidence: Confidence = None,
+    max_matvecs: MaxMatvecs = None,
     params: Params = None,
     l2: L2 = None,
     loss: Loss = None,
@@ -64,6 +80,15 @@ def index(
 ) -> None:
     """Count the directions in which the loss goes down, resolved from round-off."""
     how = _settle_method(exact, method, picture=out is not None)
+    effort: dict[str, Any] = {
+        "probes": probes,
+        "steps": steps,
+        "seed": seed,
+        "confidence": confidence,
+        "max_matvecs": max_matvecs,
+    }
+    if how in ("exact", "ldl"):
+        refuse_together(f"has no effect on --method {how}; leave it out", **effort)
     if json_file:
         check_target(json_file)
     if out:
@@ -82,7 +107,7 @@ def index(
         params=params,
         chunk_size=chunk_size,
     )
-    result, seconds = compute_index(problem, how, tau)
+    result, seconds = compute_index(problem, how, tau, **effort)
     Console().print(index_table(result, subject=problem.subject, seconds=seconds))
     if json_file:
         write_json(json_file, index_to_dict(result, subject=problem.subject, seconds=seconds))
@@ -95,33 +120,63 @@ def index(
 
 
 def compute_index(
-    problem: Problem, method: MethodName, tau: float | None = None
+    problem: Problem,
+    method: MethodName,
+    taus: Sequence[float] | None = None,
+    *,
+    probes: int | None = None,
+    steps: int | None = None,
+    seed: int | None = None,
+    confidence: float | None = None,
+    max_matvecs: int | None = None,
 ) -> tuple[IndexResult, float]:
     """Compute an index with a progress bar, and time it.
 
     Args:
         problem: what to count on.
         method: how.
-        tau: the resolution; None for the noise floor.
+        taus: the resolutions; None for the method's own.
+        probes: see `hvpspec.index`, as for the following; None for its defaults.
+        steps: its ``num_steps``.
+        seed: of its generator.
+        confidence: of intervals.
+        max_matvecs: the most products.
 
     Returns:
         The index, and the seconds it took.
 
     Raises:
-        HvpspecError: ``tau`` is not allowed, the matrix does not fit, or a number is not finite.
+        HvpspecError: an argument is not allowed, the matrix does not fit, or a number is not
+            finite.
     """
-    import hvpspec
+    import torch
 
+    import hvpspec
+    from hvpspec.spectrum.morse import AUTO_EXACT_UP_TO
+
+    given = {"confidence": confidence, "max_matvecs": max_matvecs}
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    options |= {"num_probes": probes, "num_steps": steps, "tau_ladder": taus or None}
+    options["generator"] = torch.Generator().manual_seed(seed or 0)
+    if method == "auto":
+        small = problem.hessian.shape[0] <= AUTO_EXACT_UP_TO
+        method = "exact" if small else "certified"
     start = time.perf_counter()
-    with hessian_bar() as progress:
-        result = hvpspec.index(problem.hessian, tau, method=method, progress=progress)
+    if method in ("exact", "ldl"):
+        with hessian_bar() as progress:
+            result = hvpspec.index(problem.hessian, method=method, progress=progress, **options)
+    else:
+        with bracket_bar() as (progress, watch):
+            result = hvpspec.index(
+                problem.hessian, method=method, progress=progress, watch=watch, **options
+            )
     return result, time.perf_counter() - start
 
 
 def _settle_method(exact: bool, method: MethodName | None, *, picture: bool) -> MethodName:
-    """Read the options that choose a method; a picture needs the eigenvalues."""
+    """Read the options that choose a method; a picture needs more than one count."""
     if exact and method not in (None, "exact"):
         raise typer.BadParameter(f"--exact means --method exact, but --method {method} is given")
     if picture and method == "ldl":
         raise typer.BadParameter("--out needs the eigenvalues; use --method exact with it")
-    return "exact" if exact or picture else method or "auto"
+    return "exact" if exact else method or "auto"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,7 +13,7 @@ import typer
 from hvpspec.errors import InputError
 
 LossName = Literal["cross_entropy", "mse"]
-MethodName = Literal["auto", "exact", "ldl"]
+MethodName = Literal["auto", "exact", "ldl", "certified", "slq", "chebyshev"]
 OptimizerName = Literal["sgd", "adam"]
 
 _AS_TRAINED = "as it was trained"
@@ -73,6 +74,80 @@ JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the result 
 Seed = Annotated[int, typer.Option("--seed", help="Of initial weights and the order of examples.")]
 
 
+def _positive(value: float | None) -> float | None:
+    """Refuse a width or a tolerance that is not above 0."""
+    if value is not None and not (math.isfinite(value) and value > 0):
+        raise typer.BadParameter(f"{value} is not positive and finite")
+    return value
+
+
+def _probability(value: float | None) -> float | None:
+    """Refuse what is not between 0 and 1."""
+    if value is not None and not 0 < value < 1:
+        raise typer.BadParameter(f"{value} does not lie between 0 and 1")
+    return value
+
+
+ProbeSeed = Annotated[
+    int | None,
+    typer.Option("--seed", min=0, help="Of the random probes.", show_default="0"),
+]
+Probes = Annotated[
+    int | None,
+    typer.Option(
+        "--probes", min=1, help="Random vectors that advance together.", show_default="by method"
+    ),
+]
+Steps = Annotated[
+    int | None,
+    typer.Option("--steps", min=1, help="Most steps from each of them.", show_default="by method"),
+]
+MaxMatvecs = Annotated[
+    int | None,
+    typer.Option(
+        "--max-matvecs",
+        min=1,
+        help="Most matrix-vector products to spend.",
+        show_default="by command",
+    ),
+]
+Confidence = Annotated[
+    float | None,
+    typer.Option(
+        "--confidence",
+        callback=_probability,
+        help="Of intervals without the matrix, for each tau.",
+        show_default="0.99",
+    ),
+]
+Sigma = Annotated[
+    float | None,
+    typer.Option(
+        "--sigma",
+        callback=_positive,
+        help="Width of the kernels, in units of the eigenvalues; with --symlog in their logarithm.",
+        show_default="a 200th of the range; 0.2",
+    ),
+]
+Tolerance = Annotated[
+    float | None,
+    typer.Option(
+        "--tol",
+        callback=_positive,
+        help="Largest residual of an eigenvalue, relative to the norm.",
+        show_default="the root of the unit round-off",
+    ),
+]
+RelativeError = Annotated[
+    float | None,
+    typer.Option(
+        "--rtol",
+        callback=_positive,
+        help="Stop at this standard error, relative to the larger of |trace| and Frobenius norm.",
+    ),
+]
+
+
 def parse_net_args(pairs: Sequence[str] | None) -> dict[str, object] | None:
     """Read ``name=value`` pairs; a value is a number, true, false, none, other JSON, or a string.
 
@@ -107,3 +182,18 @@ def _plain_value(text: str) -> object:
         return json.loads(text)
     except ValueError:
         return text
+
+
+def refuse_together(reason: str, **options: object) -> None:
+    """Refuse options that would have no effect.
+
+    Args:
+        reason: why, after the name of the option.
+        options: by name, with underscores; None or False where not given.
+
+    Raises:
+        typer.BadParameter: one of them is given.
+    """
+    for name, value in options.items():
+        if value is not None and value is not False:
+            raise typer.BadParameter(f"--{name.replace('_', '-')} {reason}")

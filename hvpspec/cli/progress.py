@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+if TYPE_CHECKING:
+    from hvpspec import Rung
 
 
 @contextmanager
@@ -45,6 +49,45 @@ def hessian_bar() -> Iterator[Callable[[int, int], None]]:
             progress.update(task, completed=done, total=total, description=text)
 
         yield show
+
+
+@contextmanager
+def product_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Show how many matrix-vector products are done, of the most there will be.
+
+    Args:
+        what: what they are for.
+
+    Yields:
+        What a function of `hvpspec` calls with the products done and the most there will be.
+    """
+    with _progress() as progress:
+        task = progress.add_task("reading the data", total=None)
+
+        def show(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total, description=f"{what}, products")
+
+        yield show
+
+
+@contextmanager
+def bracket_bar() -> Iterator[tuple[Callable[[int, int], None], Callable[[Rung], None]]]:
+    """Show the products done, and between which bounds an index is known to lie by now.
+
+    Yields:
+        What `hvpspec.index` calls as ``progress`` and as ``watch``.
+    """
+    with _progress() as progress:
+        task = progress.add_task("measuring the noise", total=None)
+
+        def show(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        def watch(rung: Rung) -> None:
+            bracket = f"index in [{rung.lower:,}, {rung.upper:,}] at τ = {rung.tau:.2g}, products"
+            progress.update(task, description=bracket)
+
+        yield show, watch
 
 
 def _progress() -> Progress:

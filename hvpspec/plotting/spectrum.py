@@ -1,39 +1,29 @@
-"""Pictures of a spectrum and of an index as a function of its resolution.
-
-Figures are made without pyplot, so nothing here opens a window or keeps state.
-"""
+"""The histogram of a spectrum whose eigenvalues are all known."""
 
 from __future__ import annotations
 
-import io
 import math
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 from numpy.typing import ArrayLike, NDArray
 
 from hvpspec.errors import InputError
-from hvpspec.files import check_target, write_atomically
-
-if TYPE_CHECKING:
-    from hvpspec.spectrum import IndexResult
-
-#: File endings that `save_figure` can write.
-PICTURE_SUFFIXES = (".png", ".pdf", ".svg")
+from hvpspec.plotting.figures import (
+    NEGATIVE,
+    NOISE,
+    POSITIVE,
+    Floats,
+    new_figure,
+    power_of_ten,
+    short,
+)
 
 Scale = Literal["linear", "symlog", "both"]
-Floats = NDArray[np.float64]
-
-# Vermilion and blue stay apart for colour-blind readers; grey is what means nothing.
-_NEGATIVE, _POSITIVE, _NOISE = "#D55E00", "#0072B2", "#8C8C8C"
-_PANEL = (9.0, 4.2)  # inches; at 110 dots per inch a picture is 990 pixels wide
-_DPI = 110
 
 
 @dataclass(frozen=True)
@@ -111,18 +101,18 @@ def draw_spectrum(ax: Axes, histogram: SpectrumHistogram) -> None:
     edges, counts, floor = histogram.edges, histogram.counts, histogram.noise_floor
     threshold = histogram.linear_threshold
     negative = edges[1:] <= 0
-    for side, colour, sign in ((negative, _NEGATIVE, "<"), (~negative, _POSITIVE, ">")):
+    for side, colour, sign in ((negative, NEGATIVE, "<"), (~negative, POSITIVE, ">")):
         heights, widths = counts[side], np.diff(edges)[side]
         bound = "−noise floor" if sign == "<" else "noise floor"
         label = f"{int(heights.sum()):,} eigenvalues {sign} {bound}"
         ax.bar(edges[:-1][side], heights, widths, align="edge", color=colour, label=label)
     if histogram.num_zero:
-        label = f"{histogram.num_zero:,} within the noise floor ±{_short(floor)}"
+        label = f"{histogram.num_zero:,} within the noise floor ±{short(floor)}"
         if threshold is not None and threshold == floor:
-            ax.bar(-floor, histogram.num_zero, 2 * floor, align="edge", color=_NOISE, label=label)
+            ax.bar(-floor, histogram.num_zero, 2 * floor, align="edge", color=NOISE, label=label)
         else:
-            ax.plot([0, 0], [0.5, histogram.num_zero], color=_NOISE, lw=2.5, label=label)
-            ax.plot(0, histogram.num_zero, "o", color=_NOISE, ms=5)
+            ax.plot([0, 0], [0.5, histogram.num_zero], color=NOISE, lw=2.5, label=label)
+            ax.plot(0, histogram.num_zero, "o", color=NOISE, ms=5)
     ax.set_yscale("log", nonpositive="clip")
     top = max(int(counts.max(initial=0)), histogram.num_zero, 1)
     ax.set_ylim(0.5, max(3 * top, 10))
@@ -133,10 +123,8 @@ def draw_spectrum(ax: Axes, histogram: SpectrumHistogram) -> None:
         ax.set_xlabel("eigenvalue λ (linear axis)")
     else:
         _symlog_axis(ax, threshold, edges)
-        what = "the noise floor" if threshold == floor else f"the noise floor is {_short(floor)}"
-        ax.set_xlabel(
-            f"eigenvalue λ (logarithmic axis, linear within ±{_short(threshold)}, {what})"
-        )
+        what = "the noise floor" if threshold == floor else f"the noise floor is {short(floor)}"
+        ax.set_xlabel(f"eigenvalue λ (logarithmic axis, linear within ±{short(threshold)}, {what})")
     ax.axvline(0, color="black", lw=0.6, zorder=0)
     ax.grid(axis="y", alpha=0.25)
     ax.set_axisbelow(True)
@@ -172,7 +160,7 @@ def plot_spectrum(
     if scale not in ("linear", "symlog", "both"):
         raise InputError(f"scale must be 'linear', 'symlog' or 'both', got {scale!r}")
     panels = {"linear": [False], "symlog": [True], "both": [False, True]}[scale]
-    figure = _figure(len(panels))
+    figure = new_figure(len(panels))
     for ax, symlog in zip(
         figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels, strict=True
     ):
@@ -186,90 +174,6 @@ def plot_spectrum(
         draw_spectrum(ax, histogram)
     if title:
         figure.suptitle(title, fontsize=11)
-    return figure
-
-
-def plot_index_curve(result: IndexResult, *, title: str | None = None) -> Figure:
-    """Draw how many eigenvalues lie below -τ, as a function of τ.
-
-    The curve is exact: a staircase with a step at every negative eigenvalue. Where it is flat, the
-    index does not depend on the choice of τ.
-
-    Args:
-        result: an index with eigenvalues (method ``exact``).
-        title: one line above the picture.
-
-    Raises:
-        InputError: the result holds no eigenvalues.
-    """
-    taus, counts = _staircase(result)
-    figure = _figure(1)
-    ax = figure.subplots()
-    ax.plot(taus, counts, drawstyle="steps-post", color=_NEGATIVE, lw=1.8)
-    ax.set_xscale("log")
-    ax.set_xlim(taus[0], taus[-1])
-    bound = result.bound
-    # Counts of round-off may dwarf the index; a logarithm keeps both readable.
-    top = max(int(counts.max()), result.upper, bound.upper if bound else 0, 1)
-    if top > 20 * max(result.estimate, 1.0):
-        ax.set_yscale("symlog", linthresh=10)
-        ax.set_ylim(0, 3 * top)
-    else:
-        ax.set_ylim(0, 1.25 * top)
-        ax.yaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
-    if bound:
-        label = f"structural upper bound: {bound.upper:,}"
-        ax.axhline(bound.upper, ls="--", color="black", lw=1, label=label)
-    if taus[0] < result.noise_floor:
-        raw = f"; raw count #(λ < 0): {result.raw_count:,}" if result.raw_count is not None else ""
-        label = f"round-off: τ below the noise floor{raw}"
-        ax.axvspan(taus[0], result.noise_floor, color=_NOISE, alpha=0.25, lw=0, label=label)
-    if result.tau >= taus[0]:
-        _mark_result(ax, result)
-    ax.set_xlabel("resolution τ, in units of the eigenvalues")
-    ax.set_ylabel("number of eigenvalues λ < −τ")
-    ax.grid(alpha=0.25)
-    if ax.get_legend_handles_labels()[0]:
-        ax.legend(loc="upper right", fontsize=9)
-    if title:
-        figure.suptitle(title, fontsize=11)
-    return figure
-
-
-def check_picture(path: Path) -> None:
-    """Refuse a picture that could not be written, before the work for it starts.
-
-    Args:
-        path: the file; its ending chooses the format.
-
-    Raises:
-        InputError: unknown ending, no such folder, or no permission.
-    """
-    check_target(path, PICTURE_SUFFIXES)
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure in the format of its file's ending, whole or not at all.
-
-    Args:
-        figure: what to write.
-        path: the file, ending in one of `PICTURE_SUFFIXES`; one that exists is replaced.
-
-    Raises:
-        InputError: unknown ending, or the file cannot be written.
-    """
-    check_picture(path)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=path.suffix[1:].lower())
-    write_atomically(path, buffer.getvalue())
-
-
-def _figure(num_panels: int) -> Figure:
-    """An empty figure with room for panels above each other."""
-    width, height = _PANEL
-    figure = Figure((width, height * num_panels), dpi=_DPI, layout="constrained")
-    FigureCanvasAgg(figure)
     return figure
 
 
@@ -325,63 +229,4 @@ def _symlog_axis(ax: Axes, threshold: float, edges: Floats) -> None:
     ticks = [-p for p in powers if p <= -low] + [0.0] + [p for p in powers if p <= high]
     ax.xaxis.set_major_locator(FixedLocator(sorted(ticks)))
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter(FuncFormatter(_power_of_ten))
-
-
-def _power_of_ten(x: float, _: int | None) -> str:
-    """Label a tick at 0 or at a power of ten."""
-    if x == 0:
-        return "0"
-    return f"${'-' if x < 0 else ''}10^{{{round(math.log10(abs(x)))}}}$"
-
-
-def _staircase(result: IndexResult) -> tuple[Floats, NDArray[np.int64]]:
-    """The exact counts at every step of the curve and at both ends of the axis."""
-    import torch
-
-    if result.eigenvalues is None:
-        result.curve()  # says why there is none
-    assert result.eigenvalues is not None
-    high = 1.5 * result.norm or 1.0
-    floor = result.noise_floor or 1e-12 * high
-    # As much of the round-off as shows that the count goes on climbing in it.
-    smallest = -float(result.eigenvalues[result.eigenvalues < 0].max()) if result.raw_count else 0.0
-    low = min(max(smallest / 2, 1e-9 * floor), 1e-2 * floor)
-    if 0 < result.tau < high:
-        low = min(low, result.tau / 3)
-    steps = -result.eigenvalues[(result.eigenvalues < -low) & (result.eigenvalues > -high)]
-    ends = torch.tensor([low, high], dtype=torch.float64)
-    curve = result.curve(torch.cat([ends, steps]))
-    return curve.taus.numpy(), curve.counts.numpy()
-
-
-def _mark_result(ax: Axes, result: IndexResult) -> None:
-    """Mark the resolution at which the result was counted, and what was counted there."""
-    if result.index is not None:
-        ax.plot(result.tau, result.index, "o", color="black", ms=6, zorder=3, clip_on=False)
-        text, height = f"index {result.index:,} at τ = {_short(result.tau)}", result.index
-    else:
-        ax.vlines(result.tau, result.lower, result.upper, color="black", lw=2, zorder=3)
-        text = f"between {result.lower:,} and {result.upper:,} at τ = {_short(result.tau)}"
-        height = result.upper
-    left = math.log(result.tau / ax.get_xlim()[0]) < 0.6 * math.log(
-        ax.get_xlim()[1] / ax.get_xlim()[0]
-    )
-    ax.annotate(
-        text,
-        (result.tau, height),
-        xytext=(8 if left else -8, 6),
-        textcoords="offset points",
-        ha="left" if left else "right",
-        va="bottom",
-        fontsize=10,
-        fontweight="bold",
-        # Legible also where the curve or the bound passes behind it.
-        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5},
-    )
-
-
-def _short(x: float) -> str:
-    """A number to two digits, with a power of ten where Python would write an exponent."""
-    digits, _, exponent = f"{x:.2g}".partition("e")
-    return rf"${digits}\times10^{{{int(exponent)}}}$" if exponent else digits
+    ax.xaxis.set_major_formatter(FuncFormatter(power_of_ten))

@@ -1,63 +1,23 @@
-"""Results as JSON and as tables for people, and files written whole or not at all."""
+"""An index, and whether the point it was counted at is critical."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from hvpspec import __version__
-from hvpspec.files import write_atomically
+from hvpspec.report.tables import Subject, facts_table, number
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
-
-    from hvpspec.plotting import SpectrumHistogram
-    from hvpspec.spectrum import IndexResult
-    from hvpspec.zoo import Checkpoint
+    from hvpspec.spectrum import IndexResult, Rung
 
 #: Relative decreases of the loss below which a point counts as critical, and as nearly so.
 CRITICAL_BELOW = 1e-12
 NEARLY_CRITICAL_BELOW = 1e-6
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What a result is about, as a reader would say it.
-
-    Attributes:
-        network: name and arguments of the network.
-        data: where the examples come from.
-        num_examples: how many there are; None where only the batches know.
-        num_parameters: size of the Hessian.
-        loss: name of the loss.
-        l2: coefficient of the squared norm of the parameters.
-        params: patterns that selected the parameters; None for all.
-        model: file that the weights come from.
-    """
-
-    network: str
-    data: str
-    num_examples: int | None
-    num_parameters: int
-    loss: str
-    l2: float
-    params: tuple[str, ...] | None
-    model: str
-
-    @property
-    def title(self) -> str:
-        """One line for the head of a picture or a table."""
-        examples = f", {self.num_examples:,} examples" if self.num_examples is not None else ""
-        some = f" of {', '.join(self.params)}" if self.params else ""
-        return f"{self.network} on {self.data}{examples}; {self.num_parameters:,} parameters{some}"
 
 
 def relative_decrease(gradient_norm: float, norm: float, loss: float) -> float:
@@ -120,6 +80,8 @@ def index_to_dict(
     own names, and besides:
 
     - ``subject``: the fields of `Subject`, or null;
+    - ``ladder``: for each tau, from coarse to fine, ``tau``, ``lower``, ``upper``, ``index`` (null
+      where it is not certified) and ``estimate``;
     - ``lambda_min``, ``lambda_max``: the extreme eigenvalues, null if none were computed;
     - ``loss``, ``gradient_norm``: of the point, null if unknown;
     - ``relative_decrease``: see `relative_decrease`, null if unknown or infinite, and
@@ -152,6 +114,17 @@ def index_to_dict(
         "upper": result.upper,
         "estimate": result.estimate,
         "tau": result.tau,
+        "ladder": [
+            {
+                "tau": rung.tau,
+                "lower": rung.lower,
+                "upper": rung.upper,
+                "index": rung.index if _proves(result) else None,
+                "estimate": rung.estimate,
+            }
+            for rung in result.ladder
+        ],
+        "resolution": result.resolution,
         "noise_floor": result.noise_floor,
         "certified": result.certified,
         "confidence": result.confidence,
@@ -186,13 +159,22 @@ def index_table(
         seconds: time it took.
     """
     facts = result.facts
-    rows = [
-        _index_row(result),
-        ("nullity", f"{result.nullity:,}", "eigenvalues within ±τ"),
-        ("positive", f"{result.positive:,}", "eigenvalues above τ"),
-        ("raw count", *_raw_count(result)),
-        ("noise floor", _number(result.noise_floor), "error of an eigenvalue; no sign below it"),
-    ]
+    rows = [_index_row(result), *_ladder_rows(result)]
+    if result.nullity is not None and result.positive is not None:
+        rows.append(("nullity", f"{result.nullity:,}", "eigenvalues within ±τ"))
+        rows.append(("positive", f"{result.positive:,}", "eigenvalues above τ"))
+        rows.append(("raw count", *_raw_count(result)))
+    if result.confidence < 1:
+        meaning = "error bars at each τ, no proof"
+        if result.method != "chebyshev":
+            meaning = "probability that what is said of a τ holds, for each τ"
+        rows.append(("confidence", f"{result.confidence:.10g}", meaning))
+    if result.resolution:
+        meaning = "eigenvalues this near to −τ may be counted or not"
+        rows.append(("resolution", number(result.resolution), meaning))
+    rows.append(
+        ("noise floor", number(result.noise_floor), "error of an eigenvalue; no sign below it")
+    )
     if result.bound:
         rows.append(("upper bound", f"{result.bound.upper:,}", result.bound.reason))
     else:
@@ -200,15 +182,13 @@ def index_table(
     if facts.loss is not None and facts.gradient_norm is not None:
         sentence = describe_gradient(facts.gradient_norm, result.norm, facts.loss)
         rows.append(("loss f", f"{facts.loss:.5g}", _loss_text(subject)))
-        rows.append(("‖∇f‖", _number(facts.gradient_norm), sentence))
+        rows.append(("‖∇f‖", number(facts.gradient_norm), sentence))
     extremes = _extremes(result)
     if extremes:
-        rows.append(("λ min", _number(extremes[0]), "smallest eigenvalue"))
-        rows.append(("λ max", _number(extremes[1]), "largest eigenvalue"))
+        rows.append(("λ min", number(extremes[0]), "smallest eigenvalue"))
+        rows.append(("λ max", number(extremes[1]), "largest eigenvalue"))
     else:
-        rows.append(
-            ("‖H‖", _number(result.norm), "largest |λ|, estimated; the others not computed")
-        )
+        rows.append(("‖H‖", number(result.norm), "largest |λ|, estimated; the others not computed"))
     rows.append(("products", f"{result.num_matvecs:,}", f"matrix-vector products, {_how(result)}"))
     if seconds is not None:
         rows.append(("time", f"{seconds:.1f} s", ""))
@@ -216,150 +196,107 @@ def index_table(
     return facts_table(subject.title if subject else f"matrix of size {result.dim:,}", rows)
 
 
-def density_to_dict(
-    eigenvalues: ArrayLike, histogram: SpectrumHistogram, *, subject: Subject | None = None
-) -> dict[str, Any]:
-    """Turn a spectrum and its histogram into plain data for JSON.
-
-    Version 1 of the format ``hvpspec-density``: ``subject`` as in `index_to_dict`; the fields of
-    `SpectrumHistogram` under their own names (``linear_threshold`` is null for a linear axis); and
-    ``eigenvalues``, all of them, ascending.
+def comparison_table(
+    certified: IndexResult, exact: IndexResult, *, seconds: tuple[float, float]
+) -> Table:
+    """Lay a matrix-free ladder beside the exact counts at the same resolutions.
 
     Args:
-        eigenvalues: all of them.
-        histogram: their counts as drawn.
-        subject: what they are of.
+        certified: with a ladder.
+        exact: with all eigenvalues.
+        seconds: the time of each.
     """
-    import numpy as np
-
-    return {
-        "format": "hvpspec-density",
-        "version": 1,
-        "hvpspec": __version__,
-        "subject": asdict(subject) if subject else None,
-        "noise_floor": histogram.noise_floor,
-        "linear_threshold": histogram.linear_threshold,
-        "num_zero": histogram.num_zero,
-        "edges": histogram.edges.tolist(),
-        "counts": histogram.counts.tolist(),
-        "eigenvalues": np.sort(np.asarray(eigenvalues, dtype=np.float64)).tolist(),
-    }
-
-
-def checkpoint_to_dict(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Turn a checkpoint's description into plain data for JSON.
-
-    Version 1 of the format ``hvpspec-checkpoint-info``: ``file``; ``network`` (``name``,
-    ``arguments``); ``num_parameters``; ``tensors``, each with ``name``, ``shape``, ``dtype``,
-    ``count`` and ``kind`` (``parameter`` or ``buffer``); ``data`` (``source``, ``split``,
-    ``subset``), ``settings`` and ``history`` of training, null where unknown; ``versions`` of the
-    software that wrote it.
-
-    Args:
-        checkpoint: the checkpoint.
-    """
-    return {
-        "format": "hvpspec-checkpoint-info",
-        "version": 1,
-        "file": str(checkpoint.path),
-        "network": {
-            "name": checkpoint.network.name,
-            "arguments": dict(checkpoint.network.arguments),
-        },
-        "num_parameters": checkpoint.num_parameters,
-        "tensors": _tensors(checkpoint),
-        "data": asdict(checkpoint.data) if checkpoint.data else None,
-        "settings": asdict(checkpoint.settings) if checkpoint.settings else None,
-        "history": asdict(checkpoint.history) if checkpoint.history else None,
-        "versions": dict(checkpoint.versions),
-    }
-
-
-def checkpoint_tables(checkpoint: Checkpoint) -> tuple[Table, Table]:
-    """Lay a checkpoint out for a person: where it comes from, and its tensors.
-
-    Args:
-        checkpoint: the checkpoint.
-    """
-    data, settings, history = checkpoint.data, checkpoint.settings, checkpoint.history
-    rows = [
-        ("network", network_text(checkpoint.network.name, checkpoint.network.arguments)),
-        ("parameters", f"{checkpoint.num_parameters:,}"),
-        ("data", _data_text(data.source, data.split, data.subset) if data else "not recorded"),
-        ("training", _pairs(asdict(settings)) if settings else "not recorded"),
-    ]
-    if history:
-        accuracy = f", accuracy {history.accuracy:.2%}" if history.accuracy is not None else ""
-        rows.append(("result", f"training loss {history.loss:.5g}{accuracy}"))
-    rows.append(("written by", _pairs(checkpoint.versions, " ") or "not recorded"))
-
-    tensors = Table(box=box.SIMPLE_HEAD)
-    for heading in ("tensor", "shape", "dtype"):
-        tensors.add_column(heading, overflow="fold")
-    tensors.add_column("count", justify="right")
-    tensors.add_column("")
-    for t in _tensors(checkpoint):
-        shape = " × ".join(map(str, t["shape"])) or "scalar"
-        kind = "" if t["kind"] == "parameter" else t["kind"]
-        tensors.add_row(*map(Text, (t["name"], shape, t["dtype"], f"{t['count']:,}", kind)))
-    return facts_table(str(checkpoint.path), rows), tensors
-
-
-def network_text(name: str, arguments: Mapping[str, object]) -> str:
-    """Name a network with its arguments.
-
-    >>> network_text("mlp2", {"activation": "tanh"})
-    'mlp2 (activation=tanh)'
-    """
-    return f"{name} ({_pairs(arguments)})" if arguments else name
-
-
-def facts_table(title: str, rows: Iterable[Sequence[str]]) -> Table:
-    """Lay out labelled facts without lines between them; their text is never read as markup.
-
-    Args:
-        title: what the facts are about.
-        rows: a label, a value and perhaps what it means, the same number in every row.
-    """
-    table = Table(title=Text(title, style="bold"), title_justify="left", box=None)
-    table.show_header = False
-    for i, row in enumerate(rows):
-        if i == 0:
-            table.add_column(style="bold", no_wrap=True)
-            for _ in row[1:]:
-                table.add_column(overflow="fold")
-        table.add_row(*map(Text, row))
+    assert exact.eigenvalues is not None
+    table = Table(
+        title=Text("certified beside exact", style="bold"), title_justify="left", box=None
+    )
+    for heading in ("τ", "τ / ‖H‖", "certified", "exact", ""):
+        table.add_column(heading, justify="left" if heading == "" else "right")
+    for rung in certified.ladder:
+        count = int((exact.eigenvalues < -rung.tau).sum())
+        if not rung.lower <= count <= rung.upper:
+            verdict = "they DISAGREE"
+        else:
+            verdict = "they agree" if rung.index is not None else "the interval holds it"
+        relative = f"{rung.tau / exact.norm:.2g}" if exact.norm else "–"
+        table.add_row(number(rung.tau), relative, _count_text(rung), f"{count:,}", verdict)
+    for label, first, second in (
+        ("products", f"{certified.num_matvecs:,}", f"{exact.num_matvecs:,}"),
+        ("noise floor", number(certified.noise_floor), number(exact.noise_floor)),
+        ("time", *(f"{t:.1f} s" for t in seconds)),
+    ):
+        table.add_row(label, "", first, second, "")
+    table.add_row("confidence", "", f"{certified.confidence:.10g}", f"{exact.confidence:.10g}", "")
     return table
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write plain data as JSON, whole or not at all.
-
-    Args:
-        path: the file; one that exists is replaced.
-        content: finite numbers, strings, lists and mappings.
-
-    Raises:
-        InputError: it cannot be written.
-        ValueError: a number is NaN or infinite.
-    """
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
-    write_atomically(path, f"{text}\n".encode())
 
 
 def _index_row(result: IndexResult) -> tuple[str, str, str]:
     """The index or the interval that is certain, and why."""
-    tau, floor = _number(result.tau), _number(result.noise_floor)
+    if len(result.ladder) > 1 and _proves(result):
+        return _ladder_headline(result)
+    tau, floor = number(result.tau), number(result.noise_floor)
     if result.index is None:
+        value = f"[{result.lower:,}, {result.upper:,}]"
+        if not _proves(result):
+            what = "error bars, no proof" if result.method == "chebyshev" else "an interval"
+            return "index", value, f"{what} at τ = {tau}; estimate {result.estimate:,.1f}"
         reason = (
             f"an interval: τ = {tau} lies below the noise floor {floor}, where signs are round-off;"
             " raise τ"
             if result.tau < result.noise_floor
             else f"an interval: the count at τ = {tau} is not certified"
         )
-        return "index", f"[{result.lower:,}, {result.upper:,}]", reason
-    at_floor = " (the noise floor)" if result.tau == result.noise_floor else ""
-    return "index", f"{result.index:,}", f"eigenvalues below −τ, τ = {tau}{at_floor}"
+        return "index", value, reason
+    return "index", f"{result.index:,}", f"eigenvalues below −τ, τ = {tau}{_relation(result)}"
+
+
+def _ladder_headline(result: IndexResult) -> tuple[str, str, str]:
+    """The finest count without a coarser one left open, and how far down that goes."""
+    ladder = result.ladder
+    opened = next((i for i, rung in enumerate(ladder) if rung.index is None), len(ladder))
+    if opened == 0:
+        coarsest = number(ladder[0].tau)
+        text = f"an interval at τ = {number(result.tau)}: not even τ = {coarsest} is certified"
+        return "index", f"[{result.lower:,}, {result.upper:,}]", text
+    rung = ladder[opened - 1]
+    text = f"eigenvalues below −τ, certified down to τ = {number(rung.tau)}"
+    text += _relation(result) if opened == len(ladder) else ", bracketed below it"
+    return "index", f"{rung.lower:,}", text
+
+
+def _relation(result: IndexResult) -> str:
+    """Say where the finest tau comes from, if from the noise floor."""
+    return " (the noise floor)" if result.tau == result.noise_floor else ""
+
+
+def _ladder_rows(result: IndexResult) -> list[tuple[str, str, str]]:
+    """A row for each resolution, if there are several."""
+    if len(result.ladder) == 1:
+        return []
+    rows = []
+    for rung in result.ladder:
+        relative = f"{rung.tau / result.norm:.2g} ‖H‖" if result.norm else ""
+        if not _proves(result):
+            state = f"estimate {rung.estimate:,.1f}"
+        elif rung.index is not None:
+            state = "certified"
+        elif rung.tau < result.noise_floor:
+            state = "bracketed: τ lies below the noise floor"
+        else:
+            state = "bracketed"
+        text = " · ".join(filter(None, (relative, state)))
+        rows.append((f"  τ = {number(rung.tau)}", _count_text(rung), text))
+    return rows
+
+
+def _count_text(rung: Rung) -> str:
+    """A count or its interval."""
+    return f"{rung.lower:,}" if rung.index is not None else f"[{rung.lower:,}, {rung.upper:,}]"
+
+
+def _proves(result: IndexResult) -> bool:
+    """Whether an interval that is a point proves a count, or is only an estimate's."""
+    return result.method not in ("slq", "chebyshev")
 
 
 def _raw_count(result: IndexResult) -> tuple[str, str]:
@@ -383,7 +320,13 @@ def _extremes(result: IndexResult) -> tuple[float, float] | None:
 
 def _how(result: IndexResult) -> str:
     """Say how the eigenvalues were counted after that."""
-    how = {"exact": "then all eigenvalues", "ldl": "then inertia by LDLᵀ"}
+    how = {
+        "exact": "then all eigenvalues",
+        "ldl": "then inertia by LDLᵀ",
+        "certified": "by which directions were harvested and the rest bounded",
+        "slq": "of stochastic Lanczos quadrature",
+        "chebyshev": "of a damped Chebyshev filter",
+    }
     return how.get(result.method, result.method)
 
 
@@ -392,33 +335,3 @@ def _loss_text(subject: Subject | None) -> str:
     if subject is None:
         return ""
     return subject.loss + (f" + {subject.l2:g} ‖θ‖²" if subject.l2 else "")
-
-
-def _tensors(checkpoint: Checkpoint) -> list[dict[str, Any]]:
-    """Describe every tensor of a network."""
-    parameters = {n for n, _ in checkpoint.model.named_parameters(remove_duplicate=False)}
-    return [
-        {
-            "name": t.name,
-            "shape": list(t.shape),
-            "dtype": t.dtype,
-            "count": math.prod(t.shape),
-            "kind": "parameter" if t.name in parameters else "buffer",
-        }
-        for t in checkpoint.tensors
-    ]
-
-
-def _data_text(source: str, split: str, subset: int | None) -> str:
-    """Name data as a checkpoint records them."""
-    return f"{source}, {split} split" + (f", first {subset:,} examples" if subset else "")
-
-
-def _pairs(values: Mapping[str, object], joiner: str = "=") -> str:
-    """List names with their values."""
-    return ", ".join(f"{name}{joiner}{value}" for name, value in values.items())
-
-
-def _number(x: float) -> str:
-    """A number to three digits."""
-    return f"{x:.3g}"

@@ -16,11 +16,11 @@ def test_help_loads_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    for command in ("train", "info", "index", "density", "demo"):
+    for command in ("train", "info", "index", "density", "eigs", "trace", "demo"):
         assert command in done.stdout
 
 
-@pytest.mark.parametrize("command", ["train", "info", "index", "density", "demo"])
+@pytest.mark.parametrize("command", ["train", "info", "index", "density", "eigs", "trace", "demo"])
 def test_every_command_has_help(run, command):
     outcome = run(f"{command} --help")
     assert not outcome.code
@@ -45,6 +45,25 @@ def test_module_is_the_same_program():
         "index --model x.pt --subset 0",
         "index --model x.pt --chunk-size 0",
         "index --model x.pt --tau much",
+        "index --model x.pt --probes 0",
+        "index --model x.pt --steps 0",
+        "index --model x.pt --max-matvecs 0",
+        "index --model x.pt --confidence 2",
+        "index --model x.pt --exact --probes 3",
+        "index --model x.pt --method ldl --confidence 0.5",
+        "density --model x.pt --probes 0",
+        "density --model x.pt --sigma 0",
+        "density --model x.pt --bins 7",
+        "density --model x.pt --exact --per-layer",
+        "density --model x.pt --exact --seed 0",
+        "density --model x.pt --exact --save x.npz",
+        "eigs --model x.pt -k 0",
+        "eigs --model x.pt --which XX",
+        "eigs --model x.pt --tol 0",
+        "eigs --model x.pt --tol nan",
+        "trace --model x.pt --method guess",
+        "trace --model x.pt --max-matvecs 3",
+        "trace --model x.pt --rtol -1",
         "density --model x.pt --exact --out x.png --bins 0",
         "train --net mlp2 --data mnist-sample",
     ],

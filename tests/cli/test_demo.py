@@ -20,12 +20,17 @@ def test_writes_everything(run, tmp_path, small_matrix):
     out = tmp_path / "new" / "out"
     outcome = run(f"demo --out {out} --seed 1")
     assert not outcome.code, outcome.err
-    names = {"ckpt.pt", "index.json", "spectrum.png", "index-curve.png"}
+    names = {"ckpt.pt", "index.json", "certified.json"}
+    names |= {"spectrum.png", "index-curve.png", "certified.png"}
     assert {path.name for path in out.iterdir()} == names
     for name in names:
         assert f"wrote {out / name}" in outcome.out
     content = json.loads((out / "index.json").read_text())
     assert content["dim"] == 110
+    assert "they agree" in outcome.out
+    certified = json.loads((out / "certified.json").read_text())
+    assert [rung["index"] for rung in certified["ladder"]] == [0, 0, 0]
+    assert certified["tau"] == 1e-5 * content["norm"]
     assert content["subject"]["network"] == "mlp2 (activation=relu)"
     settings = load_checkpoint(out / "ckpt.pt").settings
     assert settings.seed == 1

@@ -2,6 +2,8 @@ import json
 
 import pytest
 
+import hvpspec
+
 
 @pytest.mark.parametrize("option", ["", " --symlog"])
 def test_picture_and_numbers(run, checkpoint, option):
@@ -19,10 +21,71 @@ def test_picture_and_numbers(run, checkpoint, option):
     assert (content["linear_threshold"] is None) == (option == "")
 
 
-def test_only_the_exact_one_exists(run, checkpoint):
-    outcome = run(f"density --model {checkpoint} --out s.png")
+@pytest.mark.parametrize("option", ["", " --symlog", " --sigma 0.1", " --per-layer", " --probes 1"])
+def test_from_products(run, checkpoint, option):
+    outcome = run(
+        f"density --model {checkpoint}{option} --steps 4 --out d.svg --json d.json --save d.npz"
+    )
+    assert not outcome.code, outcome.err
+    assert outcome.err == ""
+    for name in ("d.svg", "d.json", "d.npz"):
+        assert f"wrote {name}" in outcome.out
+    with open("d.json") as file:
+        content = json.load(file)
+    assert (content["format"], content["version"]) == ("hvpspec-measure", 1)
+    assert content["dim"] == 6
+    probes = 1 if "probes" in option else 8
+    assert len(content["nodes"]) == len(content["weights"]) == len(content["norms"]) == probes
+    for weights in content["weights"]:
+        assert sum(weights) == pytest.approx(1)
+    assert content["num_matvecs"] <= 4 * probes
+    low, high = content["bulk"]
+    assert low <= high
+    if "layer" in option:
+        assert content["layers"]["output"]["dim"] == 6
+        # the only layer is the whole network, by the same seed
+        assert content["layers"]["output"]["nodes"] == content["nodes"]
+    else:
+        assert content["layers"] is None
+    kept = hvpspec.SpectralMeasure.load("d.npz")
+    assert [nodes.tolist() for nodes in kept.nodes] == content["nodes"]
+
+
+def test_layers(run, workspace):
+    run("train --net tiny_cli_network:make --data plane.npz --epochs 1 --out net.pt")
+    model = "--model net.pt --net tiny_cli_network:make"
+    outcome = run(
+        f"density {model} --per-layer --out d.png --json d.json --params 0 --params 2.bias"
+    )
+    assert not outcome.code, outcome.err
+    with open("d.json") as file:
+        layers = json.load(file)["layers"]
+    assert {name: layer["dim"] for name, layer in layers.items()} == {"0": 9, "2": 2}
+
+
+def test_seed(run, checkpoint):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        run(f"density --model {checkpoint} --seed {seed} --steps 2 --json {name}.json")
+    nodes = []
+    for name in "abc":
+        with open(f"{name}.json") as file:
+            nodes.append(json.load(file)["nodes"])
+    assert nodes[0] == nodes[1] != nodes[2]
+
+
+def test_kernels_too_narrow_to_draw(run, workspace, checkpoint):
+    before = sorted(workspace.iterdir())
+    outcome = run(f"density --model {checkpoint} --sigma 1e-12 --out d.png --json d.json")
     assert outcome.code == 2
-    assert "pass --exact" in outcome.err
+    assert "pass a wider sigma" in outcome.err
+    assert sorted(workspace.iterdir()) == before
+
+
+@pytest.mark.parametrize("save", ["d.pt", "missing/d.npz"])
+def test_measure_that_cannot_be_kept(run, workspace, save):
+    outcome = run(f"density --model nothing.pt --save {save}")
+    assert outcome.code == 2
+    assert "cannot write" in outcome.err
 
 
 @pytest.mark.parametrize("out", ["s.gif", "s", "missing/s.png"])

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import hvpspec
+from hvpspec.cli import progress
 from hvpspec.zoo import load_checkpoint
 
 
@@ -55,6 +56,84 @@ def test_methods(run, checkpoint, method, raw):
     assert content["raw_count"] == raw
 
 
+@pytest.fixture
+def saddle(run, workspace):
+    """Options for an untrained network of 17 parameters that is no minimum."""
+    run("train --net tiny_cli_network:make --data plane.npz --epochs 0 --out net.pt")
+    return "--model net.pt --net tiny_cli_network:make"
+
+
+def _json(path):
+    with open(path) as file:
+        return json.load(file)
+
+
+@pytest.mark.parametrize("method", ["certified", "slq", "chebyshev"])
+def test_without_the_matrix(run, saddle, method):
+    taus = "--tau 0.001 --tau 0.1 --tau 0.01"
+    run(f"index {saddle} --exact {taus} --json exact.json")
+    outcome = run(
+        f"index {saddle} --method {method} {taus} --probes 2 --steps 30 --seed 3"
+        " --confidence 0.999 --max-matvecs 200 --json index.json --out curve.svg"
+    )
+    assert not outcome.code, outcome.err
+    assert outcome.err == ""
+    content, exact = _json("index.json"), _json("exact.json")
+    assert (content["method"], content["confidence"], content["tau"]) == (method, 0.999, 0.001)
+    assert [rung["tau"] for rung in content["ladder"]] == [0.1, 0.01, 0.001]
+    for rung, true in zip(content["ladder"], exact["ladder"], strict=True):
+        assert set(rung) == {"tau", "lower", "upper", "index", "estimate"}
+        assert rung["lower"] <= true["index"] <= rung["upper"]
+        assert rung["index"] == (true["index"] if method == "certified" else None)
+    for name in ("raw_count", "nullity", "positive", "eigenvalues", "lambda_min", "lambda_max"):
+        assert content[name] is None
+    assert content["certified"] == (method == "certified")
+    assert (content["resolution"] > 0) == (method == "chebyshev")
+    for text in ("confidence", "noise floor", "τ = 0.01", "‖H‖", "products"):
+        assert text in outcome.out
+    for text in ("nullity", "raw count", "λ min"):
+        assert text not in outcome.out
+
+
+def test_default_ladder(run, saddle):
+    outcome = run(f"index {saddle} --method certified --json index.json")
+    content = _json("index.json")
+    assert content["tau"] == content["noise_floor"]
+    assert len(content["ladder"]) > 4
+    assert "certified down to τ" in outcome.out
+
+
+def test_a_budget_that_does_not_suffice_leaves_intervals(run, saddle):
+    outcome = run(f"index {saddle} --method certified --max-matvecs 2 --json index.json")
+    assert not outcome.code
+    content = _json("index.json")
+    assert content["index"] is None
+    assert content["lower"] < content["upper"]
+    assert "is certified" in outcome.out
+
+
+def test_a_big_network_is_not_assembled_unasked(run, saddle, monkeypatch):
+    monkeypatch.setattr("hvpspec.spectrum.morse.AUTO_EXACT_UP_TO", 10)
+    run(f"index {saddle} --out curve.png --json index.json")
+    assert _json("index.json")["method"] == "certified"
+
+
+def test_bars_show_products_and_bracket(run, saddle, monkeypatch):
+    shown = []
+    update = progress.Progress.update
+    monkeypatch.setattr(
+        progress.Progress,
+        "update",
+        lambda self, task, **fields: (shown.append(fields), update(self, task, **fields)),
+    )
+    run(f"index {saddle} --method certified --max-matvecs 100")
+    assert any("index in [" in fields.get("description", "") for fields in shown)
+    assert all(fields["total"] == 100 for fields in shown if "total" in fields)
+    run(f"density {saddle} --probes 2 --steps 3")
+    assert shown[-1]["description"] == "whole network, products"
+    assert (shown[-1]["completed"], shown[-1]["total"]) == (6, 6)
+
+
 def test_defaults_come_from_training(run, checkpoint):
     run(f"index --model {checkpoint} --json default.json")
     run(f"index --model {checkpoint} --l2 0.01 --data plane.npz --json given.json")
@@ -92,6 +171,12 @@ def test_interval_below_the_noise_floor(run, checkpoint):
     ("options", "cause"),
     [
         ("--tau -1", "tau must be a finite number of at least 0, got -1"),
+        ("--method certified --tau 0", "tau must be above 0 for a matrix-free method"),
+        ("--method slq --tau -1", "tau must be a finite number of at least 0, got -1"),
+        ("--method lanczos", "'lanczos' is not one of"),
+        ("--method certified --confidence 2", "2.0 does not lie between 0 and 1"),
+        ("--method certified --confidence 0", "0.0 does not lie between 0 and 1"),
+        ("--method chebyshev --probes 0", "--probes"),
         ("--tau nan", "tau must be a finite number of at least 0, got nan"),
         ("--l2 -1", "l2 must be"),
         ("--l2 inf", "l2 must be"),

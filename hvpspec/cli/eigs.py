@@ -1,0 +1,95 @@
+"""``hvpspec eigs``: a few eigenvalues at the ends of the spectrum."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from hvpspec.cli.options import (
+    L2,
+    ChunkSize,
+    DataDir,
+    DataName,
+    JsonFile,
+    Loss,
+    MaxMatvecs,
+    ModelFile,
+    NetArgs,
+    NetName,
+    Params,
+    ProbeSeed,
+    Subset,
+    Tolerance,
+)
+from hvpspec.cli.problem import load_problem
+from hvpspec.cli.progress import product_bar
+from hvpspec.errors import ComputationError
+from hvpspec.files import check_target
+from hvpspec.report import eigenpairs_to_dict, eigenvalue_table, write_json
+
+
+def eigs(
+    model: ModelFile,
+    k: Annotated[int, typer.Option("-k", min=1, help="How many.")] = 6,
+    which: Annotated[
+        Literal["LA", "SA", "LM", "BE"],
+        typer.Option(help="LA: largest; SA: smallest; LM: largest in size; BE: half of each."),
+    ] = "LM",
+    tol: Tolerance = None,
+    max_matvecs: MaxMatvecs = None,
+    seed: ProbeSeed = None,
+    data: DataName = None,
+    data_dir: DataDir = None,
+    subset: Subset = None,
+    params: Params = None,
+    l2: L2 = None,
+    loss: Loss = None,
+    chunk_size: ChunkSize = None,
+    net: NetName = None,
+    net_arg: NetArgs = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Find a few eigenvalues at the ends of the spectrum, with their residuals."""
+    if json_file:
+        check_target(json_file)
+    problem = load_problem(
+        model,
+        net=net,
+        net_arg=net_arg,
+        data=data,
+        data_dir=data_dir,
+        subset=subset,
+        loss=loss,
+        l2=l2,
+        params=params,
+        chunk_size=chunk_size,
+    )
+    import torch
+
+    import hvpspec
+
+    start = time.perf_counter()
+    with product_bar("eigenvalues") as progress:
+        pairs = hvpspec.eigsh(
+            problem.hessian,
+            k,
+            which,
+            tol=tol,
+            max_matvecs=max_matvecs,
+            generator=torch.Generator().manual_seed(seed or 0),
+            progress=progress,
+        )
+    seconds, subject = time.perf_counter() - start, problem.subject
+    Console().print(eigenvalue_table(pairs, subject=subject, seconds=seconds))
+    if json_file:
+        write_json(json_file, eigenpairs_to_dict(pairs, which, subject=subject, seconds=seconds))
+        typer.echo(f"wrote {json_file}")
+    missed = int((~pairs.converged).sum())
+    if missed:
+        raise ComputationError(
+            f"{missed} of {k} eigenvalues did not converge within {pairs.num_matvecs:,} products;"
+            " raise --max-matvecs or --tol"
+        )

@@ -1,0 +1,90 @@
+"""``hvpspec trace``: the sum of the eigenvalues, and the root of the sum of their squares."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from hvpspec.cli.options import (
+    L2,
+    ChunkSize,
+    DataDir,
+    DataName,
+    JsonFile,
+    Loss,
+    MaxMatvecs,
+    ModelFile,
+    NetArgs,
+    NetName,
+    Params,
+    ProbeSeed,
+    RelativeError,
+    Subset,
+)
+from hvpspec.cli.problem import load_problem
+from hvpspec.cli.progress import product_bar
+from hvpspec.files import check_target
+from hvpspec.report import trace_table, trace_to_dict, write_json
+
+
+def trace(
+    model: ModelFile,
+    method: Annotated[
+        Literal["hutch++", "hutchinson", "xtrace"],
+        typer.Option(
+            help="hutch++ and xtrace take a low-rank part exactly; hutchinson needs least memory."
+        ),
+    ] = "hutch++",
+    max_matvecs: MaxMatvecs = None,
+    rtol: RelativeError = None,
+    seed: ProbeSeed = None,
+    data: DataName = None,
+    data_dir: DataDir = None,
+    subset: Subset = None,
+    params: Params = None,
+    l2: L2 = None,
+    loss: Loss = None,
+    chunk_size: ChunkSize = None,
+    net: NetName = None,
+    net_arg: NetArgs = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Estimate the trace and the Frobenius norm, with standard errors."""
+    if json_file:
+        check_target(json_file)
+    if max_matvecs is not None and max_matvecs < 4:
+        raise typer.BadParameter(f"--max-matvecs must be at least 4, got {max_matvecs}")
+    problem = load_problem(
+        model,
+        net=net,
+        net_arg=net_arg,
+        data=data,
+        data_dir=data_dir,
+        subset=subset,
+        loss=loss,
+        l2=l2,
+        params=params,
+        chunk_size=chunk_size,
+    )
+    import torch
+
+    import hvpspec
+
+    hessian, start = problem.hessian, time.perf_counter()
+    generator = torch.Generator().manual_seed(seed or 0)
+    with product_bar("trace") as progress:
+        found = hvpspec.trace(
+            hessian, max_matvecs, generator=generator, method=method, rtol=rtol, progress=progress
+        )
+    with product_bar("Frobenius norm") as progress:
+        norm = hvpspec.frobenius_norm(
+            hessian, max_matvecs, generator=generator, rtol=rtol, progress=progress
+        )
+    seconds, subject = time.perf_counter() - start, problem.subject
+    Console().print(trace_table(found, norm, method, subject=subject, seconds=seconds))
+    if json_file:
+        write_json(json_file, trace_to_dict(found, norm, method, subject=subject, seconds=seconds))
+        typer.echo(f"wrote {json_file}")

@@ -1,0 +1,28 @@
+"""Pictures of a spectrum, of a density and of an index as a function of its resolution.
+
+Figures are made without pyplot, so nothing here opens a window or keeps state.
+"""
+
+from hvpspec.plotting.density import plot_density
+from hvpspec.plotting.figures import PICTURE_SUFFIXES, check_picture, save_figure
+from hvpspec.plotting.index_curve import plot_index_curve
+from hvpspec.plotting.spectrum import (
+    Scale,
+    SpectrumHistogram,
+    draw_spectrum,
+    plot_spectrum,
+    spectrum_histogram,
+)
+
+__all__ = [
+    "PICTURE_SUFFIXES",
+    "Scale",
+    "SpectrumHistogram",
+    "check_picture",
+    "draw_spectrum",
+    "plot_density",
+    "plot_index_curve",
+    "plot_spectrum",
+    "save_figure",
+    "spectrum_histogram",
+]

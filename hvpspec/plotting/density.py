@@ -1,0 +1,191 @@
+"""The density of a spectrum that only its products have shown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
+
+from hvpspec.errors import InputError
+from hvpspec.plotting.figures import NOISE, POSITIVE, Floats, new_figure, power_of_ten, short
+
+if TYPE_CHECKING:
+    from hvpspec.spectrum import SpectralMeasure
+
+#: Kernels of this width on a logarithmic axis: a factor of 1.2 in an eigenvalue.
+_LOG_SIGMA = 0.2
+#: The axis ends where the density is this part of a single eigenvalue's kernel.
+_FAINT = 0.03
+_MOST_COLUMNS = 3
+
+
+def plot_density(
+    measures: SpectralMeasure | Mapping[str, SpectralMeasure],
+    *,
+    sigma: float | None = None,
+    symlog: bool = False,
+    title: str | None = None,
+) -> Figure:
+    """Draw how densely the eigenvalues lie, estimated by stochastic Lanczos quadrature.
+
+    Each Ritz value is spread by a Gaussian kernel, whose width is a choice of display and is noted.
+    The band is one standard error to either side, from the randomness of the probes alone. Isolated
+    eigenvalues that Lanczos resolved are marked. Several measures share their axes and kernels.
+
+    Args:
+        measures: from `hvpspec.spectral_measure`; several by name, of which the first sets the
+            kernels.
+        sigma: width of the kernels: in units of the eigenvalues, or with ``symlog`` in the natural
+            logarithm; None for a 200th of the range of the Ritz values, or 0.2.
+        symlog: axis of ``asinh(eigenvalue / c)`` with c a millionth of the largest: logarithmic to
+            both sides, which shows the bulk around 0.
+        title: one line above the picture.
+
+    Raises:
+        InputError: there is no measure, or ``sigma`` is not positive or too narrow to be drawn.
+    """
+    named = measures if isinstance(measures, Mapping) else {"": measures}
+    if not named:
+        raise InputError("measures must hold at least one measure, got none")
+    first = next(iter(named.values()))
+    linthresh = None
+    if symlog:
+        sigma = _LOG_SIGMA if sigma is None else sigma
+        # A layer's own millionth would move its axis against the others'.
+        linthresh = first.log_density(sigma=sigma).linthresh
+    elif sigma is None:
+        sigma = first.density().sigma
+    columns = min(len(named), _MOST_COLUMNS)
+    rows = math.ceil(len(named) / columns)
+    figure = new_figure(rows, columns)
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
+    # On shared logarithmic axes the smallest thing to be seen is one eigenvalue.
+    single = (math.log(10) if symlog else 1) / (sigma * math.sqrt(2 * math.pi))
+    tops = []
+    for ax, (name, measure) in zip(panels, named.items(), strict=False):
+        x, values, sem = _curve(measure, sigma, linthresh)
+        tops.append(float(values.max()))
+        _draw(ax, x, values, sem, single)
+        _mark_outliers(ax, measure, linthresh)
+        if name:
+            products = f"{measure.num_matvecs:,} products"
+            ax.set_title(f"{name}: {measure.dim:,} parameters, {products}", fontsize=10)
+    _label(figure, panels[: len(named)], columns, sigma, linthresh, first)
+    bottom, top = _FAINT * single, max(*tops, single)
+    # Room for the legend above what is drawn.
+    panels[0].set_ylim(bottom, top * (top / bottom) ** 0.3)
+    for ax in panels[len(named) :]:
+        ax.remove()
+    if title:
+        figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def _curve(
+    measure: SpectralMeasure, sigma: float, linthresh: float | None
+) -> tuple[Floats, Floats, Floats]:
+    """Place, eigenvalues per unit of the axis, and the standard error of these."""
+    if linthresh is None:
+        density = measure.density(sigma=sigma)
+        x, unit = density.grid, 1.0
+        values, sem = density.values, density.sem
+    else:
+        log_density = measure.log_density(sigma=sigma, linthresh=linthresh)
+        x, unit = log_density.t, math.log(10)  # per decade, not per factor of e
+        values, sem = log_density.values, log_density.sem
+    scale = measure.dim * unit
+    return x.numpy(), scale * values.numpy(), scale * np.nan_to_num(sem.numpy())
+
+
+def _draw(ax: Axes, x: Floats, values: Floats, sem: Floats, single: float) -> None:
+    """Draw one density with its band, on a logarithm."""
+    ax.set_yscale("log")
+    faint = _FAINT * single / 10  # below the axis, since a logarithm has no 0
+    low, high = np.maximum(values - sem, faint), np.maximum(values + sem, faint)
+    # In one colour: next to 0, what lies on which side is the kernels' doing.
+    ax.fill_between(x, low, high, color=POSITIVE, alpha=0.3, lw=0)
+    ax.plot(x, np.maximum(values, faint), color=POSITIVE, lw=1.4)
+    ax.axhline(single, color=NOISE, lw=0.9, ls=":", label="height of one eigenvalue")
+    ax.axvline(0, color="black", lw=0.6, zorder=0)
+    ax.grid(axis="y", alpha=0.25)
+    ax.yaxis.set_major_locator(LogLocator(numticks=8))
+    ax.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _mark_outliers(ax: Axes, measure: SpectralMeasure, linthresh: float | None) -> None:
+    """Mark the bulk along the lower edge, and each resolved outlier by a triangle."""
+    if not measure.reorthogonalized:
+        return
+    found = measure.outliers()
+    edge = ax.get_xaxis_transform()
+    ends = _place(np.array(found.bulk), linthresh)
+    low, high = found.bulk
+    label = f"bulk [{short(low)}, {short(high)}]"
+    ax.plot(ends, [0.012, 0.012], transform=edge, color="black", lw=3.5, label=label)
+    values = np.array([outlier.value for outlier in (*found.bottom, *found.top)])
+    if len(values):
+        label = f"outliers resolved: {len(found.bottom)} below, {len(found.top)} above"
+        ax.plot(
+            _place(values, linthresh),
+            np.full(len(values), 0.035),
+            "v",
+            transform=edge,
+            color="black",
+            mfc="white",
+            ms=6,
+            ls="none",
+            label=label,
+        )
+
+
+def _label(
+    figure: Figure,
+    panels: np.ndarray[tuple[int], np.dtype[np.object_]],
+    columns: int,
+    sigma: float,
+    linthresh: float | None,
+    first: SpectralMeasure,
+) -> None:
+    """Name the axes and say how the curve was made."""
+    steps = max(len(run.alphas) for run in first.runs)
+    probes = f"{len(first.runs)} probes × {steps} steps"
+    band = "band: ± one standard error" if len(first.runs) > 1 else "one probe: no standard error"
+    if linthresh is None:
+        x, y, kernel = "eigenvalue λ (linear axis)", "eigenvalues per unit of λ", short(sigma)
+    else:
+        x = f"eigenvalue λ (logarithmic axis, linear within ±{short(linthresh)})"
+        y, kernel = "eigenvalues per decade", f"a factor of {math.exp(sigma):.3g}"
+        _decades(panels[0], linthresh)
+    for i, ax in enumerate(panels):
+        if i % columns == 0:
+            ax.set_ylabel(y)
+        ax.legend(loc="upper right", fontsize=8 if len(panels) > 1 else 9)
+        if i + columns >= len(panels):
+            ax.tick_params(labelbottom=True)
+    note = f"{x}\nGaussian kernels, σ = {kernel}; {probes}; {band}"
+    if linthresh is not None:
+        note += "\nwithin the bulk, single peaks are nodes of the quadrature, not eigenvalues"
+    figure.supxlabel(note, fontsize=10)
+
+
+def _decades(ax: Axes, linthresh: float) -> None:
+    """Ticks at 0 and at a few powers of ten on each side of it."""
+    left, right = ax.get_xlim()
+    reach = linthresh * math.sinh(max(-left, right, 1))
+    first, last = math.ceil(math.log10(linthresh)), math.floor(math.log10(reach))
+    step = max(1, math.ceil((last - first) / 4))
+    powers = np.array([10.0**k for k in range(last, first, -step)])
+    ticks = np.concatenate([-powers, [0.0], powers[::-1]])
+    at = dict(zip(_place(ticks, linthresh).tolist(), ticks.tolist(), strict=True))
+    ax.xaxis.set_major_locator(FixedLocator([t for t in at if left <= t <= right]))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda t, _: power_of_ten(at.get(float(t), 0.0), _)))
+
+
+def _place(values: Floats, linthresh: float | None) -> Floats:
+    """Where eigenvalues stand on the axis."""
+    return values if linthresh is None else np.arcsinh(values / linthresh)

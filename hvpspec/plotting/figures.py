@@ -1,0 +1,74 @@
+"""What all pictures share: size, colours, numbers in words, and how a file is written."""
+
+from __future__ import annotations
+
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from hvpspec.files import check_target, write_atomically
+
+#: File endings that `save_figure` can write.
+PICTURE_SUFFIXES = (".png", ".pdf", ".svg")
+
+Floats = NDArray[np.float64]
+
+# Vermilion and blue stay apart for colour-blind readers; grey is what means nothing.
+NEGATIVE, POSITIVE, NOISE = "#D55E00", "#0072B2", "#8C8C8C"
+_PANEL = (9.0, 4.2)  # inches; at 110 dots per inch a picture is 990 pixels wide
+_SMALL_PANEL = (5.2, 4.0)
+_DPI = 110
+
+
+def check_picture(path: Path) -> None:
+    """Refuse a picture that could not be written, before the work for it starts.
+
+    Args:
+        path: the file; its ending chooses the format.
+
+    Raises:
+        InputError: unknown ending, no such folder, or no permission.
+    """
+    check_target(path, PICTURE_SUFFIXES)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure in the format of its file's ending, whole or not at all.
+
+    Args:
+        figure: what to write.
+        path: the file, ending in one of `PICTURE_SUFFIXES`; one that exists is replaced.
+
+    Raises:
+        InputError: unknown ending, or the file cannot be written.
+    """
+    check_picture(path)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=path.suffix[1:].lower())
+    write_atomically(path, buffer.getvalue())
+
+
+def new_figure(rows: int, columns: int = 1) -> Figure:
+    """An empty figure with room for panels; side by side they are narrower."""
+    width, height = _PANEL if columns == 1 else _SMALL_PANEL
+    figure = Figure((width * columns, height * rows), dpi=_DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def power_of_ten(x: float, _: int | None) -> str:
+    """Label a tick at 0 or at a power of ten."""
+    if x == 0:
+        return "0"
+    return f"${'-' if x < 0 else ''}10^{{{round(math.log10(abs(x)))}}}$"
+
+
+def short(x: float) -> str:
+    """A number to two digits, with a power of ten where Python would write an exponent."""
+    digits, _, exponent = f"{x:.2g}".partition("e")
+    return rf"${digits}\times10^{{{int(exponent)}}}$" if exponent else digits

@@ -1,0 +1,195 @@
+"""The index as a function of its resolution: the exact staircase, or what brackets it."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from numpy.typing import NDArray
+
+from hvpspec.plotting.figures import NEGATIVE, NOISE, Floats, new_figure, short
+
+if TYPE_CHECKING:
+    from hvpspec.spectrum import IndexResult
+
+
+def plot_index_curve(result: IndexResult, *, title: str | None = None) -> Figure:
+    """Draw how many eigenvalues lie below -τ, as a function of τ.
+
+    With all eigenvalues the curve is exact: a staircase with a step at every negative one. Where it
+    is flat, the index does not depend on the choice of τ. A matrix-free result knows the count, or
+    an interval of it, at some τ; since the count only falls as τ grows, these bracket it everywhere
+    between them, and the band is this bracket.
+
+    Args:
+        result: an index of any method but ``ldl``.
+        title: one line above the picture.
+
+    Raises:
+        InputError: the result holds neither eigenvalues nor a matrix-free ladder.
+    """
+    if result.eigenvalues is None and result.method == "ldl":
+        result.curve()  # says why there is none
+    figure = new_figure(1)
+    ax = figure.subplots()
+    ax.set_xscale("log")
+    if result.eigenvalues is not None:
+        taus, counts = _staircase(result)
+        ax.plot(taus, counts, drawstyle="steps-post", color=NEGATIVE, lw=1.8)
+        top, left = int(counts.max()), float(taus[0])
+    else:
+        taus, top = _draw_brackets(ax, result), max(rung.upper for rung in result.ladder)
+        left = float(taus[0])
+    ax.set_xlim(left, taus[-1])
+    _scale_counts(ax, result, top)
+    _draw_limits(ax, result, left)
+    if result.eigenvalues is None:
+        _mark_rungs(ax, result)
+    elif result.tau >= left:
+        _mark_result(ax, result)
+    ax.set_xlabel("resolution τ, in units of the eigenvalues")
+    ax.set_ylabel("number of eigenvalues λ < −τ")
+    ax.grid(alpha=0.25)
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(loc="upper right", fontsize=9)
+    if title:
+        figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def _scale_counts(ax: Axes, result: IndexResult, top: int) -> None:
+    """Choose the axis of counts so that the index and what dwarfs it are both readable."""
+    bound = result.bound
+    top = max(top, result.upper, bound.upper if bound else 0, 1)
+    if top > 20 * max(result.estimate, 1.0):
+        ax.set_yscale("symlog", linthresh=10)
+        ax.set_ylim(0, 3 * top)
+    else:
+        ax.set_ylim(0, 1.25 * top)
+        ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
+
+
+def _draw_limits(ax: Axes, result: IndexResult, left: float) -> None:
+    """Draw what the structure allows, and where signs are round-off."""
+    if result.bound:
+        label = f"structural upper bound: {result.bound.upper:,}"
+        ax.axhline(result.bound.upper, ls="--", color="black", lw=1, label=label)
+    if left < result.noise_floor:
+        raw = f"; raw count #(λ < 0): {result.raw_count:,}" if result.raw_count is not None else ""
+        label = f"round-off: τ below the noise floor{raw}"
+        ax.axvspan(left, result.noise_floor, color=NOISE, alpha=0.25, lw=0, label=label)
+
+
+def _draw_brackets(ax: Axes, result: IndexResult) -> Floats:
+    """Draw the band that a ladder leaves for the count; return its ends, ascending."""
+    ladder = result.ladder[::-1]  # from fine to coarse
+    taus = np.array([rung.tau for rung in ladder])
+    right = max(1.5 * result.norm, 2 * float(taus[-1]))
+    # Between two resolutions the count is at most that of the finer, at least that of the coarser.
+    upper = np.array([rung.upper for rung in ladder] + [ladder[-1].upper])
+    lower = np.array([rung.lower for rung in ladder[1:]] + [0, 0])
+    edges = np.append(taus, right)
+    what = {
+        "slq": f"{result.confidence:.4g} interval, and what it leaves between",
+        "chebyshev": f"{result.confidence:.4g} error bars (no proof)",
+    }.get(result.method, "bracket: the count lies in this band")
+    ax.fill_between(edges, lower, upper, step="post", color=NEGATIVE, alpha=0.22, lw=0, label=what)
+    for bound in (lower, upper):
+        ax.plot(edges, bound, drawstyle="steps-post", color=NEGATIVE, lw=1.1)
+    finest = min(float(taus[0]), result.noise_floor or float(taus[0]))
+    return np.array([finest / 3, right])
+
+
+def _mark_rungs(ax: Axes, result: IndexResult) -> None:
+    """Mark what is known at each resolution of a ladder."""
+    proves = result.method == "certified"
+    named: set[str] = set()
+    left, right = np.log(ax.get_xlim())
+    before, raised = math.inf, False
+    for rung in result.ladder:
+        certified = proves and rung.index is not None
+        text = f"{rung.lower:,}" if rung.index is not None else f"[{rung.lower:,}, {rung.upper:,}]"
+        if certified:
+            label = f"certified, each at confidence {result.confidence:.10g}"
+            marker, size, style = "o", 6, "none"
+            ys = [rung.lower]
+        else:
+            label = f"interval, each at confidence {result.confidence:.10g}"
+            marker, size, style = "_", 9, "-"
+            ys = [rung.lower, rung.upper]
+        ax.plot(
+            [rung.tau] * len(ys),
+            ys,
+            color="black",
+            zorder=3,
+            clip_on=False,
+            label="_" if label in named else label,
+            marker=marker,
+            ms=size,
+            ls=style,
+            lw=1.8,
+        )
+        named.add(label)
+        # Two labels next to each other stand at two heights.
+        raised = not raised and before - math.log(rung.tau) < 0.1 * (right - left)
+        before = math.log(rung.tau)
+        ax.annotate(
+            text,
+            (rung.tau, rung.upper),
+            xytext=(0, 21 if raised else 7),
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
+            fontsize=9,
+            fontweight="bold",
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
+        )
+
+
+def _staircase(result: IndexResult) -> tuple[Floats, NDArray[np.int64]]:
+    """The exact counts at every step of the curve and at both ends of the axis."""
+    import torch
+
+    assert result.eigenvalues is not None
+    high = 1.5 * result.norm or 1.0
+    floor = result.noise_floor or 1e-12 * high
+    # As much of the round-off as shows that the count goes on climbing in it.
+    smallest = -float(result.eigenvalues[result.eigenvalues < 0].max()) if result.raw_count else 0.0
+    low = min(max(smallest / 2, 1e-9 * floor), 1e-2 * floor)
+    if 0 < result.tau < high:
+        low = min(low, result.tau / 3)
+    steps = -result.eigenvalues[(result.eigenvalues < -low) & (result.eigenvalues > -high)]
+    ends = torch.tensor([low, high], dtype=torch.float64)
+    curve = result.curve(torch.cat([ends, steps]))
+    return curve.taus.numpy(), curve.counts.numpy()
+
+
+def _mark_result(ax: Axes, result: IndexResult) -> None:
+    """Mark the resolution at which the result was counted, and what was counted there."""
+    if result.index is not None:
+        ax.plot(result.tau, result.index, "o", color="black", ms=6, zorder=3, clip_on=False)
+        text, height = f"index {result.index:,} at τ = {short(result.tau)}", result.index
+    else:
+        ax.vlines(result.tau, result.lower, result.upper, color="black", lw=2, zorder=3)
+        text = f"between {result.lower:,} and {result.upper:,} at τ = {short(result.tau)}"
+        height = result.upper
+    left = math.log(result.tau / ax.get_xlim()[0]) < 0.6 * math.log(
+        ax.get_xlim()[1] / ax.get_xlim()[0]
+    )
+    ax.annotate(
+        text,
+        (result.tau, height),
+        xytext=(8 if left else -8, 6),
+        textcoords="offset points",
+        ha="left" if left else "right",
+        va="bottom",
+        fontsize=10,
+        fontweight="bold",
+        # Legible also where the curve or the bound passes behind it.
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5},
+    )

@@ -1,0 +1,44 @@
+import json
+
+import pytest
+
+
+def _json(path):
+    with open(path) as file:
+        return json.load(file)
+
+
+@pytest.mark.parametrize(
+    ("which", "chosen"),
+    [("LA", [4, 5]), ("SA", [0, 1]), ("BE", [0, 5]), ("LM", [4, 5])],
+)
+def test_values_are_those_of_the_matrix(run, checkpoint, which, chosen):
+    run(f"index --model {checkpoint} --exact --json index.json")
+    outcome = run(f"eigs --model {checkpoint} -k 2 --which {which} --json eigs.json")
+    assert (outcome.code or 0, outcome.err) == (0, "")
+    content, values = _json("eigs.json"), _json("index.json")["eigenvalues"]
+    assert (content["format"], content["version"]) == ("hvpspec-eigs", 1)
+    assert content["values"] == pytest.approx([values[i] for i in chosen], abs=1e-6)
+    assert content["converged"] == [True, True]
+    assert max(content["residual_norms"]) < 1e-3
+    assert content["num_matvecs"] > 0
+    assert outcome.out.count(" converged") == 2
+
+
+def test_what_did_not_converge_is_printed_and_an_error(run, workspace):
+    run("train --net mlp2 --data mnist-sample --epochs 0 --out net.pt")
+    options = "-k 30 --which SA --max-matvecs 1 --tol 1e-12 --subset 20 --params output"
+    outcome = run(f"eigs --model net.pt {options} --json e.json")
+    assert outcome.code == 1
+    missed = _json("e.json")["converged"].count(False)
+    assert missed > 0
+    assert outcome.out.count("NOT converged") == missed
+    assert outcome.err.startswith(f"error: {missed} of 30 eigenvalues did not converge")
+
+
+def test_more_than_there_are(run, workspace, checkpoint):
+    before = sorted(workspace.iterdir())
+    outcome = run(f"eigs --model {checkpoint} -k 7 --json e.json")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "k must be between 1 and the size 6" in outcome.err
+    assert sorted(workspace.iterdir()) == before
