@@ -70,9 +70,10 @@ def _wrapper_class() -> Any:
         def _get_indices(self, row_index: Tensor, col_index: Tensor) -> Tensor:
             """Single entries, for the diagonal and for preconditioners, from unit vectors."""
             n = self._operator.shape[0]
-            rows, columns = torch.broadcast_tensors(row_index, col_index)
-            unique, inverse = columns.unique(return_inverse=True)
-            unique_rows, inverse_rows = rows.unique(return_inverse=True)
+            shape = torch.broadcast_shapes(row_index.shape, col_index.shape)  # type: ignore[no-untyped-call]
+            rows, columns = row_index.expand(shape), col_index.expand(shape)
+            unique, inverse = torch.unique(columns, return_inverse=True)
+            unique_rows, inverse_rows = torch.unique(rows, return_inverse=True)
             if len(unique_rows) < len(unique):  # the matrix is its own transpose
                 rows, unique, inverse = columns, unique_rows, inverse_rows
             entries = torch.empty(rows.shape, dtype=self.dtype, device=self.device)
