@@ -51,7 +51,7 @@ def demo(
     Console().print(index_table(result, subject=problem.subject, seconds=seconds))
     write_json(result_file, index_to_dict(result, subject=problem.subject, seconds=seconds))
     taus = [part * result.norm for part in _LADDER]
-    typer.echo("\nasking the same of a few hundred products, without the matrix ...", err=True)
+    typer.echo("\nasking the same of products alone, without the matrix ...", err=True)
     certified, took = compute_index(problem, "certified", taus)
     table = comparison_table(certified, result, seconds=(took, seconds))
     Console().print(table)
