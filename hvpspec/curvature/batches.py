@@ -32,9 +32,7 @@ class Batch:
     @property
     def leaves(self) -> list[Tensor]:
         """All tensors of the batch."""
-        return [
-            t for t in (*self.args, *self.kwargs.values(), self.targets) if isinstance(t, Tensor)
-        ]
+        return tensors_in([*self.args, *self.kwargs.values(), self.targets])
 
     def __len__(self) -> int:
         for value in (self.targets, *self.leaves):
@@ -44,14 +42,10 @@ class Batch:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         """Apply a function to every tensor."""
-
-        def apply(value: Any) -> Any:
-            return function(value) if isinstance(value, Tensor) else value
-
         return Batch(
-            tuple(apply(a) for a in self.args),
-            {k: apply(v) for k, v in self.kwargs.items()},
-            apply(self.targets),
+            tuple(_map(function, a) for a in self.args),
+            {k: _map(function, v) for k, v in self.kwargs.items()},
+            _map(function, self.targets),
         )
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Batch:
@@ -76,6 +70,26 @@ class Batch:
                 )
         for start in range(0, n, chunk_size):
             yield self.map(partial(_rows, start, min(start + chunk_size, n)))
+
+
+def _map(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """Apply a function to every tensor in nested sequences and mappings."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, Mapping):
+        return {k: _map(function, v) for k, v in value.items()}
+    if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
+        return type(value)(_map(function, v) for v in value)
+    return value
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """All tensors in nested sequences and mappings."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    return [t for v in value for t in tensors_in(v)] if isinstance(value, list | tuple) else []
 
 
 def _rows(start: int, stop: int, tensor: Tensor) -> Tensor:
@@ -137,8 +151,9 @@ class ChunkedData:
         if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
             raise InputError(f"chunk_size must be an integer of at least 1, got {chunk_size!r}")
         self.device, self.dtype, self.chunk_size = device, dtype, chunk_size
-        # A TensorDataset, or another data set that holds its tensors.
-        data = getattr(data, "tensors", data)
+        # Of exactly this type: a subclass may transform what it holds.
+        if type(data) is torch.utils.data.TensorDataset:
+            data = data.tensors
         self._batches: Iterable[Any]
         if isinstance(data, Mapping) or _is_tensors(data):
             batch = as_batch(data)

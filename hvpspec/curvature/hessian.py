@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hvpspec.curvature.batches import tensors_in
+from hvpspec.curvature.graph import refuse_hidden_errors
 from hvpspec.curvature.losses import Loss
 from hvpspec.curvature.parameters import ParameterSpace, Selector
 from hvpspec.curvature.risk import EmpiricalRisk
@@ -107,7 +109,8 @@ class HessianOperator(SymmetricOperator):
             name for name in self.space.names if name not in (self._reached or self.space.names)
         ]
         if unused:
-            notes.append(f"no path to the loss, hence exact zero rows: {', '.join(unused)}")
+            rows = "rows of the l2 term alone" if self._l2 else "exact zero rows"
+            notes.append(f"no path to the loss, hence {rows}: {', '.join(unused)}")
         return tuple(notes)
 
     @property
@@ -123,8 +126,8 @@ class HessianOperator(SymmetricOperator):
     def gradient(self) -> Tensor:
         """The gradient of ``f`` with the l2 term, shape (n,)."""
         leaves = self._risk.leaves()
-        theta = self.space.flatten(leaves).detach()
-        gradient = 2 * self._l2 * theta
+        with torch.inference_mode(False):
+            gradient = 2 * self._l2 * self.space.flatten(leaves).detach()
         reached: set[str] = set()
         with self._risk.terms(leaves) as terms:
             for term in terms:
@@ -169,7 +172,7 @@ class HessianOperator(SymmetricOperator):
                 loss = term.loss
                 if not (loss.convex or is_convex(loss.function, term.outputs, term.targets)):
                     return None
-                found = affine_layers(_tensors(term.outputs), leaves)
+                found = affine_layers(tensors_in(term.outputs), leaves)
                 layers = found if layers is None else tuple(x for x in layers if x in found)
         if not layers:
             return None
@@ -199,7 +202,7 @@ class HessianOperator(SymmetricOperator):
                 if not gradient:
                     continue
                 if not self._checked:
-                    _refuse_hidden_errors(gradient.values())
+                    refuse_hidden_errors(gradient.values())
                     self._checked = True
                 for row, v in zip(product, columns, strict=True):
                     weights = [v[name] for name in gradient]
@@ -297,35 +300,6 @@ def structural_upper_bound(
         24
     """
     return HessianOperator(model, loss, data, params=params).structural_upper_bound()
-
-
-def _refuse_hidden_errors(gradient: Iterable[Tensor]) -> None:
-    """Raise where a function on the way to a gradient was declared differentiable only once.
-
-    PyTorch puts an error node behind such a function, but one that leads nowhere: asked for the
-    derivative by given tensors it is never run, and its share would be missing without a word.
-    """
-    stack = [g.grad_fn for g in gradient]
-    seen = set()
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        if node.name().rpartition("::")[2] in ("Error", "DelayedError"):
-            raise NotDifferentiableError(
-                "the network contains a function marked once_differentiable, so that its second "
-                "derivative does not exist; replace it by one PyTorch can differentiate twice"
-            )
-        seen.add(node)
-        stack.extend(following for following, _ in node.next_functions)
-
-
-def _tensors(outputs: Any) -> list[Tensor]:
-    """All tensors in a model's outputs."""
-    if isinstance(outputs, Tensor):
-        return [outputs]
-    items = outputs.values() if isinstance(outputs, Mapping) else outputs
-    return [t for item in items for t in _tensors(item)]
 
 
 _NO_SECOND_DERIVATIVE = re.compile(

@@ -94,6 +94,11 @@ def as_loss(loss: Loss | nn.Module | Callable[[Any, Any], Tensor]) -> tuple[Loss
             f"loss must be callable as loss(outputs, targets), got {type(loss).__name__}"
         )
     module = _as_module(loss)
+    if isinstance(module, nn.BCELoss) or module is F.binary_cross_entropy:
+        raise InputError(
+            "PyTorch's second derivative of BCELoss is wrong where a sigmoid saturates; "
+            "use BCEWithLogitsLoss on the logits"
+        )
     if isinstance(module, nn.Module) and type(module) in _KNOWN:
         reduction: Any = module.reduction
         if reduction == "batchmean":  # KLDivLoss: a mean over the examples
@@ -152,7 +157,6 @@ _KNOWN: dict[type[nn.Module], tuple[Callable[..., Tensor], Callable[[Any], Weigh
     nn.L1Loss: (F.l1_loss, _element_weight),
     nn.SmoothL1Loss: (F.smooth_l1_loss, _element_weight),
     nn.HuberLoss: (F.huber_loss, _element_weight),
-    nn.BCELoss: (F.binary_cross_entropy, _element_weight),
     nn.BCEWithLogitsLoss: (F.binary_cross_entropy_with_logits, _element_weight),
     nn.SoftMarginLoss: (F.soft_margin_loss, _element_weight),
     nn.KLDivLoss: (F.kl_div, _element_weight),

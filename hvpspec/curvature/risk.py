@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from hvpspec.curvature.batches import Batch, ChunkedData
+from hvpspec.curvature.graph import parameter_norms, refuse_own_parameters
 from hvpspec.curvature.isolation import (
     check_mode,
     differentiable_forward,
@@ -58,6 +59,7 @@ class _Reference:
     weights: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     dtype: torch.dtype = torch.float64
+    parameter_norms: tuple[float, ...] = ()
 
     @property
     def scale(self) -> float:
@@ -118,13 +120,18 @@ class EmpiricalRisk:
         self.loss = given.to(self.device, self.dtype)
         self.data = ChunkedData(data, device=self.device, dtype=self.dtype, chunk_size=chunk_size)
         self._num_passes = 0
+        self._writes_inputs: bool | None = None
         self._reference: _Reference | None = None
 
     @property
     def reference(self) -> _Reference:
         """The first pass over the data, made when it is first asked for."""
+        fingerprint = parameter_norms(self.model)
         if self._reference is None:
             self._reference = self._measure()
+            self._reference.parameter_norms = fingerprint
+        elif fingerprint != self._reference.parameter_norms:
+            self._raise_changed("the parameters are others")
         return self._reference
 
     def value(self) -> float:
@@ -138,7 +145,8 @@ class EmpiricalRisk:
         parameters = dict(self.model.named_parameters())
         with torch.inference_mode(False):
             return {
-                name: parameters[name].detach().to(self.dtype).requires_grad_()
+                # A copy: what the model writes into a parameter must not reach the caller's.
+                name: parameters[name].detach().to(self.dtype, copy=True).requires_grad_()
                 for name in self.space.names
             }
 
@@ -187,14 +195,19 @@ class EmpiricalRisk:
     def _chunks(self, parameters: Mapping[str, Tensor]) -> Iterator[_Chunk]:
         """Evaluate the loss on one chunk after the other."""
         for batch in self.data:
-            outputs = self._forward(parameters, batch)
+            safe = batch
+            if self._writes_inputs is not False:  # a copy until it is known to be needless
+                safe = batch.map(torch.clone)
+            outputs = self._forward(parameters, safe)
+            if self._writes_inputs is None:
+                self._writes_inputs = any(tensor._version for tensor in safe.leaves)
             weight = self.loss.batch_weight(outputs, batch.targets)
             yield _Chunk(weight, self._loss(outputs, batch.targets), batch, outputs)
 
     def _constants(self, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The parameters that are not selected, in the risk's dtype."""
         return {
-            name: p.detach().to(self.dtype if p.is_floating_point() else p.dtype)
+            name: p.detach().to(self.dtype if p.is_floating_point() else p.dtype, copy=True)
             for name, p in self.model.named_parameters()
             if name not in leaves
         }
@@ -229,17 +242,19 @@ class EmpiricalRisk:
                 if not math.isfinite(value):
                     raise NonFiniteError(
                         f"the loss is {value} on chunk {k} of the data (counting from 0); check "
-                        f"the "
-                        "inputs, the targets and the weights for NaN and overflow"
+                        "the inputs, the targets and the weights for NaN and overflow"
                     )
                 if not (math.isfinite(chunk.weight) and chunk.weight >= 0):
                     raise InputError(
                         f"chunk {k} (counting from 0) weighs {chunk.weight} in the mean; "
                         "the weight of a loss must be a finite number of at least 0"
                     )
-                if self._loss_is_assumed and len(chunk.batch) > 1:
+                if k == 0:
+                    refuse_own_parameters(chunk.loss, self.model)
+                if k == 1:
+                    self._check_independence(chunk)
+                if self._loss_is_assumed:
                     self._check_is_mean(chunk, value)
-                    self._loss_is_assumed = False
                 reference.weights.append(chunk.weight)
                 reference.losses.append(value)
                 reference.dtype = chunk.loss.dtype
@@ -254,7 +269,7 @@ class EmpiricalRisk:
     def _check_is_mean(self, chunk: _Chunk, whole: float) -> None:
         """Raise unless a loss of unknown rule is the mean of its values on two parts of a batch."""
         outputs, targets, n = chunk.outputs, chunk.batch.targets, len(chunk.batch)
-        if not all(isinstance(t, Tensor) and t.ndim and len(t) == n for t in (outputs, targets)):
+        if n < 2 or not (_runs_over(n, outputs) and _runs_over(n, targets)):
             return
         cut = max(1, n // 3)
         parts = [
@@ -263,7 +278,7 @@ class EmpiricalRisk:
         ]
         mean = (cut * parts[0] + (n - cut) * parts[1]) / n
         tolerance = 1e3 * torch.finfo(chunk.loss.dtype).eps * max(abs(whole), *map(abs, parts))
-        if abs(mean - whole) > tolerance:
+        if not abs(mean - whole) <= tolerance:  # also where a part is 0/0
             rule = (
                 "is a sum over them; wrap it as hvpspec.Loss(loss, reduction='sum')"
                 if abs(sum(parts) - whole) <= tolerance
@@ -273,6 +288,23 @@ class EmpiricalRisk:
             raise InputError(
                 f"a loss function is taken as the mean over the examples of a batch, but this one "
                 f"{rule}"
+            )
+
+    def _check_independence(self, chunk: _Chunk) -> None:
+        """Raise if an example's output depends on what else is in its chunk."""
+        n = len(chunk.batch)
+        if n < 2 or not _runs_over(n, chunk.outputs):
+            return
+        part = next(chunk.batch.split(n - 1))
+        outputs = self._forward({**self._constants({}), **self.leaves()}, part)
+        outputs, whole = outputs.detach(), chunk.outputs[: n - 1].detach()
+        # Shapes decide how products are summed up: half the digits is far beyond that.
+        tolerance = torch.finfo(whole.dtype).eps ** 0.5 * float(whole.abs().max())
+        if outputs.shape != whole.shape or not float((outputs - whole).abs().max()) <= tolerance:
+            raise InputError(
+                "the output of an example depends on its batch (batch statistics, or examples that "
+                "are not along the first dimension); give all the data as one batch with "
+                "chunk_size at least its length, or change the model"
             )
 
     def _compare(self, reference: _Reference, k: int, weight: float, loss: float) -> None:
@@ -288,6 +320,10 @@ class EmpiricalRisk:
         """Say that two passes over the data differ."""
         raise DataChangedError(
             f"two passes over the data differ ({difference}): switch off shuffling, augmentation "
-            f"and "
-            "randomness in the model, and make a new operator when weights change"
+            "and randomness in the model, and make a new operator when weights change"
         )
+
+
+def _runs_over(n: int, value: Any) -> bool:
+    """Whether a value is a tensor over n examples."""
+    return isinstance(value, Tensor) and value.ndim > 0 and len(value) == n

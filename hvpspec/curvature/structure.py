@@ -244,6 +244,8 @@ def _arguments_first(outputs: Iterable[Tensor]) -> list[Node]:
 def _curved_in(node: Node, arguments: Sequence[int]) -> int:
     """Return the groups in which ``node`` may not be affine, given those of its arguments."""
     name = node.name()
+    if name == "AbsBackward0" and node._saved_self.is_complex():  # type: ignore[attr-defined]
+        return reduce(or_, arguments)  # the modulus is curved
     if name in _PIECEWISE_LINEAR:
         return 0
     roles = _ROLES.get(name, "")

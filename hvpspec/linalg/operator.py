@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from hvpspec.errors import InputError, NonFiniteError
+from hvpspec.errors import ComputationError, InputError, NonFiniteError
 from hvpspec.linalg.memory import require_memory
 
 if TYPE_CHECKING:
@@ -23,6 +23,9 @@ Progress = Callable[[int, int], None]
 
 #: Unit vectors multiplied at once when a matrix is assembled.
 _DENSE_BLOCK = 256
+
+#: Round-off of half precision inside a network stays below this; a wrong derivative does not.
+_MOST_ASYMMETRY = 0.02
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,7 @@ class SymmetricOperator(ABC):
 
         Raises:
             InputError: the matrix does not fit into memory.
+            ComputationError: the products are far from symmetric.
         """
         n = self.shape[0]
         require_memory(n * n * self.dtype.itemsize, f"a dense {n} x {n} matrix", self.device)
@@ -162,6 +166,12 @@ class SymmetricOperator(ABC):
             A[:, start:stop] = self.matmat(unit)
             if progress is not None:
                 progress(stop, n)
+        defect = asymmetry(A)
+        if defect > _MOST_ASYMMETRY:
+            raise ComputationError(
+                f"the products are not symmetric: |A - A^T| is {defect:.1%} of |A|; look for an "
+                "operation whose second derivative is wrong, or for low precision inside"
+            )
         return symmetrise_(A)
 
     def in_float64(self) -> SymmetricOperator:
@@ -228,6 +238,16 @@ class SymmetricOperator(ABC):
             raise InputError(f"expected device {self.device}, got {V.device}; move it with .to()")
 
 
+def asymmetry(A: Tensor) -> float:
+    """``||A - A^T||_F / ||A||_F``, a stripe at a time; 0 for the zero matrix."""
+    square = sum(
+        float(torch.linalg.vector_norm(rows - A[:, i : i + len(rows)].mT, dtype=torch.float64)) ** 2
+        for i, rows in zip(range(0, len(A), 1024), torch.split(A, 1024), strict=True)
+    )
+    norm = float(torch.linalg.vector_norm(A, dtype=torch.float64))
+    return square**0.5 / norm if norm else 0.0
+
+
 def symmetrise_(A: Tensor) -> Tensor:
     """Replace ``A`` (n, n) by ``(A + A^T) / 2`` in place, a stripe at a time, and return it."""
     n, width = A.shape[0], 1024
@@ -257,6 +277,9 @@ class DenseOperator(SymmetricOperator):
     """
 
     def __init__(self, A: Tensor) -> None:
+        A = torch.as_tensor(A).detach()
+        if A.layout != torch.strided:
+            raise InputError(f"expected a dense matrix, got layout {A.layout}; call .to_dense()")
         if A.ndim != 2 or A.shape[0] != A.shape[1]:
             raise InputError(f"expected a square matrix, got shape {tuple(A.shape)}")
         super().__init__(A.shape[0], dtype=A.dtype, device=A.device)

@@ -748,3 +748,12 @@ def test_other_losses_are_not_claimed(loss: nn.Module, targets: Tensor) -> None:
 def test_only_a_single_tensor_is_known_to_be_convex_in() -> None:
     assert not is_convex(nn.MSELoss(), (torch.zeros(3), torch.zeros(3)), torch.zeros(3))
     assert not is_convex(nn.MSELoss(), torch.zeros(3), None)
+
+
+def test_the_modulus_of_complex_numbers_is_curved() -> None:
+    weight = torch.randn(4, 5, requires_grad=True)
+    transformed = (torch.ones(3, 5) @ weight.T).to(torch.complex64) @ torch.eye(4).to(
+        torch.complex64
+    )
+    assert not affine_in([(1j * transformed).abs()], [weight])
+    assert affine_in([(torch.ones(3, 5) @ weight.T).abs()], [weight])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from scipy.sparse.linalg import cg, eigsh
 
+import hvpspec
 from hvpspec import DenseOperator, FunctionOperator
 from hvpspec.linalg.operator import symmetrise_
 from tests.linalg.test_dense import rotated
@@ -49,3 +51,10 @@ def test_scipy_solvers_run_on_it() -> None:
         x, info = cg(operator, np.ones(20), rtol=1e-4)
         assert info == 0
         assert np.linalg.norm(A.numpy() @ x - 1) < 1e-3 * np.sqrt(20)
+
+
+def test_products_far_from_symmetric_are_refused() -> None:
+    A = rotated(torch.linspace(-1, 2, 30))
+    skew = torch.triu(torch.ones(30, 30, dtype=torch.float64), 1) / 10
+    with pytest.raises(hvpspec.ComputationError, match="products are not symmetric"):
+        FunctionOperator(30, lambda v: A @ v + skew @ v).to_dense()

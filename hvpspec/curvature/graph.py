@@ -1,0 +1,70 @@
+"""What an autograd graph tells about a loss before it is trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import Node
+
+from hvpspec.errors import InputError, NotDifferentiableError
+
+
+def nodes(outputs: Iterable[Tensor]) -> Iterator[Node]:
+    """Every node of the graph that leads to some tensors, once."""
+    stack = [output.grad_fn for output in outputs]
+    seen: set[Node] = set()
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        yield node
+        stack.extend(following for following, _ in node.next_functions)
+
+
+def refuse_hidden_errors(gradient: Iterable[Tensor]) -> None:
+    """Raise where a function on the way to a gradient was declared differentiable only once.
+
+    PyTorch puts an error node behind such a function, but one that leads nowhere: asked for the
+    derivative by given tensors it is never run, and its share would be missing without a word.
+    """
+    for node in nodes(gradient):
+        name = node.name().rpartition("::")[2]
+        if name in ("Error", "DelayedError"):
+            raise NotDifferentiableError(
+                "the network contains a function marked once_differentiable, so that its second "
+                "derivative does not exist; replace it by one PyTorch can differentiate twice"
+            )
+        if name.startswith("WeightNormInterface"):
+            raise NotDifferentiableError(
+                "PyTorch's second derivative of weight_norm is wrong; remove the parametrisation "
+                "(torch.nn.utils.parametrize.remove_parametrizations) or write g * v / v.norm()"
+            )
+
+
+def refuse_own_parameters(loss: Tensor, model: nn.Module) -> None:
+    """Raise where a loss takes the model's parameters by itself.
+
+    The operator differentiates by copies that it hands to the model; a penalty on the parameters in
+    the loss function sees the originals, and would be a constant without a word.
+    """
+    own = {id(p): name for name, p in model.named_parameters()}
+    for node in nodes([loss]):
+        name = own.get(id(getattr(node, "variable", None)))
+        if name is not None:
+            raise InputError(
+                f"the loss takes the parameter {name!r} by itself, not through the outputs; "
+                "use l2= for a penalty, or compute it in the model's forward pass"
+            )
+
+
+def parameter_norms(model: nn.Module) -> tuple[float, ...]:
+    """The norms of all parameters and buffers, by which a change is known."""
+    tensors = [*model.parameters(), *(b for b in model.buffers() if b.is_floating_point())]
+    with torch.no_grad():
+        return tuple(
+            float(torch.linalg.vector_norm(t, dtype=torch.promote_types(t.dtype, torch.float64)))
+            for t in tensors
+        )
