@@ -137,6 +137,7 @@ def count_below(
     spent, rounds = 0, 0
     look = partial(_look, unit_roundoff=A.unit_roundoff)
     for bracket in brackets:
+        deflated = _refit(deflated, bracket.tau)
         while not bracket.settled and spent + num_probes <= max_matvecs:
             # Looked at round after round, each spends its share: sum 1 / k^2 = pi^2 / 6.
             rounds += 1
@@ -159,7 +160,9 @@ def count_below(
                     break
             # What the round says of finer resolutions is free.
             look(space, deflated, steps, eta, [b for b in brackets if not b.settled], bracket)
-            deflated = _harvest(A, space, deflated, bracket.tau, taus[-1])
+            # Converged enough for the next rungs, too, but not for the finest of a long ladder.
+            finest = max(taus[-1], bracket.tau / 100)
+            deflated = _harvest(space, deflated, bracket.tau, finest)
             values = torch.linalg.eigvalsh(deflated.G)
             for b in brackets:  # Cauchy: at least as many of A's lie below -tau
                 b.prove(int((values < -b.tau).sum()), upper_bound)
@@ -262,14 +265,11 @@ def _compression(space: KrylovSpace, deflated: _Deflated) -> Tensor:
     return torch.cat([top, torch.cat([space.C.T, space.T], 1)])
 
 
-def _harvest(
-    A: SymmetricOperator, space: KrylovSpace, deflated: _Deflated, tau: float, finest: float
-) -> _Deflated:
+def _harvest(space: KrylovSpace, deflated: _Deflated, tau: float, finest: float) -> _Deflated:
     """Take out the round's converged Ritz vectors and all that lie below ``-tau``."""
     theta, S, residuals = space.ritz()
     w = deflated.num_invariant
-    # So many of so small a residual move no eigenvalue by more than a part of the finest tau.
-    tolerance = 0.05 * finest / math.sqrt(len(theta) + w)
+    tolerance = _tolerance(finest, len(theta) + w)
     converged = residuals <= tolerance
     negative = ~converged & (theta < -tau)
     chosen = torch.cat([S[:, converged], S[:, negative]], 1)
@@ -297,6 +297,31 @@ def _harvest(
     )[order][:, order]
     harvested = _Deflated(vectors, G, torch.cat([deflated.residuals, residuals[converged]]))
     return _rayleigh_ritz(harvested, tau)
+
+
+def _tolerance(tau: float, count: int) -> float:
+    """The residual of which so many move no eigenvalue by more than a part of tau."""
+    return 0.05 * tau / math.sqrt(max(count, 1))
+
+
+def _refit(deflated: _Deflated, tau: float) -> _Deflated:
+    """Make what was deflated for a coarser tau fit a finer one.
+
+    Of the rows of W whose residual is now too large, those below ``-tau`` join Q, which need not be
+    invariant, and the others are let go.
+    """
+    w, all_rows = deflated.num_invariant, torch.arange(len(deflated.G))
+    fits = deflated.residuals <= _tolerance(tau, w)
+    negative = ~fits & (deflated.G.diagonal()[:w] < -tau)
+    kept, let_go = all_rows[:w][fits], all_rows[:w][~fits & ~negative]
+    order = torch.cat([kept, all_rows[w:], all_rows[:w][negative]])
+    outside = torch.linalg.vector_norm(deflated.G[kept][:, let_go], dim=1)
+    refitted = _Deflated(
+        deflated.vectors[order.to(deflated.vectors.device)],
+        deflated.G[order][:, order],
+        torch.hypot(deflated.residuals[fits], outside),
+    )
+    return _rayleigh_ritz(refitted, tau)
 
 
 def _rayleigh_ritz(deflated: _Deflated, tau: float) -> _Deflated:
