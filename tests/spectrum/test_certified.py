@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 
 import pytest
@@ -170,19 +171,36 @@ def test_errors() -> None:
             index(A, method="certified", **options)
 
 
+def dense(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """The float64 Hessian by batched double backward, which takes a tenth of the products' time."""
+    wide = copy.deepcopy(model).double()
+    parameters = list(wide.parameters())
+    loss = nn.functional.cross_entropy(wide(images.double()), labels)
+    gradient = torch.autograd.grad(loss, parameters, create_graph=True)
+    flat = torch.cat([g.reshape(-1) for g in gradient])
+    rows = []
+    for units in torch.eye(len(flat), dtype=torch.float64).split(256):
+        parts = torch.autograd.grad(
+            flat, parameters, units, retain_graph=True, is_grads_batched=True
+        )
+        rows.append(torch.cat([part.flatten(1) for part in parts], 1))
+    matrix = torch.cat(rows)
+    return (matrix + matrix.T) / 2
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 @pytest.mark.parametrize("network", ["mlp2", "mlp3", "cnn"])
 def test_the_networks_of_the_paper(network: str, optimizer: str) -> None:
     """Against all eigenvalues, through products in float64 and in float32."""
-    data = load_data("mnist-sample", subset=100)
+    data = load_data("mnist-sample", subset=30)
     model = build_network(network)
     train(model, data, TrainingSettings(optimizer=optimizer, epochs=3))
     narrow = HessianOperator(model, nn.CrossEntropyLoss(), data.tensors)
-    values = hvpspec.eigvalsh(narrow)
+    values = hvpspec.eigvalsh(dense(model, *data.tensors))
     norm = float(values.abs().max())
     taus = [1e-3 * norm, 1e-4 * norm, 1e-5 * norm]
     for operator in (narrow.in_float64(), narrow):
-        result = certified(operator, tau_ladder=taus, max_matvecs=2500)
+        result = certified(operator, tau_ladder=taus, max_matvecs=1500)
         for rung in result.ladder:
             # What products in float32 say is true up to their noise.
             least = int((values < -rung.tau - result.noise_floor).sum())
@@ -191,7 +209,7 @@ def test_the_networks_of_the_paper(network: str, optimizer: str) -> None:
             assert least <= rung.upper
         certain = [rung.index is not None for rung in result.ladder]
         assert certain[:2] == [True, True]
-        assert result.num_matvecs <= 2500 + 21
+        assert result.num_matvecs <= 1500 + 21
 
 
 def test_a_thousand_short_rounds_spend_their_confidence_without_end() -> None:
