@@ -10,7 +10,6 @@ import torch
 from hvpspec.linalg.dense import (
     assembly_error,
     block_eigvalsh,
-    block_inertia,
     live_block,
     pivot_signs,
     spectral_norm,
@@ -64,7 +63,7 @@ def exact_index(
     ladder = tuple(rung(tau) for tau in taus or [noise_floor])
     last = ladder[-1]
     positive = (
-        block_inertia(live, num_zero_rows, last.tau).positive
+        pivot_signs(live, -last.tau)[2]
         if eigenvalues is None
         else int((eigenvalues > last.tau).sum())
     )
