@@ -111,18 +111,18 @@ def lanczos(
         if not active:
             break
         q = basis[:, j % kept]
-        W = A.matmat(q[active].T).T
+        W = A.matmat((q if len(active) == k else q[active]).T).T
         done += len(active)
         for w, i in zip(W, active, strict=True):
             if j:
-                w -= float(betas[i, j - 1]) * basis[i, (j - 1) % kept]
-            alpha = torch.sum(w * q[i], dtype=torch.float64)
-            w -= float(alpha) * q[i]
+                w.sub_(basis[i, (j - 1) % kept], alpha=float(betas[i, j - 1]))
+            alpha = float(torch.sum(w * q[i], dtype=torch.float64))
+            w.sub_(q[i], alpha=alpha)
             if reorthogonalize:
                 project_out_(w, basis[i, : j + 1])
             beta = float(torch.linalg.vector_norm(w, dtype=torch.float64))
             alphas[i, j], betas[i, j], lengths[i] = alpha, beta, j + 1
-            scales[i] = max(scales[i], abs(float(alpha)) + beta)
+            scales[i] = max(scales[i], abs(alpha) + beta)
             # After n steps a basis kept orthogonal is complete; one with copies is not.
             complete = reorthogonalize and j + 1 == n
             ended[i] = complete or beta <= breakdown_tolerance(A, scales[i])
@@ -151,8 +151,8 @@ def breakdown_tolerance(A: SymmetricOperator, scale: float) -> float:
 def project_out_(w: Tensor, basis: Tensor) -> Tensor:
     """Make a vector, or rows, orthogonal to orthonormal rows, in place.
 
-    Classical Gram-Schmidt; a second pass is made where the first removed so much of ``w`` that its
-    round-off is no longer small beside what is left (Kahan and Parlett: twice is enough).
+    Classical Gram-Schmidt; a second pass is made where the first removed more of ``w`` than it
+    left, so that its round-off is no longer small beside it (Kahan and Parlett: twice is enough).
 
     Args:
         w: shape (n,) or (k, n).
@@ -161,11 +161,17 @@ def project_out_(w: Tensor, basis: Tensor) -> Tensor:
     Returns:
         The coefficients that were removed, shape (m,) or (m, k).
     """
-    before = torch.linalg.vector_norm(w)
+    removed = _project_once_(w, basis)
+    if bool(torch.linalg.vector_norm(removed) > torch.linalg.vector_norm(w)):
+        removed += _project_once_(w, basis)
+    return removed
+
+
+def _project_once_(w: Tensor, basis: Tensor) -> Tensor:
+    """One pass of classical Gram-Schmidt: ``w -= basis^T (basis w)``."""
     removed = basis @ w.mT if w.ndim == 2 else basis @ w
-    w -= (removed.mT if w.ndim == 2 else removed) @ basis
-    if bool(torch.linalg.vector_norm(w) < 0.7 * before):
-        again = basis @ w.mT if w.ndim == 2 else basis @ w
-        w -= (again.mT if w.ndim == 2 else again) @ basis
-        removed += again
+    if w.ndim == 2:
+        w.addmm_(removed.mT, basis, alpha=-1)
+    else:
+        w.addmv_(basis.T, removed, alpha=-1)
     return removed

@@ -83,7 +83,7 @@ def mass_below(run: LanczosRun, x: float) -> tuple[float, float]:
         mass = min(1.0, float(rule.weights[rule.nodes < x].sum()))
         return mass, mass
     prescribed = int((rule.nodes - x).abs().argmin())
-    lower = float(rule.weights[:prescribed].sum())
+    lower = min(1.0, float(rule.weights[:prescribed].sum()))
     return lower, min(1.0, lower + float(rule.weights[prescribed]))
 
 
