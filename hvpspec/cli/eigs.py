@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -27,7 +28,7 @@ from hvpspec.cli.options import (
 from hvpspec.cli.problem import load_problem
 from hvpspec.cli.progress import product_bar
 from hvpspec.errors import ComputationError
-from hvpspec.files import check_target
+from hvpspec.files import check_target, write_atomically
 from hvpspec.report import eigenpairs_to_dict, eigenvalue_table, write_json
 
 
@@ -51,10 +52,20 @@ def eigs(
     net: NetName = None,
     net_arg: NetArgs = None,
     json_file: JsonFile = None,
+    vectors: Annotated[
+        Path | None,
+        typer.Option(
+            "--vectors",
+            metavar="FILE.safetensors",
+            help="Write the eigenvectors to this file, by the parameters' names.",
+        ),
+    ] = None,
 ) -> None:
     """Find a few eigenvalues at the ends of the spectrum, with their residuals."""
     if json_file:
         check_target(json_file)
+    if vectors:
+        check_target(vectors, [".safetensors"])
     problem = load_problem(
         model,
         net=net,
@@ -68,6 +79,7 @@ def eigs(
         chunk_size=chunk_size,
     )
     import torch
+    from safetensors.torch import save
 
     import hvpspec
 
@@ -87,6 +99,10 @@ def eigs(
     if json_file:
         write_json(json_file, eigenpairs_to_dict(pairs, which, subject=subject, seconds=seconds))
         typer.echo(f"wrote {json_file}")
+    if vectors:
+        directions = problem.hessian.space.unflatten(pairs.vectors.T)
+        write_atomically(vectors, save({n: v.contiguous() for n, v in directions.items()}))
+        typer.echo(f"wrote {vectors}")
     missed = int((~pairs.converged).sum())
     if missed:
         raise ComputationError(

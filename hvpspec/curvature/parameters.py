@@ -46,10 +46,13 @@ class ParameterSpace:
         """Concatenate one tensor per parameter into a vector of shape (dim,)."""
         return torch.cat([tensors[name].reshape(-1) for name in self.names])
 
-    def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
-        """Split a vector of shape (dim,) into views with the parameters' shapes."""
-        parts = torch.split(vector, self.sizes)
-        return {n: p.view(s) for n, p, s in zip(self.names, parts, self.shapes, strict=True)}
+    def unflatten(self, vectors: Tensor) -> dict[str, Tensor]:
+        """Split a vector, or rows, of shape (..., dim) into tensors of shape (..., *parameter)."""
+        parts, batch = torch.split(vectors, self.sizes, dim=-1), vectors.shape[:-1]
+        return {
+            name: part.reshape(*batch, *shape)
+            for name, part, shape in zip(self.names, parts, self.shapes, strict=True)
+        }
 
 
 def select_parameters(

@@ -1,6 +1,8 @@
 import json
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 
 def _json(path):
@@ -23,6 +25,23 @@ def test_values_are_those_of_the_matrix(run, checkpoint, which, chosen):
     assert max(content["residual_norms"]) < 1e-3
     assert content["num_matvecs"] > 0
     assert outcome.out.count(" converged") == 2
+
+
+def test_eigenvectors_by_the_parameters_names(run, checkpoint):
+    command = f"eigs --model {checkpoint} -k 2 --which LA --vectors v.safetensors"
+    outcome = run(command)
+    assert (outcome.code or 0, outcome.err) == (0, "")
+    directions = load_file("v.safetensors")
+    shapes = {name: tuple(v.shape) for name, v in directions.items()}
+    assert shapes == {"output.weight": (2, 2, 2), "output.bias": (2, 2)}
+    rows = torch.cat([directions[name].flatten(1) for name in shapes], 1).double()
+    torch.testing.assert_close(rows @ rows.T, torch.eye(2).double(), atol=1e-6, rtol=0)
+
+
+def test_vectors_need_the_ending_of_safetensors(run, workspace, checkpoint):
+    outcome = run(f"eigs --model {checkpoint} --vectors v.npz")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "its ending must be one of .safetensors" in outcome.err
 
 
 def test_what_did_not_converge_is_printed_and_an_error(run, workspace):

@@ -237,6 +237,9 @@ class TestSelection:
         theta = space.flatten(dict(model.named_parameters()))
         parts = space.unflatten(theta)
         assert all(torch.equal(parts[name], p) for name, p in model.named_parameters())
+        rows = torch.stack([theta, 2 * theta])
+        for name, part in space.unflatten(rows).items():
+            assert torch.equal(part, torch.stack([parts[name], 2 * parts[name]]))
 
 
 class TestFormsOfData:
