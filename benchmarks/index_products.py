@@ -180,9 +180,9 @@ def figure(rows: Sequence[Row], path: Path) -> None:
     for number, activation in enumerate(dict.fromkeys(row.activation for row in rows)):
         mine = [row for row in rows if row.activation == activation]
         x, y = [row.ratio for row in mine], [row.num_matvecs for row in mine]
-        above = number % 2 == 0
         axes.plot(x, y, color=f"C{number}", label=activation, zorder=1)
         for row in mine:
+            above = row.num_matvecs == max(r.num_matvecs for r in rows if r.ratio == row.ratio)
             axes.plot(
                 row.ratio,
                 row.num_matvecs,
