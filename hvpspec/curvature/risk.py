@@ -163,49 +163,86 @@ class EmpiricalRisk:
         Raises:
             DataChangedError: a chunk's loss is not what it was on the first pass.
         """
-        reference = self.reference
-        with self._pass(leaves) as chunks:
-            yield self._agreeing(reference, chunks)
-
-    def _agreeing(self, reference: _Reference, chunks: Iterator[_Chunk]) -> Iterator[Term]:
-        """Turn chunks into terms, provided that they are those of the first pass."""
-        total = self._total_weight(reference)
-        count = 0
-        for k, chunk in enumerate(chunks):
-            count += 1
-            if count > len(reference.losses):
-                self._raise_changed(f"{count} chunks or more, before {len(reference.losses)}")
-            self._compare(reference, k, chunk.weight, float(chunk.loss.detach()))
-            if chunk.weight != 0:
-                share = chunk.loss * (chunk.weight / total)
-                yield Term(share, chunk.outputs, chunk.batch.targets, self.loss)
-        if count < len(reference.losses):
-            self._raise_changed(f"{count} chunks, before {len(reference.losses)}")
+        with self.chunks() as chunks:
+            parameters = {**self.constants(leaves), **leaves}
+            terms = (self.term(k, batch, parameters) for k, batch in chunks)
+            yield (term for term in terms if term is not None)
 
     @contextmanager
-    def _pass(self, leaves: Mapping[str, Tensor]) -> Iterator[Iterator[_Chunk]]:
+    def chunks(self) -> Iterator[Iterator[tuple[int, Batch]]]:
+        """Make one pass over the data alone, on the stage that :meth:`terms` sets.
+
+        Raises:
+            DataChangedError: there are more or fewer chunks than on the first pass.
+        """
+        reference = self.reference
+        with self._stage():
+            yield self._counted(len(reference.losses))
+
+    def term(self, k: int, batch: Batch, parameters: Mapping[str, Tensor]) -> Term | None:
+        """Evaluate the share of chunk ``k``; None if it counts nothing.
+
+        Args:
+            k: number of the chunk in a pass.
+            batch: its examples.
+            parameters: all of the model's, selected or not.
+
+        Raises:
+            DataChangedError: the loss is not what it was on the first pass.
+        """
+        reference = self.reference
+        chunk = self._evaluate(batch, parameters)
+        self._compare(reference, k, chunk.weight, float(chunk.loss.detach()))
+        if chunk.weight == 0:
+            return None
+        return Term(chunk.loss * self.share(k), chunk.outputs, batch.targets, self.loss)
+
+    def share(self, k: int) -> float:
+        """What the loss on chunk ``k`` is multiplied by in the risk."""
+        return self.reference.weights[k] / self._total_weight(self.reference)
+
+    def check(self, k: int, loss: float) -> None:
+        """Raise DataChangedError unless the loss on chunk ``k`` is that of the first pass."""
+        self._compare(self.reference, k, self.reference.weights[k], loss)
+
+    def loss_on(self, batch: Batch, parameters: Mapping[str, Tensor]) -> Tensor:
+        """The loss on one chunk as a function of all parameters, a scalar, before it is weighed."""
+        return self._loss(self._forward(parameters, batch), batch.targets)
+
+    @contextmanager
+    def _stage(self) -> Iterator[None]:
         """Set the stage for one pass over the data, and tidy up after it whatever happens."""
         self._num_passes += 1
         with ExitStack() as stack:
             stack.enter_context(evaluation_mode(self.model))
             stack.enter_context(random_states(self._num_passes, self.device, self.data.sources))
             stack.enter_context(differentiable_forward(self.device))
-            yield self._chunks({**self._constants(leaves), **leaves})
+            yield
 
-    def _chunks(self, parameters: Mapping[str, Tensor]) -> Iterator[_Chunk]:
-        """Evaluate the loss on one chunk after the other."""
-        for batch in self.data:
-            safe = batch
-            if self._writes_inputs is not False:  # a copy until it is known to be needless
-                safe = batch.map(torch.clone)
-            outputs = self._forward(parameters, safe)
-            if self._writes_inputs is None:
-                self._writes_inputs = any(tensor._version for tensor in safe.leaves)
-            weight = self.loss.batch_weight(outputs, batch.targets)
-            yield _Chunk(weight, self._loss(outputs, batch.targets), batch, outputs)
+    def _counted(self, expected: int) -> Iterator[tuple[int, Batch]]:
+        """Number the chunks, provided that there are as many as expected."""
+        count = 0
+        for k, batch in enumerate(self.data):
+            count += 1
+            if count > expected:
+                self._raise_changed(f"{count} chunks or more, before {expected}")
+            yield k, batch
+        if count < expected:
+            self._raise_changed(f"{count} chunks, before {expected}")
 
-    def _constants(self, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The parameters that are not selected, in the risk's dtype."""
+    def _evaluate(self, batch: Batch, parameters: Mapping[str, Tensor]) -> _Chunk:
+        """Evaluate the loss on one chunk."""
+        safe = batch
+        if self._writes_inputs is not False:  # a copy until it is known to be needless
+            safe = batch.map(torch.clone)
+        outputs = self._forward(parameters, safe)
+        if self._writes_inputs is None:
+            self._writes_inputs = any(tensor._version for tensor in safe.leaves)
+        weight = self.loss.batch_weight(outputs, batch.targets)
+        return _Chunk(weight, self._loss(outputs, batch.targets), batch, outputs)
+
+    def constants(self, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The parameters that are not among ``leaves``, in the risk's dtype."""
         return {
             name: p.detach().to(self.dtype if p.is_floating_point() else p.dtype, copy=True)
             for name, p in self.model.named_parameters()
@@ -235,8 +272,10 @@ class EmpiricalRisk:
     def _measure(self) -> _Reference:
         """Make the first pass: note the weight and loss of each chunk."""
         reference = _Reference()
-        with self._pass(self.leaves()) as chunks:
-            for k, chunk in enumerate(chunks):
+        leaves = self.leaves()
+        parameters = {**self.constants(leaves), **leaves}
+        with self._stage():
+            for k, chunk in enumerate(self._evaluate(batch, parameters) for batch in self.data):
                 # Where every target is ignored, PyTorch's mean is 0/0; the chunk counts nothing.
                 value = float(chunk.loss.detach()) if chunk.weight else 0.0
                 if not math.isfinite(value):
@@ -296,7 +335,7 @@ class EmpiricalRisk:
         if n < 2 or not _runs_over(n, chunk.outputs):
             return
         part = next(chunk.batch.split(n - 1))
-        outputs = self._forward({**self._constants({}), **self.leaves()}, part)
+        outputs = self._forward(self.constants({}), part)
         outputs, whole = outputs.detach(), chunk.outputs[: n - 1].detach()
         # Shapes decide how products are summed up: half the digits is far beyond that.
         tolerance = torch.finfo(whole.dtype).eps ** 0.5 * float(whole.abs().max())
