@@ -45,7 +45,9 @@ def demo(
     )
     problem = load_problem(checkpoint)
     n = problem.subject.num_parameters
-    typer.echo(f"\ncomputing all {n:,} eigenvalues of its Hessian, about a minute ...", err=True)
+    typer.echo(
+        f"\ncomputing all {n:,} eigenvalues of its Hessian, some twenty seconds ...", err=True
+    )
     result, seconds = compute_index(problem, "exact")
     assert result.eigenvalues is not None  # the exact method has them
     Console().print(index_table(result, subject=problem.subject, seconds=seconds))

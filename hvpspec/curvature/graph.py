@@ -24,6 +24,23 @@ def nodes(outputs: Iterable[Tensor]) -> Iterator[Node]:
         stack.extend(following for following, _ in node.next_functions)
 
 
+def is_used_once(outputs: Iterable[Tensor], leaf: Tensor) -> bool:
+    """Whether a leaf, or its transpose, enters one operation on the way to some tensors."""
+    consumers: dict[Node, list[Node]] = {}
+    for node in nodes(outputs):
+        for following, _ in node.next_functions:
+            if following is not None:
+                consumers.setdefault(following, []).append(node)
+    found = [node for node in consumers if getattr(node, "variable", None) is leaf]
+    while len(found) == 1:
+        if len(consumers[found[0]]) != 1:
+            return False
+        found = consumers[found[0]]
+        if found[0].name() != "TBackward0":
+            return True
+    return False
+
+
 def refuse_hidden_errors(gradient: Iterable[Tensor]) -> None:
     """Raise where a function on the way to a gradient was declared differentiable only once.
 

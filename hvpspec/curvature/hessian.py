@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hvpspec.curvature.batches import tensors_in
+from hvpspec.curvature.derivatives import differentiate
 from hvpspec.curvature.graph import refuse_hidden_errors
+from hvpspec.curvature.kronecker import add_own_block_, largest_linear
 from hvpspec.curvature.losses import Loss
 from hvpspec.curvature.parameters import ParameterSpace, Selector
 from hvpspec.curvature.risk import EmpiricalRisk
 from hvpspec.curvature.structure import affine_layers, index_bound, is_convex
-from hvpspec.errors import InputError, NotDifferentiableError
-from hvpspec.linalg.operator import IndexBound, PointFacts, SymmetricOperator
+from hvpspec.errors import InputError
+from hvpspec.linalg.operator import IndexBound, PointFacts, Progress, SymmetricOperator, reflect_
 
 
 class HessianOperator(SymmetricOperator):
@@ -28,6 +29,10 @@ class HessianOperator(SymmetricOperator):
     the network in evaluation mode, without approximation of the Hessian and without sampling.
     The model's parameters, gradients, buffers, mode and all random states stay as they are. Data
     and parameters must not change during the operator's life; a change is detected and refused.
+
+    ``to_dense`` needs no products for the columns of the largest linear layer that is used once on
+    one row per example: their block is a sum of Kronecker products over the examples. A few random
+    products check it every time; if they disagree, it warns and takes a product for each column.
 
     Args:
         model: the network. BatchNorm must be in evaluation mode; dropout is off.
@@ -131,7 +136,7 @@ class HessianOperator(SymmetricOperator):
         reached: set[str] = set()
         with self._risk.terms(leaves) as terms:
             for term in terms:
-                parts = self._differentiate(term.value, leaves)
+                parts = differentiate(term.value, leaves)
                 reached |= parts.keys()
                 gradient += self._join(parts)
         self._note_reached(reached)
@@ -184,6 +189,29 @@ class HessianOperator(SymmetricOperator):
         bound = self.structural_upper_bound()
         return PointFacts(self.loss(), gradient_norm, bound, self.notes)
 
+    def _assemble_(self, A: Tensor, progress: Progress | None) -> None:
+        """Fill the largest linear layer's own block without products, where it has that form."""
+        layer = largest_linear(self._risk.model, self.space)
+        block = None if layer is None else add_own_block_(A, self._risk, layer, progress)
+        if block is None:
+            super()._assemble_(A, progress)
+            return
+        n, own = len(A), block.layer.columns
+        A.diagonal()[own] += 2 * self._l2
+        others = sorted(set(range(n)).difference(own))
+
+        def report(done: int) -> None:
+            """Leave the last step of the bar to the check and what may follow from it."""
+            if progress is not None:
+                progress(min(len(own) + done, n - 1), n)
+
+        self._fill_columns_(A, others, report)
+        reflect_(A, others, own)
+        if not block.agrees(A, self):
+            self._fill_columns_(A, own)
+        if progress is not None:
+            progress(n, n)
+
     def _matmat(self, V: Tensor) -> Tensor:
         """Differentiate ``<gradient, v>`` for each column v, sharing one graph per chunk."""
         leaves = self._risk.leaves()
@@ -195,7 +223,7 @@ class HessianOperator(SymmetricOperator):
         reached: set[str] = set()
         with self._risk.terms(leaves) as terms:
             for term in terms:
-                gradient = self._differentiate(term.value, leaves, create_graph=True)
+                gradient = differentiate(term.value, leaves, create_graph=True)
                 reached |= gradient.keys()
                 # A gradient that no longer depends on the parameters has a zero derivative.
                 gradient = {name: g for name, g in gradient.items() if g.requires_grad}
@@ -207,41 +235,10 @@ class HessianOperator(SymmetricOperator):
                 for row, v in zip(product, columns, strict=True):
                     weights = [v[name] for name in gradient]
                     row += self._join(
-                        self._differentiate(gradient.values(), leaves, weights, retain_graph=True)
+                        differentiate(gradient.values(), leaves, weights, retain_graph=True)
                     )
         self._note_reached(reached)
         return product.T
-
-    def _differentiate(
-        self,
-        values: Tensor | Iterable[Tensor],
-        leaves: Mapping[str, Tensor],
-        weights: Sequence[Tensor] | None = None,
-        *,
-        create_graph: bool = False,
-        retain_graph: bool | None = None,
-    ) -> dict[str, Tensor]:
-        """Return the derivatives with respect to the leaves that have a path to ``values``."""
-        outputs = [values] if isinstance(values, Tensor) else list(values)
-        if not outputs[0].requires_grad:
-            return {}
-        try:
-            parts = torch.autograd.grad(
-                outputs,
-                list(leaves.values()),
-                weights,
-                create_graph=create_graph,
-                retain_graph=retain_graph or create_graph,
-                allow_unused=True,
-            )
-        except RuntimeError as error:
-            if not _NO_SECOND_DERIVATIVE.search(str(error)):
-                raise
-            raise NotDifferentiableError(
-                f"PyTorch has no second derivative here: {str(error).splitlines()[0]}; "
-                "replace that operation by one it can differentiate twice"
-            ) from error
-        return {name: p for name, p in zip(leaves, parts, strict=True) if p is not None}
 
     def _join(self, parts: Mapping[str, Tensor]) -> Tensor:
         """Put the parts of a derivative into one vector, zero where there is none."""
@@ -300,9 +297,3 @@ def structural_upper_bound(
         24
     """
     return HessianOperator(model, loss, data, params=params).structural_upper_bound()
-
-
-_NO_SECOND_DERIVATIVE = re.compile(
-    r"derivative for .* (is )?not implemented|differentiate twice|once_differentiable"
-    r"|does not (support|have) (a )?double backward|double backward"
-)

@@ -34,12 +34,14 @@ class Term:
         outputs: what the model returned.
         targets: what the loss compared it with.
         loss: the loss with its tensors in the operator's dtype.
+        num_examples: how many there are in the chunk.
     """
 
     value: Tensor
     outputs: Any
     targets: Any
     loss: Loss
+    num_examples: int
 
 
 @dataclass(frozen=True)
@@ -195,7 +197,8 @@ class EmpiricalRisk:
         self._compare(reference, k, chunk.weight, float(chunk.loss.detach()))
         if chunk.weight == 0:
             return None
-        return Term(chunk.loss * self.share(k), chunk.outputs, batch.targets, self.loss)
+        share = chunk.loss * self.share(k)
+        return Term(share, chunk.outputs, batch.targets, self.loss, len(batch))
 
     def share(self, k: int) -> float:
         """What the loss on chunk ``k`` is multiplied by in the risk."""

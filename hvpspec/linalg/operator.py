@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -145,13 +145,13 @@ class SymmetricOperator(ABC):
         return AffineOperator(self, shift=shift)
 
     def to_dense(self, *, progress: Progress | None = None) -> Tensor:
-        """Assemble the matrix from products with the unit vectors, and make it exactly symmetric.
+        """Assemble the matrix, in general from products with the unit vectors.
 
         Args:
             progress: called with the number of columns done and their total.
 
         Returns:
-            The matrix, shape (n, n).
+            A new tensor, shape (n, n), exactly symmetric.
 
         Raises:
             InputError: the matrix does not fit into memory.
@@ -159,14 +159,8 @@ class SymmetricOperator(ABC):
         """
         n = self.shape[0]
         require_memory(n * n * self.dtype.itemsize, f"a dense {n} x {n} matrix", self.device)
-        A = torch.empty(n, n, dtype=self.dtype, device=self.device)
-        for start in range(0, n, _DENSE_BLOCK):
-            stop = min(start + _DENSE_BLOCK, n)
-            unit = torch.zeros(n, stop - start, dtype=self.dtype, device=self.device)
-            unit[range(start, stop), range(stop - start)] = 1
-            A[:, start:stop] = self.matmat(unit)
-            if progress is not None:
-                progress(stop, n)
+        A = torch.zeros(n, n, dtype=self.dtype, device=self.device)
+        self._assemble_(A, progress)
         defect = asymmetry(A)
         if defect > _MOST_ASYMMETRY:
             raise ComputationError(
@@ -174,6 +168,23 @@ class SymmetricOperator(ABC):
                 "operation whose second derivative is wrong, or for low precision inside"
             )
         return symmetrise_(A)
+
+    def _assemble_(self, A: Tensor, progress: Progress | None) -> None:
+        """Fill ``A``, which is zero, up to its asymmetry."""
+        n = len(A)
+        self._fill_columns_(A, range(n), progress and (lambda done: progress(done, n)))
+
+    def _fill_columns_(
+        self, A: Tensor, columns: Sequence[int], report: Callable[[int], None] | None = None
+    ) -> None:
+        """Fill some columns of ``A`` by products with unit vectors; report how many are done."""
+        for start in range(0, len(columns), _DENSE_BLOCK):
+            block = list(columns[start : start + _DENSE_BLOCK])
+            unit = torch.zeros(len(A), len(block), dtype=self.dtype, device=self.device)
+            unit[block, range(len(block))] = 1
+            A[:, block] = self.matmat(unit)
+            if report is not None:
+                report(start + len(block))
 
     def in_float64(self) -> SymmetricOperator:
         """Return the same matrix with products in float64, or ``self`` where impossible."""
@@ -240,26 +251,37 @@ class SymmetricOperator(ABC):
 
 
 def asymmetry(A: Tensor) -> float:
-    """``||A - A^T||_F / ||A||_F``, a stripe at a time; 0 for the zero matrix."""
-    square = sum(
-        float(torch.linalg.vector_norm(rows - A[:, i : i + len(rows)].mT, dtype=torch.float64)) ** 2
-        for i, rows in zip(range(0, len(A), 1024), torch.split(A, 1024), strict=True)
-    )
+    """``||A - A^T||_F / ||A||_F``, a tile at a time; 0 for the zero matrix."""
+    square = 0.0
+    for rows, columns in _tiles(len(A)):
+        defect = A[rows, columns] - A[columns, rows].mT
+        above_too = 1 if rows == columns else 2
+        square += above_too * float(torch.linalg.vector_norm(defect, dtype=torch.float64)) ** 2
     norm = float(torch.linalg.vector_norm(A, dtype=torch.float64))
     return square**0.5 / norm if norm else 0.0
 
 
+def reflect_(A: Tensor, columns: list[int], rows: list[int]) -> None:
+    """Set ``A[j, i] = A[i, j]`` for the given columns j and rows i, a stripe at a time."""
+    for start in range(0, len(columns), _DENSE_BLOCK):
+        block = columns[start : start + _DENSE_BLOCK]
+        A[torch.tensor(block)[:, None], rows] = A[:, block][rows].T
+
+
 def symmetrise_(A: Tensor) -> Tensor:
-    """Replace ``A`` (n, n) by ``(A + A^T) / 2`` in place, a stripe at a time, and return it."""
-    n, width = A.shape[0], 1024
-    for i in range(0, n, width):
-        rows = slice(i, min(i + width, n))
-        for j in range(0, i + 1, width):
-            columns = slice(j, min(j + width, n))
-            mean = (A[rows, columns] + A[columns, rows].mT) / 2
-            A[rows, columns] = mean
-            A[columns, rows] = mean.mT
+    """Replace ``A`` (n, n) by ``(A + A^T) / 2`` in place, a tile at a time, and return it."""
+    for rows, columns in _tiles(len(A)):
+        mean = (A[rows, columns] + A[columns, rows].mT) / 2
+        A[rows, columns] = mean
+        A[columns, rows] = mean.mT
     return A
+
+
+def _tiles(n: int, width: int = 128) -> Iterator[tuple[slice, slice]]:
+    """The tiles of a matrix on and below the diagonal; two of them stay in the cache."""
+    for i in range(0, n, width):
+        for j in range(0, i + 1, width):
+            yield slice(i, min(i + width, n)), slice(j, min(j + width, n))
 
 
 class DenseOperator(SymmetricOperator):
@@ -373,6 +395,14 @@ class AffineOperator(SymmetricOperator):
 
     def _matmat(self, V: Tensor) -> Tensor:
         return self._scale * self._A.matmat(V) + self._shift * V
+
+    def to_dense(self, *, progress: Progress | None = None) -> Tensor:
+        """Assemble the operator beneath, by whatever way it has, and scale and shift its matrix."""
+        before = self._A.num_matvecs
+        A = self._A.to_dense(progress=progress).mul_(self._scale)
+        self.num_matvecs += self._A.num_matvecs - before
+        A.diagonal().add_(self._shift)
+        return A
 
     def in_float64(self) -> SymmetricOperator:
         """The same with the operator beneath in float64."""

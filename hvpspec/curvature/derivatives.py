@@ -1,0 +1,58 @@
+"""First derivatives by autograd, with an error that says which second derivative is missing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from hvpspec.errors import NotDifferentiableError
+
+_NO_SECOND_DERIVATIVE = re.compile(
+    r"derivative for .* (is )?not implemented|differentiate twice|once_differentiable"
+    r"|does not (support|have) (a )?double backward|double backward"
+)
+
+
+def differentiate(
+    values: Tensor | Iterable[Tensor],
+    leaves: Mapping[str, Tensor],
+    weights: Sequence[Tensor] | None = None,
+    *,
+    create_graph: bool = False,
+    retain_graph: bool | None = None,
+) -> dict[str, Tensor]:
+    """Return the derivatives of ``<values, weights>`` by the leaves that have a path to it.
+
+    Args:
+        values: one tensor or several; without weights, one scalar.
+        leaves: what to differentiate by, by name.
+        weights: a tensor of its shape for each value.
+        create_graph: whether the derivatives are to be differentiated again.
+        retain_graph: whether the graph is needed again; None for ``create_graph``.
+
+    Raises:
+        NotDifferentiableError: an operation in between has no second derivative.
+    """
+    outputs = [values] if isinstance(values, Tensor) else list(values)
+    if not outputs[0].requires_grad:
+        return {}
+    try:
+        parts = torch.autograd.grad(
+            outputs,
+            list(leaves.values()),
+            weights,
+            create_graph=create_graph,
+            retain_graph=retain_graph or create_graph,
+            allow_unused=True,
+        )
+    except RuntimeError as error:
+        if not _NO_SECOND_DERIVATIVE.search(str(error)):
+            raise
+        raise NotDifferentiableError(
+            f"PyTorch has no second derivative here: {str(error).splitlines()[0]}; "
+            "replace that operation by one it can differentiate twice"
+        ) from error
+    return {name: p for name, p in zip(leaves, parts, strict=True) if p is not None}
