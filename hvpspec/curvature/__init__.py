@@ -2,18 +2,20 @@
 
 The empirical risk knows how losses over batches of any size combine and leaves the network as
 found; parameter selection says which entries span the space. ``HessianOperator`` multiplies by the
-exact Hessian, and the structural bound reads off a network's graph how many directions can go down
+exact Hessian, in the way that is fastest for the network at hand, and the structural bound reads off a network's graph how many directions can go down
 at most.
 """
 
 from hvpspec.curvature.hessian import HessianOperator, structural_upper_bound
 from hvpspec.curvature.losses import Loss
 from hvpspec.curvature.parameters import ParameterSpace, select_parameters
+from hvpspec.curvature.products import Plan
 
 __all__ = [
     "HessianOperator",
     "Loss",
     "ParameterSpace",
+    "Plan",
     "select_parameters",
     "structural_upper_bound",
 ]

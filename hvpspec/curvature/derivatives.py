@@ -23,6 +23,7 @@ def differentiate(
     *,
     create_graph: bool = False,
     retain_graph: bool | None = None,
+    batched: bool = False,
 ) -> dict[str, Tensor]:
     """Return the derivatives of ``<values, weights>`` by the leaves that have a path to it.
 
@@ -32,6 +33,7 @@ def differentiate(
         weights: a tensor of its shape for each value.
         create_graph: whether the derivatives are to be differentiated again.
         retain_graph: whether the graph is needed again; None for ``create_graph``.
+        batched: whether the weights have a leading dimension, of several sets of weights.
 
     Raises:
         NotDifferentiableError: an operation in between has no second derivative.
@@ -47,6 +49,7 @@ def differentiate(
             create_graph=create_graph,
             retain_graph=retain_graph or create_graph,
             allow_unused=True,
+            is_grads_batched=batched,
         )
     except RuntimeError as error:
         if not _NO_SECOND_DERIVATIVE.search(str(error)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from hvpspec.curvature.batches import tensors_in
 from hvpspec.curvature.derivatives import differentiate
-from hvpspec.curvature.graph import refuse_hidden_errors
+from hvpspec.curvature.engines import join
 from hvpspec.curvature.kronecker import add_own_block_, largest_linear
 from hvpspec.curvature.losses import Loss
 from hvpspec.curvature.parameters import ParameterSpace, Selector
+from hvpspec.curvature.products import EngineName, Plan, Products
 from hvpspec.curvature.risk import EmpiricalRisk
 from hvpspec.curvature.structure import affine_layers, index_bound, is_convex
 from hvpspec.errors import InputError
@@ -49,6 +50,13 @@ class HessianOperator(SymmetricOperator):
             every eigenvalue.
         chunk_size: the most examples in one graph, which bounds memory and changes no result.
         dtype: to compute in, with parameters, buffers and data converted; None for the parameters'.
+        engine: how products are made, all exact: "double backward" (one graph per chunk, shared by
+            the vectors), "batched double backward", "forward over reverse" (traced once, with what
+            does not depend on the vectors evaluated once per chunk), the same "compiled", or
+            "auto" for the fastest, found out on the way and shown by :attr:`plan`. Ways differ by
+            round-off, and "auto" goes by the clock: name one for the same bits from run to run.
+        memory_budget: bytes for what is kept between products instead of evaluated again: graphs or
+            intermediate results of all chunks, if they fit. None for a quarter of free memory.
 
     Attributes:
         space: names, shapes and order of the selected parameters in a vector.
@@ -79,6 +87,8 @@ class HessianOperator(SymmetricOperator):
         l2: float = 0.0,
         chunk_size: int | None = None,
         dtype: torch.dtype | None = None,
+        engine: EngineName = "auto",
+        memory_budget: int | None = None,
     ) -> None:
         if not (math.isfinite(l2) and l2 >= 0):
             raise InputError(f"l2 must be a finite number of at least 0, got {l2}")
@@ -94,10 +104,12 @@ class HessianOperator(SymmetricOperator):
             "l2": float(l2),
             "chunk_size": chunk_size,
             "dtype": dtype,
+            "engine": engine,
+            "memory_budget": memory_budget,
         }
         self._l2 = float(l2)
         self._reached: frozenset[str] | None = None
-        self._checked = False
+        self._products = Products(self._risk, engine, memory_budget)
 
     @property
     def space(self) -> ParameterSpace:
@@ -123,6 +135,11 @@ class HessianOperator(SymmetricOperator):
         """The unit round-off of the coarser of two dtypes, the operator's and the loss's."""
         return max(super().unit_roundoff, torch.finfo(self._risk.reference.dtype).eps / 2)
 
+    @property
+    def plan(self) -> tuple[Plan, ...]:
+        """How products are made by now, for each number of vectors that was multiplied at once."""
+        return self._products.plans
+
     def loss(self) -> float:
         """``f`` at the present parameters, with the l2 term."""
         theta = self.space.flatten(self._risk.leaves()).detach().double()
@@ -138,7 +155,7 @@ class HessianOperator(SymmetricOperator):
             for term in terms:
                 parts = differentiate(term.value, leaves)
                 reached |= parts.keys()
-                gradient += self._join(parts)
+                gradient += join(self.space, parts, gradient)
         self._note_reached(reached)
         return gradient
 
@@ -213,40 +230,14 @@ class HessianOperator(SymmetricOperator):
             progress(n, n)
 
     def _matmat(self, V: Tensor) -> Tensor:
-        """Differentiate ``<gradient, v>`` for each column v, sharing one graph per chunk."""
-        leaves = self._risk.leaves()
+        """Multiply in the way that is planned for blocks of this width."""
         with torch.inference_mode(False):
             # A copy, since autograd cannot save an inference tensor.
-            V = V.T.clone(memory_format=torch.contiguous_format)
-            product = 2 * self._l2 * V
-        columns = [self.space.unflatten(v) for v in V]
-        reached: set[str] = set()
-        with self._risk.terms(leaves) as terms:
-            for term in terms:
-                gradient = differentiate(term.value, leaves, create_graph=True)
-                reached |= gradient.keys()
-                # A gradient that no longer depends on the parameters has a zero derivative.
-                gradient = {name: g for name, g in gradient.items() if g.requires_grad}
-                if not gradient:
-                    continue
-                if not self._checked:
-                    refuse_hidden_errors(gradient.values())
-                    self._checked = True
-                for row, v in zip(product, columns, strict=True):
-                    weights = [v[name] for name in gradient]
-                    row += self._join(
-                        differentiate(gradient.values(), leaves, weights, retain_graph=True)
-                    )
-        self._note_reached(reached)
+            rows = V.T.clone(memory_format=torch.contiguous_format)
+            product = self._products.multiply(rows).add_(rows, alpha=2 * self._l2)
+        if self._reached is None and self._products.reached is not None:
+            self._note_reached(self._products.reached)
         return product.T
-
-    def _join(self, parts: Mapping[str, Tensor]) -> Tensor:
-        """Put the parts of a derivative into one vector, zero where there is none."""
-        vector = torch.zeros(self.shape[0], dtype=self.dtype, device=self.device)
-        views = self.space.unflatten(vector)
-        for name, part in parts.items():
-            views[name].copy_(part.detach())
-        return vector
 
     def _note_reached(self, reached: set[str]) -> None:
         """Remember which parameters have a path to the loss; raise if a selector has none."""

@@ -128,16 +128,25 @@ class EmpiricalRisk:
     @property
     def reference(self) -> _Reference:
         """The first pass over the data, made when it is first asked for."""
-        fingerprint = parameter_norms(self.model)
         if self._reference is None:
+            norms = parameter_norms(self.model)
             self._reference = self._measure()
-            self._reference.parameter_norms = fingerprint
-        elif fingerprint != self._reference.parameter_norms:
-            self._raise_changed("the parameters are others")
+            self._reference.parameter_norms = norms
         return self._reference
+
+    @property
+    def num_chunks(self) -> int:
+        """Number of chunks in a pass."""
+        return len(self.reference.losses)
+
+    def check_parameters(self) -> None:
+        """Raise DataChangedError if parameters or buffers are not those of the first pass."""
+        if parameter_norms(self.model) != self.reference.parameter_norms:
+            self._raise_changed("the parameters are others")
 
     def value(self) -> float:
         """The risk."""
+        self.check_parameters()
         reference = self.reference
         total = sum(w * x for w, x in zip(reference.weights, reference.losses, strict=True))
         return total / self._total_weight(reference)
@@ -177,9 +186,9 @@ class EmpiricalRisk:
         Raises:
             DataChangedError: there are more or fewer chunks than on the first pass.
         """
-        reference = self.reference
+        self.check_parameters()
         with self._stage():
-            yield self._counted(len(reference.losses))
+            yield self._counted(self.num_chunks)
 
     def term(self, k: int, batch: Batch, parameters: Mapping[str, Tensor]) -> Term | None:
         """Evaluate the share of chunk ``k``; None if it counts nothing.

@@ -1,0 +1,228 @@
+"""Ways to multiply the Hessian of the loss on one chunk with a block of vectors, all of them exact.
+
+Each does first what does not depend on the vectors, which can be kept from product to product.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hvpspec.curvature.batches import Batch
+from hvpspec.curvature.derivatives import differentiate
+from hvpspec.curvature.graph import nodes, refuse_hidden_errors
+from hvpspec.curvature.parameters import ParameterSpace
+from hvpspec.curvature.risk import EmpiricalRisk
+from hvpspec.curvature.tracing import SplitProduct, split_product
+
+
+class Engine(ABC):
+    """Multiplies by the share of the Hessian that one chunk of the data contributes.
+
+    Args:
+        risk: the function.
+
+    Attributes:
+        name: what a plan calls it.
+        leaves: the parameters of the present pass, to differentiate by.
+    """
+
+    name: str
+
+    def __init__(self, risk: EmpiricalRisk) -> None:
+        self.risk = risk
+        self.begin()
+
+    def begin(self) -> None:
+        """Take the parameters anew for a pass, whatever the model wrote into them on the last."""
+        self.leaves = self.risk.leaves()
+
+    @abstractmethod
+    def prepare(self, k: int, batch: Batch) -> Any:
+        """Do what no vector is needed for; None if the chunk contributes nothing.
+
+        Args:
+            k: number of the chunk in a pass.
+            batch: its examples.
+        """
+
+    @abstractmethod
+    def multiply(self, prepared: Any, V: Tensor) -> Tensor:
+        """Multiply the rows of V, shape (b, n), by the chunk's share of the Hessian."""
+
+    def takes(self, batch: Batch) -> bool:
+        """Whether a chunk can be multiplied."""
+        return True
+
+    @abstractmethod
+    def size(self, prepared: Any) -> int:
+        """The bytes that something prepared keeps alive."""
+
+
+@dataclass(frozen=True)
+class _Gradient:
+    """A gradient's parts with their graph, and the leaves that it leads to."""
+
+    leaves: Mapping[str, Tensor]
+    parts: Mapping[str, Tensor]
+
+
+class DoubleBackward(Engine):
+    """Differentiates ``<gradient, v>``: one graph per chunk, shared by all vectors.
+
+    Args:
+        risk: the function.
+        batched: whether one backward pass takes all vectors, or each its own.
+
+    Attributes:
+        reached: names of the parameters that were found to have a path to the loss.
+        num_nodes: of the gradient's graph on the first chunk, by which tracing takes longer.
+
+    Reference:
+        Pearlmutter, Fast exact multiplication by the Hessian, Neural Computation 6 (1994).
+    """
+
+    def __init__(self, risk: EmpiricalRisk, *, batched: bool = False) -> None:
+        super().__init__(risk)
+        self.name = "batched double backward" if batched else "double backward"
+        self.reached: set[str] = set()
+        self.num_nodes = 0
+        self._batched = batched
+
+    def begin(self) -> None:
+        """Take all parameters anew."""
+        super().begin()
+        self._parameters = {**self.risk.constants(self.leaves), **self.leaves}
+
+    def prepare(self, k: int, batch: Batch) -> _Gradient | None:
+        """Return the gradient, with its graph."""
+        term = self.risk.term(k, batch, self._parameters)
+        if term is None:
+            return None
+        gradient = differentiate(term.value, self.leaves, create_graph=True)
+        self.reached |= gradient.keys()
+        # A gradient that no longer depends on the parameters has a zero derivative.
+        gradient = {name: g for name, g in gradient.items() if g.requires_grad}
+        if gradient and not self.num_nodes:
+            refuse_hidden_errors(gradient.values())
+            self.num_nodes = sum(1 for _ in nodes(gradient.values()))
+        return _Gradient(self.leaves, gradient) if gradient else None
+
+    def multiply(self, prepared: _Gradient, V: Tensor) -> Tensor:
+        """Differentiate the gradient's products with the vectors."""
+        if self._batched:
+            return self._derivative(prepared, V)
+        return torch.stack([self._derivative(prepared, v) for v in V])
+
+    def size(self, prepared: _Gradient) -> int:
+        """The bytes that the graph saves."""
+        return saved_bytes(prepared.parts.values())
+
+    def _derivative(self, gradient: _Gradient, V: Tensor) -> Tensor:
+        """The derivative of the gradient's product with a vector, or with each row."""
+        columns = self.risk.space.unflatten(V)
+        parts = differentiate(
+            gradient.parts.values(),
+            gradient.leaves,
+            [columns[name] for name in gradient.parts],
+            retain_graph=True,
+            batched=V.ndim == 2,
+        )
+        return join(self.risk.space, parts, V)
+
+
+class ForwardOverReverse(Engine):
+    """Pushes vectors forward through the gradient, in a graph of tensor operations traced once.
+
+    What does not depend on the vectors is split off, and done once per chunk.
+
+    Args:
+        risk: the function.
+        batch: a chunk to trace on; others of its shapes can be multiplied.
+        width: the number of vectors in a block.
+        compiled: whether the part that depends on the vectors is compiled.
+
+    Raises:
+        Exception: whatever an operation raises that cannot be traced or compiled.
+    """
+
+    def __init__(
+        self, risk: EmpiricalRisk, batch: Batch, width: int, *, compiled: bool = False
+    ) -> None:
+        super().__init__(risk)
+        self.name = "compiled forward over reverse" if compiled else "forward over reverse"
+        self._width, self._kinds = width, _kinds(batch)
+        self._split = self._trace(batch)
+        if compiled:
+            self._split = self._split.compiled()
+
+    def takes(self, batch: Batch) -> bool:
+        """Whether a chunk has the shapes that were traced."""
+        return _kinds(batch) == self._kinds
+
+    def prepare(self, k: int, batch: Batch) -> tuple[float, list[Tensor]]:
+        """Evaluate what does not depend on the vectors."""
+        with torch.no_grad():
+            loss, residuals = self._split.prepare([*self.leaves.values(), *batch.leaves])
+        self.risk.check(k, float(loss))
+        return self.risk.share(k), residuals
+
+    def multiply(self, prepared: tuple[float, list[Tensor]], V: Tensor) -> Tensor:
+        """Evaluate what does."""
+        share, residuals = prepared
+        rows = self.risk.space.unflatten(V if self._width > 1 else V[0])
+        with torch.no_grad():  # contiguous, as when it was traced
+            parts = self._split.multiply(residuals, [v.contiguous() for v in rows.values()])
+        return join(self.risk.space, dict(zip(rows, parts, strict=True)), V).mul_(share)
+
+    def size(self, prepared: tuple[float, list[Tensor]]) -> int:
+        """The bytes of the intermediate results that are kept."""
+        return _bytes(prepared[1])
+
+    def _trace(self, batch: Batch) -> SplitProduct:
+        """Trace the product with the Hessian of a chunk's loss."""
+        names, constants = list(self.leaves), self.risk.constants(self.leaves)
+
+        def loss(theta: Sequence[Tensor], data: Sequence[Tensor]) -> Tensor:
+            tensors = iter(data)
+            parameters = {**constants, **dict(zip(names, theta, strict=True))}
+            return self.risk.loss_on(batch.map(lambda _: next(tensors)), parameters)
+
+        arguments = [*(leaf.detach() for leaf in self.leaves.values()), *batch.leaves]
+        return split_product(loss, arguments, len(names), self._width)
+
+
+def join(space: ParameterSpace, parts: Mapping[str, Tensor], like: Tensor) -> Tensor:
+    """Put the parts of derivatives into vectors of a shape (..., n), zero where there is none."""
+    vectors = torch.zeros_like(like)
+    views = space.unflatten(vectors)
+    for name, part in parts.items():
+        views[name].copy_(part.detach().view_as(views[name]))
+    return vectors
+
+
+def saved_bytes(outputs: Iterable[Tensor]) -> int:
+    """The bytes of all tensors that the nodes of a graph saved, each storage once."""
+    saved = [
+        value
+        for node in nodes(outputs)
+        for name in dir(node)
+        if name.startswith("_saved_") and isinstance(value := getattr(node, name), Tensor)
+    ]
+    return _bytes(saved)
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    """The bytes of tensors' storages, each counted once."""
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    return sum(storages.values())
+
+
+def _kinds(batch: Batch) -> list[tuple[torch.Size, tuple[int, ...], torch.dtype]]:
+    """Shapes, strides and dtypes of a batch's tensors."""
+    return [(tensor.shape, tensor.stride(), tensor.dtype) for tensor in batch.leaves]

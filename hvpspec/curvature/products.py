@@ -1,0 +1,307 @@
+"""Hessian-vector products over all of the data, made the way that is fastest here."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from hvpspec.curvature.batches import Batch
+from hvpspec.curvature.engines import DoubleBackward, Engine, ForwardOverReverse
+from hvpspec.curvature.risk import EmpiricalRisk
+from hvpspec.errors import DataChangedError, HvpspecError, InputError
+from hvpspec.linalg.memory import available_memory
+
+#: Ways to multiply; "auto" starts with the first and changes to what is faster.
+EngineName = Literal[
+    "auto",
+    "double backward",
+    "batched double backward",
+    "forward over reverse",
+    "compiled forward over reverse",
+]
+
+#: The widest block multiplied at once: wider ones gain little, and take as much more memory.
+_MOST_VECTORS = 32
+# Steps of planning: what each tries, and the seconds it is expected to take, at least and for each
+# node of the gradient's graph. It is taken only after the products have taken as long.
+_STEPS = {
+    "compare": ("double backward", "batched double backward"),
+    "trace": ("forward over reverse",),
+    "compile": ("compiled forward over reverse",),
+}
+_PRICES = {"compare": (0.3, 0.0), "trace": (1.0, 6e-3), "compile": (60.0, 0.1)}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How products with blocks of one width are made.
+
+    Attributes:
+        engine: the way of multiplying.
+        num_vectors: the width of the block.
+        kept: whether what does not depend on the vectors is kept from product to product.
+        seconds: for each way that was tried, what a block took on the first chunk.
+        notes: which ways were dropped, and why.
+    """
+
+    engine: str
+    num_vectors: int
+    kept: bool
+    seconds: dict[str, float]
+    notes: tuple[str, ...]
+
+
+@dataclass
+class _Course:
+    """The way that is taken for one width of block, and what is known of others.
+
+    Attributes:
+        engine: the way.
+        steps: what remains to be tried.
+        keep: whether to keep what it prepares.
+        spent: seconds of products since the last step.
+        best: seconds that it takes on the first chunk, unknown at first.
+    """
+
+    engine: Engine
+    steps: list[str]
+    keep: bool = False
+    spent: float = 0.0
+    best: float = float("inf")
+    seconds: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What an engine prepared, for all chunks.
+
+    Attributes:
+        engine: the engine of the plan.
+        parts: for each chunk the engine that took it, and what it prepared.
+        data: the tensors it was prepared from, with their versions.
+    """
+
+    engine: Engine
+    parts: list[tuple[Engine, Any]]
+    data: list[tuple[Tensor, int]]
+
+
+class Products:
+    """Products with the Hessian of a risk, without the l2 term.
+
+    The first are made by double backward. Once products with blocks of some width have taken as
+    long as a comparison would, the ways of multiplying are timed on the first chunk; once they have
+    taken as long as tracing (and then compiling) would, that is tried, too. So a short run is not
+    planned at all, and planning takes about half of any other at most. A way that does not agree
+    with double backward on the first chunk is dropped with a warning.
+
+    Args:
+        risk: the function.
+        engine: one way for all products after the first, or "auto".
+        memory_budget: bytes for what is kept from product to product; None for a quarter of what is
+            free when it is first asked for.
+
+    Raises:
+        InputError: the engine is unknown or the budget negative.
+    """
+
+    def __init__(self, risk: EmpiricalRisk, engine: str, memory_budget: int | None) -> None:
+        if engine not in get_args(EngineName):
+            names = ", ".join(map(repr, get_args(EngineName)))
+            raise InputError(f"engine must be one of {names}, got {engine!r}")
+        if memory_budget is not None and memory_budget < 0:
+            raise InputError(f"memory_budget must be at least 0 bytes, got {memory_budget}")
+        self._risk, self._wish, self._budget = risk, engine, memory_budget
+        self._plain: DoubleBackward | None = None
+        self._widest = _MOST_VECTORS
+        self._courses: dict[int, _Course] = {}
+        self._kept: _Kept | None = None
+
+    @property
+    def reached(self) -> set[str] | None:
+        """Names of the parameters with a path to the loss; None before the first product."""
+        return self._plain.reached if self._plain is not None else None
+
+    @property
+    def plans(self) -> tuple[Plan, ...]:
+        """How products are made by now, for each width of block that was asked for."""
+        return tuple(
+            Plan(c.engine.name, width, c.keep, dict(c.seconds), tuple(c.notes))
+            for width, c in sorted(self._courses.items())
+        )
+
+    def multiply(self, V: Tensor) -> Tensor:
+        """Multiply the rows of V, shape (k, n)."""
+        if self._plain is None:
+            plain = DoubleBackward(self._risk)
+            product = self._pass(plain, V, keep=False)
+            self._plain = plain  # only now that it has found nothing to refuse
+            return product
+        return torch.cat([self._multiply_block(block) for block in torch.split(V, self._widest)])
+
+    def _multiply_block(self, V: Tensor) -> Tensor:
+        """Multiply a block the way that is planned for its width, and go on planning."""
+        assert self._plain is not None
+        steps = list(_STEPS) if self._wish == "auto" else [self._wish]
+        course = self._courses.setdefault(len(V), _Course(self._plain, steps))
+        while course.steps and course.spent >= self._price(course.steps[0]):
+            self._take(course.steps.pop(0), course, V)
+        start = time.perf_counter()
+        product = self._pass(course.engine, V, keep=course.keep)
+        course.spent += time.perf_counter() - start
+        return product
+
+    def _price(self, step: str) -> float:
+        """The seconds that a step of planning is expected to take; 0 for a way asked for."""
+        assert self._plain is not None
+        least, per_node = _PRICES.get(step, (0.0, 0.0))
+        return max(least, per_node * self._plain.num_nodes)
+
+    def _take(self, step: str, course: _Course, V: Tensor) -> None:
+        """Take a step of planning: time some ways on the first chunk, and go the fastest."""
+        assert self._plain is not None
+        course.spent = 0.0
+        with self._risk.chunks() as chunks:
+            k, batch = next((k, batch) for k, batch in chunks if self._risk.share(k))
+            graph = self._plain.prepare(k, batch)
+            if graph is None:  # a constant gradient is as fast as can be
+                return
+            # A block's intermediate results take about as much as so many graphs.
+            free = available_memory(self._risk.device)
+            self._widest = min(self._widest, max(1, free // (4 * max(1, self._plain.size(graph)))))
+            if len(V) > self._widest:
+                return
+            # Not the block itself: it may lie where the Hessian is zero, and all ways agree.
+            V = torch.randn(V.shape, generator=torch.Generator().manual_seed(0)).to(V)
+            expected = self._plain.multiply(graph, V)
+            scale = self._risk.reference.scale * float(torch.linalg.vector_norm(V))
+            del graph
+            for name in _STEPS.get(step, (step,)):
+                try:
+                    engine = self._engine(name, batch, len(V))
+                    trial = _Trial.of(engine, k, batch, V)
+                except (HvpspecError, MemoryError, torch.OutOfMemoryError):
+                    raise
+                except Exception as error:  # an operation may be beyond a tracer in any way
+                    reason = (str(error) or type(error).__name__).splitlines()[0]
+                    course.notes.append(f"{name}: not possible here ({reason})")
+                    continue
+                if not _agree(trial.product, expected, scale):
+                    warnings.warn(
+                        f"{name} differs from double backward on the first chunk of the data and "
+                        "is not used; please report this network",
+                        UserWarning,
+                        stacklevel=2,
+                    )
+                    course.notes.append(f"{name}: differs from double backward")
+                    continue
+                keep = trial.num_bytes * self._risk.num_chunks <= self._room()
+                seconds = trial.multiply_seconds + (0.0 if keep else trial.prepare_seconds)
+                course.seconds[name] = seconds
+                if seconds < course.best:
+                    course.engine, course.keep, course.best = engine, keep, seconds
+
+    def _engine(self, name: str, batch: Batch, width: int) -> Engine:
+        """Make the engine of a name, for a first chunk and a width."""
+        assert self._plain is not None
+        if name == "double backward":
+            return self._plain
+        if name == "batched double backward":
+            return DoubleBackward(self._risk, batched=True)
+        compiled = name.startswith("compiled")
+        return ForwardOverReverse(self._risk, batch, width, compiled=compiled)
+
+    def _room(self) -> float:
+        """The bytes that what is kept may take."""
+        if self._budget is None:
+            self._budget = available_memory(self._risk.device) // 4
+        return self._budget
+
+    def _pass(self, engine: Engine, V: Tensor, *, keep: bool) -> Tensor:
+        """Add up the products with all chunks, from what was kept or anew."""
+        total = torch.zeros_like(V)
+        if self._kept is not None and self._kept.engine is engine:
+            self._check_kept()
+            for part_of, prepared in self._kept.parts:
+                total += part_of.multiply(prepared, V)
+            return total
+        parts: list[tuple[Engine, Any]] = []
+        data: list[tuple[Tensor, int]] = []
+        for each in {id(e): e for e in (engine, self._plain) if e is not None}.values():
+            each.begin()
+        with self._risk.chunks() as chunks:
+            for k, batch in chunks:
+                versions = [(tensor, tensor._version) for tensor in batch.leaves]
+                # A last chunk of other shapes than were traced.
+                own = engine if engine.takes(batch) or self._plain is None else self._plain
+                prepared = own.prepare(k, batch)
+                if prepared is None:
+                    continue
+                total += own.multiply(prepared, V)
+                if keep:
+                    parts.append((own, prepared))
+                    data += versions
+        if keep:
+            self._kept = _Kept(engine, parts, data)
+        return total
+
+    def _check_kept(self) -> None:
+        """Raise DataChangedError if parameters or data are others than when parts were kept."""
+        assert self._kept is not None
+        self._risk.check_parameters()
+        if any(tensor._version != version for tensor, version in self._kept.data):
+            raise DataChangedError(
+                "the data were changed in place between two products; make a new operator"
+            )
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """A product with a block on one chunk, timed.
+
+    Attributes:
+        product: shape (b, n).
+        prepare_seconds: for what does not depend on the vectors.
+        multiply_seconds: for what does.
+        num_bytes: held by what was prepared.
+    """
+
+    product: Tensor
+    prepare_seconds: float
+    multiply_seconds: float
+    num_bytes: int
+
+    @classmethod
+    def of(cls, engine: Engine, k: int, batch: Batch, V: Tensor) -> _Trial:
+        """Try an engine on a chunk, twice, since what comes first takes longer."""
+        prepare, multiply = [], []
+        for _ in range(2):
+            start = time.perf_counter()
+            prepared = engine.prepare(k, batch)
+            middle = time.perf_counter()
+            product = engine.multiply(prepared, V)
+            stop = time.perf_counter()
+            prepare.append(middle - start)
+            multiply.append(stop - middle)
+        return cls(product, min(prepare), min(multiply), engine.size(prepared))
+
+
+def _agree(product: Tensor, expected: Tensor, scale: float) -> bool:
+    """Whether two products are equal to half the digits, which is far beyond round-off.
+
+    Args:
+        product: shape (b, n).
+        expected: shape (b, n).
+        scale: what is round-off where the product is zero but for round-off, in units of it.
+    """
+    eps = torch.finfo(expected.dtype).eps
+    difference = float(torch.linalg.vector_norm(product - expected))
+    size = float(torch.linalg.vector_norm(expected))
+    return difference <= math.sqrt(eps) * size + eps * scale

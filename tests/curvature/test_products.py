@@ -1,0 +1,267 @@
+"""Every way to multiply gives the same products, and what cannot be trusted is not used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hvpspec import DataChangedError, HessianOperator, InputError, Loss
+from hvpspec.curvature import products
+from hvpspec.zoo import cnn, mlp2
+
+ENGINES = ["double backward", "batched double backward", "forward over reverse"]
+
+
+class Attention(nn.Module):
+    """A language model of one block, with tied weights and targets to ignore."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(11, 8)
+        self.norm = nn.LayerNorm(8)
+        self.qkv = nn.Linear(8, 24)
+        self.head = nn.Linear(8, 11, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embedding(tokens)
+        q, k, v = self.qkv(self.norm(x)).chunk(3, -1)
+        x = x + nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.head(nn.functional.gelu(x)).mT
+
+
+class Normalised(nn.Sequential):
+    """A residual network's parts, in evaluation mode."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Dropout(), nn.Flatten(),
+            nn.Linear(3 * 36, 4),
+        )  # fmt: skip
+        self.eval()
+
+
+def problem(name: str) -> tuple[nn.Module, Any, Any]:
+    """A network, its loss and data of five examples or more."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        images, labels = torch.rand(5, 1, 28, 28).double(), torch.randint(10, (5,))
+        if name == "mlp2":
+            return mlp2("tanh").double(), nn.CrossEntropyLoss(), (images[..., :28, :], labels)
+        if name == "cnn":
+            return cnn("relu").double(), nn.CrossEntropyLoss(reduction="sum"), (images, labels)
+        if name == "attention":
+            labels = torch.randint(11, (5, 7))
+            labels[0, 3:] = labels[4] = -100
+            tokens = torch.randint(11, (5, 7))
+            return Attention().double(), nn.CrossEntropyLoss(), (tokens, labels)
+        images = torch.rand(6, 1, 8, 8).double()
+        return Normalised().double(), nn.MSELoss(), (images, torch.rand(6, 4).double())
+
+
+@pytest.mark.parametrize("width", [1, 3])
+@pytest.mark.parametrize("name", ["mlp2", "cnn", "attention", "normalised"])
+def test_all_ways_agree(name: str, width: int) -> None:
+    """With a ragged last chunk, kept and evaluated again."""
+    model, loss, data = problem(name)
+    V = torch.randn(sum(p.numel() for p in model.parameters()), width).double()
+    expected = HessianOperator(model, loss, data, l2=0.3, engine=ENGINES[0]) @ V
+    for engine in ENGINES:
+        for budget in (0, None):
+            H = HessianOperator(
+                model, loss, data, l2=0.3, chunk_size=2, engine=engine, memory_budget=budget
+            )
+            H @ V[:, :1]  # the first product is always made by double backward
+            for _ in range(2):
+                torch.testing.assert_close(H @ V, expected, rtol=1e-11, atol=1e-13)
+            (plan,) = (p for p in H.plan if p.num_vectors == width)
+            assert plan.engine == engine or width == 1
+            assert plan.kept == (budget is None)
+            assert plan.notes == ()
+            assert H.num_matvecs == 1 + 2 * width
+
+
+def test_some_of_the_parameters() -> None:
+    model, loss, data = problem("cnn")
+    for engine in ENGINES:
+        H = HessianOperator(model, loss, data, params="conv*", engine=engine)
+        V = torch.randn(H.shape[0], 2, dtype=torch.float64)
+        first = H @ V
+        torch.testing.assert_close(H @ V, first, rtol=1e-11, atol=1e-13)
+
+
+def test_planning_finds_the_fastest_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "_PRICES", {"compile": (float("inf"), 0.0)})
+    model, loss, data = problem("mlp2")
+    H = HessianOperator(model, loss, data)
+    V = torch.randn(H.shape[0], 4, dtype=torch.float64)
+    assert H.plan == ()
+    expected = H @ V
+    torch.testing.assert_close(H @ V, expected, rtol=1e-11, atol=1e-13)
+    (plan,) = H.plan
+    assert set(plan.seconds) == set(ENGINES)
+    assert plan.seconds[plan.engine] == min(plan.seconds.values())
+    assert plan.kept
+
+
+def test_a_short_run_is_not_planned() -> None:
+    model, loss, data = problem("mlp2")
+    H = HessianOperator(model, loss, data)
+    for _ in range(2):
+        H @ torch.ones(H.shape[0], dtype=torch.float64)
+    assert H.plan == (products.Plan("double backward", 1, False, {}, ()),)
+
+
+def test_compiled() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    data = torch.rand(9, 3).double(), torch.randint(2, (9,))
+    V = torch.randn(26, 2, dtype=torch.float64)
+    H = HessianOperator(model, nn.CrossEntropyLoss(), data, engine="compiled forward over reverse")
+    expected = H @ V
+    torch.testing.assert_close(H @ V, expected, rtol=1e-11, atol=1e-13)
+    (plan,) = H.plan
+    compiled = plan.engine == "compiled forward over reverse"
+    assert compiled or "not possible here" in plan.notes[0]  # where there is no compiler
+
+
+class Untraceable(nn.Linear):
+    """Looks at a value, which a graph of tensor operations cannot."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (2 if float(x.sum()) > -1e9 else 3)
+
+
+def test_what_cannot_be_traced_goes_the_plain_way() -> None:
+    data = torch.rand(5, 3), torch.randint(2, (5,))
+    H = HessianOperator(
+        Untraceable(3, 2), nn.CrossEntropyLoss(), data, engine="forward over reverse"
+    )
+    v = torch.ones(8)
+    expected = H @ v
+    assert torch.equal(H @ v, expected)
+    (plan,) = H.plan
+    assert plan.engine == "double backward"
+    assert plan.notes[0].startswith("forward over reverse: not possible here (")
+
+
+class WrongForward(torch.autograd.Function):
+    """The square, whose forward derivative is wrong by a factor."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x * x
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return 2 * x * g
+
+    @staticmethod
+    def jvp(ctx: Any, t: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return 3 * x * t
+
+
+class Squares(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return WrongForward.apply(super().forward(x))  # type: ignore[no-untyped-call]
+
+
+def test_a_way_that_differs_is_dropped_with_a_warning() -> None:
+    data = torch.rand(5, 3).double(), torch.rand(5, 2).double()
+    H = HessianOperator(Squares(3, 2).double(), nn.MSELoss(), data, engine="forward over reverse")
+    v = torch.randn(8, dtype=torch.float64)
+    expected = H @ v
+    with pytest.warns(UserWarning, match="forward over reverse differs from double backward"):
+        product = H @ v
+    assert torch.equal(product, expected)
+    assert H.plan[0].engine == "double backward"
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_changes_are_found_out_though_nothing_is_read_again(engine: str) -> None:
+    for change in ("data", "weights", "loss"):
+        model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+        X, y = torch.rand(5, 3), torch.randint(2, (5,))
+        H = HessianOperator(model, nn.CrossEntropyLoss(), (X, y), engine=engine)
+        V = torch.randn(26, 2)
+        for _ in range(3):
+            H @ V
+        assert H.plan[0].kept
+        with torch.no_grad():
+            if change == "data":
+                X.mul_(2)
+            elif change == "weights":
+                model[0].weight.mul_(2)
+            else:
+                y.copy_(1 - y)
+        with pytest.raises(DataChangedError):
+            H @ V
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_changes_are_found_out_on_a_pass(engine: str) -> None:
+    class Restless:
+        """A loader whose later passes give other data."""
+
+        changed = False
+
+        def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+            generator = torch.Generator().manual_seed(int(self.changed))
+            for _ in range(2):
+                yield torch.rand(4, 3, generator=generator), torch.ones(4, dtype=torch.long)
+
+    loader = Restless()
+    H = HessianOperator(
+        nn.Linear(3, 2), nn.CrossEntropyLoss(), loader, engine=engine, memory_budget=0
+    )
+    V = torch.ones(8, 2)
+    H @ V, H @ V
+    loader.changed = True
+    with pytest.raises(DataChangedError):
+        H @ V
+
+
+def test_a_block_wider_than_memory_allows_is_parted(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, loss, data = problem("cnn")
+    H = HessianOperator(model, loss, data, engine="forward over reverse", memory_budget=0)
+    V = torch.randn(H.shape[0], 5, dtype=torch.float64)
+    expected = H @ V
+    monkeypatch.setattr(products, "available_memory", lambda device: 2**20)
+    for _ in range(2):
+        torch.testing.assert_close(H @ V, expected, rtol=1e-11, atol=1e-13)
+    # What the block would have needed was only known when it was there.
+    assert [plan.num_vectors for plan in H.plan] == [1, 5]
+    assert [bool(plan.seconds) for plan in H.plan] == [True, False]
+
+
+def test_a_loss_that_weighs_its_examples() -> None:
+    model = nn.Linear(3, 2).double()
+    data = torch.rand(5, 3).double(), torch.rand(5, 2).double()
+    loss = Loss(lambda out, t: ((out - t) ** 4).mean(), weight=lambda out, t: t.sum())
+    first = None
+    for engine in ENGINES:
+        H = HessianOperator(model, loss, data, chunk_size=2, engine=engine)
+        for _ in range(2):
+            product = H @ torch.ones(8, 2, dtype=torch.float64)
+            first = product if first is None else first
+            torch.testing.assert_close(product, first, rtol=1e-11, atol=1e-13)
+
+
+def test_bad_options() -> None:
+    model, loss, data = problem("cnn")
+    with pytest.raises(InputError, match=r"engine must be one of 'auto', .*, got 'fast'"):
+        HessianOperator(model, loss, data, engine="fast")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="memory_budget must be at least 0 bytes, got -1"):
+        HessianOperator(model, loss, data, memory_budget=-1)
