@@ -2,7 +2,7 @@
 
 The empirical risk knows how losses over batches of any size combine and leaves the network as
 found; parameter selection says which entries span the space. ``HessianOperator`` multiplies by the
-exact Hessian, in the way that is fastest for the network at hand, and the structural bound reads off a network's graph how many directions can go down
+exact Hessian the fastest way there is, and the structural bound reads off a network's graph how many directions can go down
 at most.
 """
 

@@ -35,7 +35,7 @@ _STEPS = {
     "trace": ("forward over reverse",),
     "compile": ("compiled forward over reverse",),
 }
-_PRICES = {"compare": (0.3, 0.0), "trace": (1.0, 6e-3), "compile": (60.0, 0.1)}
+_PRICES = {"compare": (0.1, 0.0), "trace": (0.4, 6e-3), "compile": (60.0, 0.1)}
 
 
 @dataclass(frozen=True)

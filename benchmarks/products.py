@@ -1,0 +1,204 @@
+"""What a Hessian-vector product and a density cost, beside other libraries.
+
+Every network is measured on one batch in memory and on the same data in a list of batches. Times
+are medians over interleaved repeats, in units of one gradient of the same loss on the same data,
+per vector. hvpspec's plan is warm; what a cold start costs is shown for the density. All libraries
+are checked to give the same product first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import platform
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.networks import NAMES, Problem, problem
+from benchmarks.peers import peers
+from hvpspec import HessianOperator, spectral_measure
+
+WIDTHS = (1, 8, 32)
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--networks", nargs="+", choices=NAMES, default=list(NAMES))
+    parser.add_argument("--widths", nargs="+", type=int, default=list(WIDTHS))
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--probes", type=int, default=8)
+    parser.add_argument("--steps", nargs="*", type=int, default=[20])
+    parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument("--out", type=Path, default=Path("out/products"))
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    warnings.simplefilter("ignore")
+    rows: list[dict[str, Any]] = []
+    for name in options.networks:
+        for where in ("memory", "streamed"):
+            measure(name, where, options, rows)
+            result = {"machine": machine(), "rows": rows}
+            (options.out / "products.json").write_text(json.dumps(result, indent=1) + "\n")
+            (options.out / "products.md").write_text(markdown(rows))
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers depend on."""
+    packages = (
+        "torch",
+        "torchvision",
+        "pyhessian",
+        "curvlinops-for-pytorch",
+        "hessian-eigenthings",
+    )
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "device": "cpu",
+        "threads": torch.get_num_threads(),
+        "dtype": "float32",
+        "python": platform.python_version(),
+        **{package: version(package) for package in packages},
+    }
+
+
+def measure(name: str, where: str, options: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
+    """Time products and densities of one network, and append a row for each."""
+    task = problem(name)
+    one = [(task.inputs, task.targets)]
+    batches = one if where == "memory" else task.batches
+    size = {"chunk_size": len(task.inputs)} if where == "memory" else {}
+    n = sum(p.numel() for p in task.model.parameters())
+    rivals = [] if options.no_peers else peers(task, batches)
+
+    def operator() -> HessianOperator:
+        data = one[0] if where == "memory" else batches
+        return HessianOperator(task.model, nn.CrossEntropyLoss(), data, **size)
+
+    H = operator()
+    check(H, rivals, n)
+    for width in options.widths:
+        V = torch.randn(n, width, generator=torch.Generator().manual_seed(0))
+        warm_up(H, V)
+        ways: dict[str, Callable[[], object]] = {"gradient": lambda: gradient(task, batches)}
+        ways["hvpspec"] = lambda V=V: H @ V
+        ways.update({peer.name: (lambda p=peer, V=V: p.matmat(V)) for peer in rivals})
+        seconds = interleaved(ways, options.repeats)
+        unit = seconds.pop("gradient")
+        cost = {way: t / unit / width for way, t in seconds.items()}
+        plan = next(p for p in H.plan if p.num_vectors == min(width, 32))
+        row = {"network": name, "data": where, "n": n, "what": f"block of {width}"}
+        row |= {"unit_seconds": unit, "engine": plan.engine, "kept": plan.kept, "cost": cost}
+        rows.append(row)
+        print(line(row), flush=True)
+    for steps in options.steps if where == "streamed" else ():
+        density(task, name, operator, rivals, options.probes, steps, rows)
+
+
+def density(
+    task: Problem,
+    name: str,
+    operator: Callable[[], HessianOperator],
+    rivals: Sequence[Any],
+    probes: int,
+    steps: int,
+    rows: list[dict[str, Any]],
+) -> None:
+    """Time a whole density, cold and warm, once each, beside the rivals'."""
+    H = operator()
+
+    def run() -> object:
+        return spectral_measure(H, probes, steps, generator=torch.Generator().manual_seed(0))
+
+    cost = {"hvpspec, cold": seconds_of(run), "hvpspec": min(seconds_of(run), seconds_of(run))}
+    for peer in rivals:
+        cost[peer.name] = seconds_of(lambda p=peer: p.density(probes, steps))
+        gc.collect()
+    unit = seconds_of(lambda: gradient(task, task.batches))
+    row = {"network": name, "data": "streamed", "n": H.shape[0], "unit_seconds": unit}
+    row |= {"what": f"density, {probes} x {steps}, seconds", "cost": cost}
+    plan = next(p for p in H.plan if p.num_vectors == probes)
+    row |= {"engine": plan.engine, "kept": plan.kept}
+    rows.append(row)
+    print(line(row), flush=True)
+
+
+def check(H: HessianOperator, rivals: Sequence[Any], n: int) -> None:
+    """Stop if a library gives another product."""
+    V = torch.randn(n, 2, generator=torch.Generator().manual_seed(1))
+    expected = H @ V
+    for peer in rivals:
+        difference = float((peer.matmat(V) - expected).norm() / expected.norm())
+        if difference > 1e-3:
+            raise SystemExit(f"{peer.name} differs by {difference:.1e}")
+
+
+def warm_up(H: HessianOperator, V: Tensor, most_seconds: float = 120) -> None:
+    """Multiply until tracing has been tried."""
+    start = time.perf_counter()
+    while time.perf_counter() - start < most_seconds:
+        H @ V
+        plan = next((p for p in H.plan if p.num_vectors == V.shape[1]), None)
+        if plan and any("forward over reverse" in text for text in (*plan.seconds, *plan.notes)):
+            H @ V
+            return
+
+
+def gradient(task: Problem, batches: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """One gradient of the mean loss over all of the data."""
+    parameters = list(task.model.parameters())
+    for x, y in batches:
+        loss = F.cross_entropy(task.model(x), y) * (len(x) / len(task.inputs))
+        torch.autograd.grad(loss, parameters)
+
+
+def interleaved(ways: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """The median seconds of each way, taken in turns so that all see the same machine."""
+    times: dict[str, list[float]] = {way: [] for way in ways}
+    for _ in range(repeats):
+        for way, run in ways.items():
+            times[way].append(seconds_of(run))
+            gc.collect()
+    return {way: statistics.median(t) for way, t in times.items()}
+
+
+def seconds_of(run: Callable[[], object]) -> float:
+    """Seconds that a call takes."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def line(row: dict[str, Any]) -> str:
+    """One row of the table."""
+    cost = row["cost"]
+    libraries = ("hvpspec, cold", "hvpspec", "PyHessian", "curvlinops", "hessian-eigenthings")
+    cells = [f"{cost[x]:.2f}" if x in cost else "" for x in (*libraries, "torch.func")]
+    rivals = [t for x, t in cost.items() if not x.startswith("hvpspec") and x != "torch.func"]
+    factor = f"{min(rivals) / cost['hvpspec']:.1f} x" if rivals else ""
+    if rivals and "hvpspec, cold" in cost:
+        factor += f" (cold {min(rivals) / cost['hvpspec, cold']:.1f} x)"
+    engine = row["engine"] + (", kept" if row["kept"] else "")
+    head = (row["network"], row["data"], row["what"], engine)
+    return "| " + " | ".join([*head, *cells, factor]) + " |"
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """A table with one line per network and width."""
+    head = "| network | data | what | way | hvpspec, cold | hvpspec | PyHessian | curvlinops "
+    head += "| hessian-eigenthings | torch.func | against the fastest of three |"
+    return "\n".join([head, "|---" * 11 + "|", *map(line, rows)]) + "\n"
+
+
+if __name__ == "__main__":
+    main()
