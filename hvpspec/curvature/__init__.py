@@ -2,8 +2,8 @@
 
 The empirical risk knows how losses over batches of any size combine and leaves the network as
 found; parameter selection says which entries span the space. ``HessianOperator`` multiplies by the
-exact Hessian the fastest way there is, and the structural bound reads off a network's graph how many directions can go down
-at most.
+exact Hessian the fastest way there is, and the structural bound reads off a network's graph how
+many directions can go down at most.
 """
 
 from hvpspec.curvature.hessian import HessianOperator, structural_upper_bound

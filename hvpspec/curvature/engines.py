@@ -161,6 +161,11 @@ class ForwardOverReverse(Engine):
         if compiled:
             self._split = self._split.compiled()
 
+    @property
+    def largest(self) -> int:
+        """The bytes of the largest result that is allocated anew for every block."""
+        return self._split.largest
+
     def takes(self, batch: Batch) -> bool:
         """Whether a chunk has the shapes that were traced."""
         return _kinds(batch) == self._kinds

@@ -38,6 +38,11 @@ _STEPS = {
 _PRICES = {"compare": (0.1, 0.0), "trace": (0.4, 6e-3), "compile": (60.0, 0.1)}
 
 
+# The C library takes larger pieces of memory from the system each time, which clears them first:
+# half of the time went there. Smaller ones also stay in the cache. (mallopt(3), M_MMAP_THRESHOLD)
+_LARGEST = 2**24
+
+
 @dataclass(frozen=True)
 class Plan:
     """How products with blocks of one width are made.
@@ -149,14 +154,18 @@ class Products:
     def _multiply_block(self, V: Tensor) -> Tensor:
         """Multiply a block the way that is planned for its width, and go on planning."""
         assert self._plain is not None
-        steps = list(_STEPS) if self._wish == "auto" else [self._wish]
-        course = self._courses.setdefault(len(V), _Course(self._plain, steps))
+        course = self._courses.setdefault(len(V), _Course(self._plain, self._steps()))
         while course.steps and course.spent >= self._price(course.steps[0]):
             self._take(course.steps.pop(0), course, V)
+            course = self._courses[len(V)]
         start = time.perf_counter()
         product = self._pass(course.engine, V, keep=course.keep)
         course.spent += time.perf_counter() - start
         return product
+
+    def _steps(self) -> list[str]:
+        """What is to be tried."""
+        return list(_STEPS) if self._wish == "auto" else [self._wish]
 
     def _price(self, step: str) -> float:
         """The seconds that a step of planning is expected to take; 0 for a way asked for."""
@@ -186,6 +195,8 @@ class Products:
             for name in _STEPS.get(step, (step,)):
                 try:
                     engine = self._engine(name, batch, len(V))
+                    if self._shrink(engine, len(batch), len(V)):
+                        return
                     trial = _Trial.of(engine, k, batch, V)
                 except (HvpspecError, MemoryError, torch.OutOfMemoryError):
                     raise
@@ -207,6 +218,21 @@ class Products:
                 course.seconds[name] = seconds
                 if seconds < course.best:
                     course.engine, course.keep, course.best = engine, keep, seconds
+
+    def _shrink(self, engine: Engine, chunk_size: int, width: int) -> bool:
+        """Cut chunks that are too large for an engine, and plan anew; return whether they were."""
+        cpu = self._risk.device.type == "cpu"
+        if not cpu or not isinstance(engine, ForwardOverReverse) or engine.largest <= _LARGEST:
+            return False
+        smaller = max(1, chunk_size * _LARGEST // engine.largest)
+        if smaller >= chunk_size:
+            return False
+        self._risk.rechunk(smaller)
+        self._kept = None
+        # What was found out for other widths holds for the old chunks.
+        assert self._plain is not None
+        self._courses = {width: _Course(self._plain, self._steps(), spent=math.inf)}
+        return True
 
     def _engine(self, name: str, batch: Batch, width: int) -> Engine:
         """Make the engine of a name, for a first chunk and a width."""

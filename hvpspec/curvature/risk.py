@@ -139,6 +139,20 @@ class EmpiricalRisk:
         """Number of chunks in a pass."""
         return len(self.reference.losses)
 
+    def rechunk(self, chunk_size: int) -> None:
+        """Cut the data into smaller chunks from now on.
+
+        Raises:
+            DataChangedError: they do not add up to the same risk.
+        """
+        before = self.value()
+        self.data.chunk_size = chunk_size
+        self._reference = None
+        after = self.value()
+        tolerance = 1e3 * torch.finfo(self.reference.dtype).eps * max(abs(before), abs(after))
+        if abs(after - before) > tolerance:
+            self._raise_changed(f"loss {after:.6g}, before {before:.6g}")
+
     def check_parameters(self) -> None:
         """Raise DataChangedError if parameters or buffers are not those of the first pass."""
         if parameter_norms(self.model) != self.reference.parameter_norms:

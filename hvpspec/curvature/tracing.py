@@ -23,10 +23,12 @@ class SplitProduct:
     Attributes:
         first: takes parameters and data, returns the function's value and what ``second`` needs.
         second: takes that and the vector's parts, returns the product's parts.
+        largest: bytes of the largest intermediate result of ``second``.
     """
 
     first: Callable[..., Any]
     second: Callable[..., Any]
+    largest: int
 
     def prepare(self, arguments: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """The value at the arguments, and what the products there have in common."""
@@ -126,7 +128,9 @@ def _split(traced: fx.GraphModule, num_vectors: int) -> SplitProduct:
     second.output(tuple(copies[part] for part in parts))
     for part in (first, second):
         part.eliminate_dead_code()
-    return SplitProduct(fx.GraphModule(traced, first), fx.GraphModule(traced, second))
+    results = (node.meta.get("val") for node in dependent)
+    largest = max(value.nbytes for value in results if isinstance(value, Tensor))
+    return SplitProduct(fx.GraphModule(traced, first), fx.GraphModule(traced, second), largest)
 
 
 def _dependent(graph: fx.Graph, vectors: Sequence[fx.Node]) -> set[fx.Node]:
