@@ -48,7 +48,12 @@ class Bracket:
 
     def prove(self, least: int, most: int) -> None:
         """Intersect with an interval that holds for certain."""
-        self.least, self.most = max(self.least, least), min(self.most, most)
+        least, most = max(self.least, least), min(self.most, most)
+        if least > most:  # an eigenvalue within round-off of -tau was counted, and was not
+            self.least, self.most = most, least
+            self.lower, self.upper = most, least
+        else:
+            self.least, self.most = least, most
         self.lower, self.upper = max(self.lower, self.least), min(self.upper, self.most)
         self._reconcile(self.estimate)
 
@@ -138,7 +143,11 @@ def count_below(
     look = partial(_look, unit_roundoff=A.unit_roundoff)
     for bracket in brackets:
         deflated = _refit(deflated, bracket.tau)
-        while not bracket.settled and spent + num_probes <= max_matvecs:
+        while (
+            not bracket.settled
+            and len(deflated.vectors) < n
+            and spent + num_probes <= max_matvecs
+        ):
             # Looked at round after round, each spends its share: sum 1 / k^2 = pi^2 / 6.
             rounds += 1
             eta = 6 / math.pi**2 * (1 - confidence) / rounds**2

@@ -55,6 +55,15 @@ def test_multiple_eigenvalues_need_several_harvests() -> None:
         assert certified(diagonal(values), 0.5, num_probes=num_probes).index == 12
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_an_eigenvalue_at_the_resolution_may_be_counted_or_not(seed: int) -> None:
+    """To round-off it is on either side, and both may be proven: an interval, and an end."""
+    values = torch.tensor([s * 10 ** (-k / 10) for k in range(-20, 20) for s in (-1, 1)])
+    result = certified(diagonal(values), 1.0, seed=seed)
+    assert 20 <= result.lower <= result.upper <= 21
+    assert result.num_matvecs < 300
+
+
 def test_too_many_to_harvest_gives_an_interval() -> None:
     values = torch.linspace(-1, 1, 1500)
     for seed in range(3):
