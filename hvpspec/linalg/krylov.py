@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -20,7 +22,8 @@ class KrylovSpace:
 
     where the rows of ``next``, at most as many as start vectors, are what the next step multiplies.
     All rows are orthogonal to each other and to D. Directions whose residual is round-off are
-    dropped from ``next``; when none is left, V spans an invariant subspace of B.
+    dropped from ``next``, so that the identity is that of an operator which differs from A by no
+    more than ``dropped``; when none is left, V spans an invariant subspace of it.
 
     Args:
         A: the operator.
@@ -51,6 +54,7 @@ class KrylovSpace:
         self._T = torch.zeros(rows, rows, dtype=torch.float64)
         self._C = torch.zeros(len(self.deflated), rows, dtype=torch.float64)
         self._scale = 0.0
+        self._dropped = 0.0
         self._local = 0
         self.size = self._known = 0
         block = start.T.to(A.dtype).clone()
@@ -63,6 +67,7 @@ class KrylovSpace:
             raise InputError("the start vectors lie in the span of what is deflated")
         self._start *= lengths.double().cpu()
         self._known = added
+        self._dropped = 0.0  # of start vectors nothing is claimed
 
     @property
     def dim(self) -> int:
@@ -98,6 +103,11 @@ class KrylovSpace:
     def start(self) -> Tensor:
         """The projected start vectors in the basis, float64, shape (first block, b)."""
         return self._start
+
+    @property
+    def dropped(self) -> float:
+        """What A differs by, in the 2-norm, from an operator without the residuals dropped."""
+        return self._dropped
 
     def expand(self) -> int:
         """Multiply ``next`` and extend the basis; return the number of products."""
@@ -165,6 +175,9 @@ class KrylovSpace:
             R[:added, i] += project_out_(w, own).double().cpu()
             length = float(torch.linalg.vector_norm(w, dtype=torch.float64))
             if length <= tolerance or added == room:
+                # V is orthogonal to it, so that the columns of all of these make a matrix of norm
+                # at most this, and with its transpose too.
+                self._dropped = math.hypot(self._dropped, length)
                 continue
             w /= length
             # A short remainder carries relatively large round-off along everything before it.

@@ -139,13 +139,14 @@ def count_below(
     n = A.shape[0]
     brackets = [Bracket(tau, 0, upper_bound, 0, upper_bound, upper_bound / 2) for tau in taus]
     deflated = _Deflated(torch.empty(0, n, dtype=A.dtype, device=A.device))
-    spent, rounds = 0, 0
+    spent, rounds, dropped = 0, 0, 0.0
     look = partial(_look, unit_roundoff=A.unit_roundoff)
     for bracket in brackets:
         deflated = _refit(deflated, bracket.tau)
         while (
             not bracket.settled
             and len(deflated.vectors) < n
+            and bracket.tau > dropped
             and spent + num_probes <= max_matvecs
         ):
             # Looked at round after round, each spends its share: sum 1 / k^2 = pi^2 / 6.
@@ -167,6 +168,7 @@ def count_below(
                 report(spent, bracket.rung)
                 if done or space.full:
                     break
+            dropped = max(dropped, space.dropped)
             # What the round says of finer resolutions is free.
             look(space, deflated, steps, eta, [b for b in brackets if not b.settled], bracket)
             # Converged enough for the next rungs, too, but not for the finest of a long ladder.
@@ -197,6 +199,8 @@ def _look(
         return True
     runs = _probe_runs(space, steps)
     w, error = deflated.num_invariant, deflated.error
+    # The probes' coefficients are those of an operator without what the space dropped (Weyl).
+    off = error + space.dropped
     invariant = torch.linalg.eigvalsh(deflated.G[:w, :w])
     num_negative = len(deflated.G) - w
     # Each deflated direction leaves its round-off in the probe: without allowing for it, a weight
@@ -205,10 +209,10 @@ def _look(
     done = False
     for bracket in brackets:
         tau = bracket.tau
-        if error >= tau:  # what is deflated is too rough for so fine a question
+        if off >= tau:  # what is deflated or dropped is too rough for so fine a question
             continue
-        low = sum(_mass(run, -tau - error, slack)[0] for run in runs)
-        high = sum(_mass(run, -tau + error, slack)[1] for run in runs)
+        low = sum(_mass(run, -tau - off, slack)[0] for run in runs)
+        high = sum(_mass(run, -tau + off, slack)[1] for run in runs)
         r_low, r_high = chi_squared_interval(low, high, len(runs), eta, space.dim)
         below = int((invariant < -tau + error).sum())
         surely = int((invariant < -tau - error).sum())

@@ -54,9 +54,9 @@ def matrix_free_index(
     before = operator.num_matvecs
     resolution = 0.0
     if method == "certified":
-        ladder = _certified(operator, taus, bound, effort)
+        ladder = _certified(operator, noise.floor, taus, bound, effort)
     elif method == "slq":
-        ladder = _by_quadrature(operator, taus, bound, effort)
+        ladder = _by_quadrature(operator, noise.floor, taus, bound, effort)
     else:
         ladder, resolution = _by_chebyshev(operator, noise, taus, bound, effort)
     last = ladder[-1]
@@ -92,9 +92,13 @@ def default_ladder(noise: Noise) -> list[float]:
 
 
 def _certified(
-    operator: SymmetricOperator, taus: Sequence[float], bound: int, effort: Effort
+    operator: SymmetricOperator, floor: float, taus: Sequence[float], bound: int, effort: Effort
 ) -> tuple[Rung, ...]:
-    """Probe, harvest, repeat."""
+    """Probe, harvest, repeat; below the noise floor only what holds in spite of it."""
+    resolved, fine = [t for t in taus if t >= floor], [t for t in taus if t < floor]
+    # Weyl: at tau there are at least as many as the products show at tau + floor, and at most as
+    # many as they show at tau - floor < 0, which is not asked: zero lies on the far side of it.
+    safe = [fine[0] + floor] if fine else []
 
     def report(spent: int, rung: Rung) -> None:
         """Pass on how far it has come."""
@@ -103,9 +107,9 @@ def _certified(
         if effort.watch is not None:
             effort.watch(rung)
 
-    return count_below(
+    rungs = count_below(
         operator,
-        taus,
+        sorted({*resolved, *safe}, reverse=True),
         confidence=effort.confidence,
         generator=effort.generator,
         num_probes=effort.num_probes,
@@ -114,10 +118,15 @@ def _certified(
         upper_bound=bound,
         report=report,
     )
+    answers = {rung.tau: rung for rung in rungs}
+    for tau in fine:
+        lower, estimate = answers[safe[0]].lower, answers[safe[0]].estimate
+        answers[tau] = _rung(tau, lower, bound, estimate, bound)
+    return tuple(answers[tau] for tau in taus)
 
 
 def _by_quadrature(
-    operator: SymmetricOperator, taus: Sequence[float], bound: int, effort: Effort
+    operator: SymmetricOperator, floor: float, taus: Sequence[float], bound: int, effort: Effort
 ) -> tuple[Rung, ...]:
     """Plain stochastic Lanczos quadrature with its exact interval."""
     measure = spectral_measure(
@@ -127,7 +136,14 @@ def _by_quadrature(
         generator=effort.generator,
         progress=effort.progress,
     )
-    counts = [measure.count(below=-tau, confidence=effort.confidence) for tau in taus]
+    counts = [
+        measure.count(
+            below=-tau,
+            confidence=effort.confidence,
+            resolution=max(measure.resolution, _margin(tau, floor)),
+        )
+        for tau in taus
+    ]
     return tuple(
         _rung(tau, count.lower or 0, count.upper, count.estimate, bound)
         for tau, count in zip(taus, counts, strict=True)
@@ -160,23 +176,31 @@ def _by_chebyshev(
         error = quantile * float(samples.std()) / s**0.5 if s > 1 else float(n)
         return float(samples.mean()), error
 
+    # The recurrence leaves T_k with an error of about k u, and a step has it k times less.
+    round_off = n * moments.shape[1] * operator.unit_roundoff
+
     def rung(tau: float) -> Rung:
         """Steps to either side of -tau, less what they let through of the wrong side."""
-        x = -tau / radius
+        margin = _margin(tau, noise.floor)
+        first, last = (-tau - margin) / radius, (-tau + margin) / radius
         early, middle, late = (
-            damped_step(x + shift / radius, moments.shape[1])
-            for shift in (-resolution, 0.0, resolution)
+            damped_step(x, moments.shape[1])
+            for x in (first - resolution / radius, -tau / radius, last + resolution / radius)
         )
-        above = torch.cat([torch.tensor([max(-1.0, x)], dtype=torch.float64), grid[grid > x]])
-        below = torch.cat([torch.tensor([max(-1.0, x)], dtype=torch.float64), grid[grid < x]])
-        leak = float(evaluate(early, above).max())
-        least = float(evaluate(late, below).min())
+        ends = torch.tensor([first, last], dtype=torch.float64).clamp(-1, 1)
+        leak = float(evaluate(early, torch.cat([ends[:1], grid[grid > first]])).max())
+        least = float(evaluate(late, torch.cat([ends[1:], grid[grid < last]])).min())
         low, high = trace(early), trace(late)
-        lower = low[0] - low[1] - n * leak
-        upper = (high[0] + high[1]) / least
+        lower = low[0] - low[1] - n * leak - round_off
+        upper = (high[0] + high[1] + round_off) / least
         return _rung(tau, math.ceil(max(0.0, lower)), math.floor(upper), trace(middle)[0], bound)
 
     return tuple(rung(tau) for tau in taus), resolution
+
+
+def _margin(tau: float, floor: float) -> float:
+    """How far the interval at a resolution below the noise floor gives way to either side."""
+    return floor if tau < floor else 0.0
 
 
 def _rung(tau: float, lower: int, upper: int | None, estimate: float, bound: int) -> Rung:

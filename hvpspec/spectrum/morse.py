@@ -51,7 +51,9 @@ def index(
     The exact methods assemble the matrix in float64, whatever the dtype of the operator, where the
     operator can do that. Their noise floor is ``n u ||A||`` for LAPACK, with the unit round-off
     ``u`` of the products, plus the measured error of the assembly. The others see products alone,
-    in the operator's dtype, and their noise floor is measured against float64 products.
+    in the operator's dtype, and their noise floor is measured against float64 products. Below it
+    their lower bound is that at ``tau`` plus the floor, and from above ``"certified"`` has the
+    structural bound alone.
 
     Args:
         A: a symmetric operator, or a symmetric matrix of shape (n, n).

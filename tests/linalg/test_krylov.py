@@ -70,6 +70,20 @@ def test_an_invariant_subspace_ends_it() -> None:
     )
 
 
+def test_what_is_dropped_is_told() -> None:
+    values = torch.tensor([1.0] * 10 + [0.0] * 50)
+    u = 2**-24
+    A = (rotated(values) + 8 * u * rotated(torch.linspace(-1, 1, N), 1)).float()
+    space = KrylovSpace(DenseOperator(A), gaussian(N, 2).float(), 50)
+    while not space.full:
+        space.expand()
+    assert space.width == 0
+    V = space._basis[: space.size].double()
+    residual = torch.linalg.matrix_norm(A.double() @ V.T - V.T @ space.T, 2)
+    assert 2 * u < space.dropped < 20 * u
+    assert residual < space.dropped + 5 * u  # of the products
+
+
 @pytest.mark.parametrize("width", [1, 2, 5])
 def test_the_whole_space_gives_all_eigenvalues(width: int) -> None:
     A = rotated(torch.linspace(-1, 1, N))

@@ -140,6 +140,31 @@ def test_intervals_of_the_plain_methods(method: str) -> None:
         assert (result.resolution > 0) == (method == "chebyshev")
 
 
+@pytest.mark.parametrize("method", ["certified", "slq", "chebyshev"])
+def test_below_the_noise_floor_only_an_interval_is_certain(method: str) -> None:
+    """Zeros that float32 leaves at 1e-8 have signs that products in float32 cannot show."""
+    A = rotated(torch.tensor([0.0] * 150 + [1.0] * 49 + [-1.0])).float()
+    tau = 1e-8
+    truth = index(A, tau, method="exact").index
+    assert truth is not None
+    assert 10 < truth < 100
+    result = index(A, method=method, tau_ladder=[0.5, tau, tau / 2])
+    assert tau < result.noise_floor
+    assert result.index is None
+    assert not result.certified
+    assert result.lower <= truth <= result.upper
+    if method == "certified":
+        assert [(rung.lower, rung.upper) for rung in result.ladder] == [(1, 1), (1, 200), (1, 200)]
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1.0])
+def test_error_bars_are_rounded_outwards(scale: float) -> None:
+    result = index(torch.zeros(5, 5).double(), scale, method="chebyshev")
+    assert result.lower == 0
+    values = torch.tensor([-1.0] * 7) * scale
+    assert index(diagonal(values), 0.1 * scale, method="chebyshev").upper == 7
+
+
 def test_the_structural_bound_is_used() -> None:
     X, y = torch.randn(40, 5, generator=torch.Generator().manual_seed(0)), torch.zeros(40).long()
     H = HessianOperator(nn.Linear(5, 3).double(), nn.CrossEntropyLoss(), (X, y))
