@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hvpspec.errors import InputError
 from hvpspec.linalg.krylov import KrylovSpace
+from hvpspec.linalg.lanczos import require_scale
 from hvpspec.linalg.operator import DenseOperator, Progress, SymmetricOperator
 from hvpspec.linalg.probes import draw_probes
 
@@ -69,7 +70,8 @@ def eigsh(
         The pairs; those that did not converge within ``max_matvecs`` are marked.
 
     Raises:
-        InputError: ``k`` or ``which`` is not allowed, or the basis does not fit into memory.
+        InputError: an argument is not allowed, or the basis does not fit into memory.
+        ComputationError: the norm is so small or large that its square is no number in float64.
 
     Reference:
         Wu & Simon, Thick-restart Lanczos method for large symmetric eigenvalue problems, SIAM J.
@@ -130,6 +132,7 @@ class _Search:
             # A round that only looks for what was missed looks at each end asked for.
             missing = max(2 if self.which == "BE" else 1, self.k - len(values))
             theta, new = self._round(X, missing)
+            require_scale(self.norm)
             before = values[wanted(values, self.k, self.which)]
             values, X = torch.cat([values, theta]), torch.cat([X, new])
             best = wanted(values, self.k, self.which)

@@ -59,13 +59,13 @@ class KrylovSpace:
         self.size = self._known = 0
         block = start.T.to(A.dtype).clone()
         project_out_(block, self.deflated)
-        lengths = torch.linalg.vector_norm(start, dim=0)
-        block /= torch.where(lengths == 0, 1, lengths)[:, None]
+        lengths = torch.linalg.vector_norm(start, dim=0, dtype=torch.float64)
+        block /= torch.where(lengths == 0, 1, lengths)[:, None].to(A.dtype)
         # A direction of D leaves nothing but the round-off of its projection.
         added, self._start = self._append(block, 100 * A.unit_roundoff)
         if not added:
             raise InputError("the start vectors lie in the span of what is deflated")
-        self._start *= lengths.double().cpu()
+        self._start *= lengths.cpu()
         self._known = added
         self._dropped = 0.0  # of start vectors nothing is claimed
 
@@ -115,7 +115,9 @@ class KrylovSpace:
         block = self._basis[rows]
         W = self._A.matmat(block.T).T.clone()
         self._C[:, rows] = project_out_(W, self.deflated).double().cpu()
-        self._scale = max(self._scale, float(torch.linalg.vector_norm(W, dim=1).max()))
+        # Squares of float32 overflow from 1e19.
+        lengths = torch.linalg.vector_norm(W, dim=1, dtype=torch.float64)
+        self._scale = max(self._scale, float(lengths.max()))
         # The recurrence first, in float64: what the full pass then removes is round-off.
         recent = slice(self._local, self._known)
         coefficients = torch.zeros(self._known, len(W), dtype=torch.float64)

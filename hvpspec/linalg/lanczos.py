@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from hvpspec.errors import InputError
+from hvpspec.errors import ComputationError, InputError
 from hvpspec.linalg.memory import require_memory
 from hvpspec.linalg.operator import Progress, SymmetricOperator
 
@@ -143,6 +144,20 @@ def lanczos(
     )
 
 
+def require_scale(norm: float) -> None:
+    """Raise ComputationError where lengths of products and of their round-off are not to be had.
+
+    They are roots of sums of squares in float64, which underflow or overflow. Zero is exact.
+    """
+    double = torch.finfo(torch.float64)
+    most = math.sqrt(double.max) * double.eps
+    if norm != 0 and not 1 / most <= norm <= most:
+        raise ComputationError(
+            f"products of size {norm:.0e} are out of range, since squares underflow or overflow "
+            "in float64; scale the matrix, or the loss"
+        )
+
+
 def breakdown_tolerance(A: SymmetricOperator, scale: float) -> float:
     """The residual norm that is round-off of products of size ``scale``."""
     return 10 * A.unit_roundoff * scale
@@ -162,7 +177,8 @@ def project_out_(w: Tensor, basis: Tensor) -> Tensor:
         The coefficients that were removed, shape (m,) or (m, k).
     """
     removed = _project_once_(w, basis)
-    if bool(torch.linalg.vector_norm(removed) > torch.linalg.vector_norm(w)):
+    gone, left = (torch.linalg.vector_norm(x, dtype=torch.float64) for x in (removed, w))
+    if bool(gone > left):
         removed += _project_once_(w, basis)
     return removed
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hvpspec.linalg.lanczos import lanczos
+from hvpspec.linalg.lanczos import lanczos, require_scale
 from hvpspec.linalg.operator import SymmetricOperator
 from hvpspec.linalg.probes import draw_probes
 
@@ -48,6 +48,9 @@ def measure_noise(A: SymmetricOperator, generator: torch.Generator) -> Noise:
 
     Returns:
         The noise floor, with the norm and the symmetry defect.
+
+    Raises:
+        ComputationError: the norm is so small or large that its square is no number in float64.
     """
     n = A.shape[0]
     Z = draw_probes("gaussian", n, 3, generator, dtype=A.dtype, device=A.device)
@@ -60,6 +63,7 @@ def measure_noise(A: SymmetricOperator, generator: torch.Generator) -> Noise:
     spent = len(run.alphas)
     # The residual bounds how far above the Ritz value an eigenvalue may lie.
     norm = float(theta[top].abs()) + float(run.betas[-1] * S[-1, top].abs())
+    require_scale(norm)
 
     X = torch.stack([Z[:, 1], Z[:, 2], dominant], 1)
     product = A.matmat(X).double()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hvpspec.errors import InputError
-from hvpspec.linalg.lanczos import lanczos
+from hvpspec.linalg.lanczos import lanczos, require_scale
 from hvpspec.linalg.operator import DenseOperator, Progress, SymmetricOperator
 from hvpspec.linalg.probes import ProbeKind, draw_probes
 from hvpspec.spectrum.slq import SpectralMeasure
@@ -48,6 +48,7 @@ def spectral_measure(
 
     Raises:
         InputError: an argument is out of range, or the bases do not fit into memory.
+        ComputationError: the norm is so small or large that its square is no number in float64.
 
     Reference:
         Ghorbani, Krishnan & Xiao, An investigation into neural net optimization via Hessian
@@ -84,6 +85,7 @@ def spectral_measure(
             progress=report,
         )
     )
+    require_scale(max(float((run.alphas.abs() + run.betas).max()) for run in runs))
     return SpectralMeasure(
         dim=n,
         runs=runs,

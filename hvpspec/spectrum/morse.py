@@ -85,6 +85,7 @@ def index(
 
     Raises:
         InputError: an argument is not allowed, or a matrix or basis does not fit into memory.
+        ComputationError: the norm is so small or large that matrix-free methods cannot square it.
 
     Reference:
         Exact: Weyl's inequality and Sylvester's law of inertia (Horn & Johnson, Matrix Analysis,

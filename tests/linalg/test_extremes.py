@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -84,6 +86,30 @@ def test_same_generator_same_bits() -> None:
     runs = [eigsh(A, 2, "LA", generator=torch.Generator().manual_seed(3)) for _ in range(2)]
     assert torch.equal(runs[0].values, runs[1].values)
     assert torch.equal(runs[0].vectors, runs[1].vectors)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e20, 1e30])
+def test_scales_at_which_squares_overflow_in_float32(scale: float) -> None:
+    values = torch.tensor([-1.0] * 4 + [0.0] * 60 + [3.0, 2.0])
+    A = (rotated(values) * scale).float()
+    pairs = eigsh(A, 3, "LM")
+    assert (pairs.values / scale).tolist() == pytest.approx([-1.0, 2.0, 3.0], abs=1e-5)
+    result = hvpspec.index(A, 0.8 * scale, method="certified")
+    assert (result.index, result.certified) == (4, True)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-200, 1e200])
+def test_scales_beyond_float64_are_refused(scale: float) -> None:
+    A = rotated(torch.tensor([-1.0] * 4 + [0.0] * 60 + [3.0, 2.0])) * scale
+    generator = torch.Generator().manual_seed(0)
+    asks = [lambda: eigsh(A, 3), lambda: hvpspec.spectral_measure(A, generator=generator)]
+    asks += [
+        partial(hvpspec.index, A, scale / 2, method=method)
+        for method in ("certified", "slq", "chebyshev")
+    ]
+    for ask in asks:
+        with pytest.raises(hvpspec.ComputationError, match=r"out of range.*; scale the matrix"):
+            ask()
 
 
 def test_errors() -> None:
