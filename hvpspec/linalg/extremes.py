@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -59,10 +60,11 @@ def eigsh(
         k: how many, from 1 to n.
         which: ``"LA"`` largest, ``"SA"`` smallest, ``"LM"`` largest in absolute value, ``"BE"``
             half from each end (one more from the high end if k is odd).
-        tol: a pair has converged when its residual is at most ``tol ||A||``; None for the square
-            root of the operator's unit round-off, which makes a separated eigenvalue accurate to
+        tol: above 0; a pair has converged when its residual is at most ``tol ||A||``; None for the
+            square root of the unit round-off, which makes a separated eigenvalue accurate to
             round-off.
-        max_matvecs: the most products to spend; None for ``100 k + 1000``.
+        max_matvecs: the most products to spend, at least ``2 k``, since k measure the residuals;
+            None for ``100 k + 1000``.
         generator: the source of start vectors; None for one with seed 0.
         progress: called with the products spent and the most there will be.
 
@@ -88,12 +90,20 @@ def eigsh(
     if which not in ("LA", "SA", "LM", "BE"):
         raise InputError(f"which must be 'LA', 'SA', 'LM' or 'BE', got {which!r}")
     tol = operator.unit_roundoff**0.5 if tol is None else tol
+    if not (math.isfinite(tol) and tol > 0):
+        raise InputError(f"tol must be positive and finite, got {tol}")
+    max_matvecs = 100 * k + 1000 if max_matvecs is None else max_matvecs
+    if max_matvecs < 2 * k:
+        raise InputError(
+            f"max_matvecs must be at least 2 k = {2 * k}, k to find the pairs and k to measure "
+            f"their residuals, got {max_matvecs}"
+        )
     search = _Search(
         operator,
         k,
         which,
         tol,
-        max_matvecs or 100 * k + 1000,
+        max_matvecs - k,
         generator or torch.Generator().manual_seed(0),
         progress,
     )
@@ -149,7 +159,7 @@ class _Search:
         start = draw_probes("gaussian", n, 1, self.generator, dtype=A.dtype, device=A.device)
         space = KrylovSpace(A, start, 2 * count + 30, found)
         while True:
-            while not space.full:
+            while not space.full and self.spent < self.max_matvecs:
                 self.spent += space.expand()
             if self.progress is not None:
                 self.progress(min(self.spent, self.max_matvecs), self.max_matvecs)

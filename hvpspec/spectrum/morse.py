@@ -76,7 +76,7 @@ def index(
         num_steps: the most steps of a Krylov space, which is ``num_probes`` times that many vectors
             in memory, or of the recurrence; None for 1,000 (``"certified"``) or 100.
         max_matvecs: the most matrix-free products to spend, beside some 20 that measure the noise
-            floor.
+            floor; at least ``num_probes`` for ``"slq"`` and ``"chebyshev"``.
         progress: called with the work done (columns or products) and the most there will be.
         watch: called with the interval that a certified count is working on.
 
@@ -118,6 +118,11 @@ def index(
     ):
         if value < 1:
             raise InputError(f"{name} must be at least 1, got {value}")
+    if method != "certified" and max_matvecs < num_probes:
+        raise InputError(
+            f"max_matvecs must be at least num_probes = {num_probes} for {method!r}, which takes "
+            f"every step with all of them, got {max_matvecs}"
+        )
     effort = Effort(
         confidence,
         generator or torch.Generator().manual_seed(0),

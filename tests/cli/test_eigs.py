@@ -46,7 +46,7 @@ def test_vectors_need_the_ending_of_safetensors(run, workspace, checkpoint):
 
 def test_what_did_not_converge_is_printed_and_an_error(run, workspace):
     run("train --net mlp2 --data mnist-sample --epochs 0 --out net.pt")
-    options = "-k 30 --which SA --max-matvecs 1 --tol 1e-12 --subset 20 --params output"
+    options = "-k 30 --which SA --max-matvecs 60 --tol 1e-12 --subset 20 --params output"
     outcome = run(f"eigs --model net.pt {options} --json e.json")
     assert outcome.code == 1
     missed = _json("e.json")["converged"].count(False)

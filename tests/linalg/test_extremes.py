@@ -69,7 +69,16 @@ def test_what_does_not_converge_is_said() -> None:
     pairs = eigsh(A, 5, "LA", max_matvecs=40)
     assert not bool(pairs.converged.all())
     assert bool((pairs.residual_norms > 0).all())
-    assert pairs.num_matvecs == A.num_matvecs <= 60
+    assert pairs.num_matvecs == A.num_matvecs <= 40
+
+
+@pytest.mark.parametrize("max_matvecs", [6, 7, 50])
+@pytest.mark.parametrize("values", [torch.zeros(40), torch.ones(40), torch.linspace(-1, 2, 300)])
+def test_the_budget_is_kept(values: Tensor, max_matvecs: int) -> None:
+    A = DenseOperator(rotated(values))
+    pairs = eigsh(A, 3, "LA", max_matvecs=max_matvecs)
+    assert len(pairs.values) == 3
+    assert pairs.num_matvecs == A.num_matvecs <= max_matvecs
 
 
 def test_products_are_counted_and_reported() -> None:
@@ -117,3 +126,9 @@ def test_errors() -> None:
         eigsh(torch.eye(3), 4)
     with pytest.raises(hvpspec.InputError, match="which must be"):
         eigsh(torch.eye(3), 1, "SM")
+    for tol in (-1.0, 0.0, float("nan")):
+        with pytest.raises(hvpspec.InputError, match="tol must be positive and finite"):
+            eigsh(torch.eye(3), 1, tol=tol)
+    for max_matvecs in (-5, 0, 3):
+        with pytest.raises(hvpspec.InputError, match=r"at least 2 k = 4.*, got"):
+            eigsh(torch.eye(3), 2, max_matvecs=max_matvecs)

@@ -203,6 +203,9 @@ def test_errors() -> None:
     ):
         with pytest.raises(hvpspec.InputError, match=message):
             index(A, method="certified", **options)
+    for method in ("slq", "chebyshev"):
+        with pytest.raises(hvpspec.InputError, match="at least num_probes = 10 for"):
+            index(A, 0.1, method=method, max_matvecs=9)
 
 
 def dense(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
