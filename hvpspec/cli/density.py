@@ -122,12 +122,6 @@ def density(
     subject = problem.subject
     Console().print(measure_table(measures, subject=subject, seconds=seconds))
     whole = measures[_WHOLE]
-    if out:
-        from hvpspec.plotting import plot_density, save_figure
-
-        drawn = measures if per_layer else whole
-        save_figure(plot_density(drawn, sigma=sigma, symlog=symlog, title=subject.title), out)
-        typer.echo(f"wrote {out}")
     if json_file:
         layers = {name: measure for name, measure in measures.items() if name != _WHOLE}
         write_json(json_file, measure_to_dict(whole, subject=subject, layers=layers))
@@ -135,6 +129,13 @@ def density(
     if save:
         whole.save(save)
         typer.echo(f"wrote {save}")
+    # Last: a width that cannot be drawn must not cost the products.
+    if out:
+        from hvpspec.plotting import plot_density, save_figure
+
+        drawn = measures if per_layer else whole
+        save_figure(plot_density(drawn, sigma=sigma, symlog=symlog, title=subject.title), out)
+        typer.echo(f"wrote {out}")
 
 
 def _measure(
@@ -177,13 +178,13 @@ def _draw_exact(
     assert result.eigenvalues is not None  # the exact method has them
     values, floor = result.eigenvalues.numpy(), result.noise_floor
     Console().print(index_table(result, subject=problem.subject, seconds=seconds))
+    if json_file:
+        histogram = spectrum_histogram(values, noise_floor=floor, symlog=symlog, bins=bins)
+        write_json(json_file, density_to_dict(values, histogram, subject=problem.subject))
+        typer.echo(f"wrote {json_file}")
     if out:
         scale: Scale = "symlog" if symlog else "linear"
         title = problem.subject.title
         figure = plot_spectrum(values, noise_floor=floor, scale=scale, bins=bins, title=title)
         save_figure(figure, out)
         typer.echo(f"wrote {out}")
-    if json_file:
-        histogram = spectrum_histogram(values, noise_floor=floor, symlog=symlog, bins=bins)
-        write_json(json_file, density_to_dict(values, histogram, subject=problem.subject))
-        typer.echo(f"wrote {json_file}")

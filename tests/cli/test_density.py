@@ -73,12 +73,14 @@ def test_seed(run, checkpoint):
     assert nodes[0] == nodes[1] != nodes[2]
 
 
-def test_kernels_too_narrow_to_draw(run, workspace, checkpoint):
-    before = sorted(workspace.iterdir())
-    outcome = run(f"density --model {checkpoint} --sigma 1e-12 --out d.png --json d.json")
+def test_kernels_too_narrow_to_draw_cost_no_products(run, workspace, checkpoint):
+    options = "--sigma 1e-12 --out d.png --json d.json --save d.npz"
+    outcome = run(f"density --model {checkpoint} {options}")
     assert outcome.code == 2
     assert "pass a wider sigma" in outcome.err
-    assert sorted(workspace.iterdir()) == before
+    assert (workspace / "d.json").exists()
+    assert not (workspace / "d.png").exists()
+    assert hvpspec.SpectralMeasure.load("d.npz").dim == 6
 
 
 @pytest.mark.parametrize("save", ["d.pt", "missing/d.npz"])
