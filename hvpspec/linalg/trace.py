@@ -44,7 +44,9 @@ class Estimate(Generic[_T]):
 
     Attributes:
         value: the estimate: a float, or for a diagonal a float64 tensor of shape (n,).
-        sem: its standard error, of the same shape; 0 where the value is exact up to round-off.
+        sem: its standard error, of the same shape; 0 where the value is exact up to round-off. It
+            is itself estimated, from k samples to about ``1 / sqrt(2 (k - 1))`` of it; with two it
+            may by chance be tiny, or 0, beside a wrong value.
         num_matvecs: matrix-vector products spent.
     """
 
@@ -86,7 +88,8 @@ def trace(
         A: an operator, or a symmetric matrix of shape (n, n).
         num_matvecs: most products to spend, at least 4 (2 for ``"hutchinson"``). From n on they buy
             the exact answer by n unit vectors, with ``sem = 0``, unless those beyond n reach a
-            given target first. None is 100 or, with a target, what it takes (at most 2 n).
+            given target first. Of 4, ``"hutch++"`` and ``"xtrace"`` have two samples, from which
+            ``sem`` says little. None is 100 or, with a target, what it takes (at most 2 n).
         generator: source of the probes.
         method: ``"hutchinson"``, ``"hutch++"`` or ``"xtrace"``.
         kind: distribution of the probes. None is ``"rademacher"``, but for XTrace ``"sphere"``,
