@@ -11,6 +11,7 @@ from torch import Tensor
 from hvpspec.errors import ComputationError, InputError
 from hvpspec.linalg.memory import require_memory
 from hvpspec.linalg.operator import Progress, SymmetricOperator
+from hvpspec.linalg.probes import require_count
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ def lanczos(
         One run per column.
 
     Raises:
-        InputError: a start vector is zero, ``num_steps`` is too small, or the basis does not fit.
+        InputError: Z is no block, a start vector is zero, ``num_steps`` is too small, or the basis
+            does not fit.
 
     Reference:
         Golub & Meurant, Matrices, Moments and Quadrature, ch. 4; Parlett, The Symmetric Eigenvalue
@@ -83,8 +85,11 @@ def lanczos(
         >>> torch.linalg.eigvalsh(run.T).round(decimals=5), run.exhausted
         (tensor([1., 2., 4.], dtype=torch.float64), True)
     """
-    if num_steps < 1:
-        raise InputError(f"num_steps must be at least 1, got {num_steps}")
+    require_count("num_steps", num_steps)
+    if Z.ndim != 2:
+        raise InputError(
+            f"Z must hold start vectors as columns, shape (n, k), got {tuple(Z.shape)}"
+        )
     n, k = Z.shape
     num_steps = min(num_steps, n)
     norms = torch.linalg.vector_norm(Z, dim=0, dtype=torch.float64)

@@ -42,14 +42,18 @@ def draw_probes(
         The probes as columns, shape (n, num_probes).
 
     Raises:
-        InputError: the kind is unknown, or fewer than one probe is asked for.
+        InputError: the kind or generator is none, or fewer than one probe is asked for.
 
     Example:
         >>> draw_probes("rademacher", 4, 2, torch.Generator().manual_seed(0)).abs().sum()
         tensor(8., dtype=torch.float64)
     """
-    if num_probes < 1:
-        raise InputError(f"num_probes must be at least 1, got {num_probes}")
+    require_count("num_probes", num_probes)
+    if not isinstance(generator, torch.Generator):
+        raise InputError(
+            "generator must be a torch.Generator, such as torch.Generator().manual_seed(0), got "
+            f"{generator!r}"
+        )
     Z = torch.empty(num_probes, n, dtype=torch.float64, device=generator.device)
     if kind == "rademacher":
         Z.random_(0, 2, generator=generator).mul_(2).sub_(1)
@@ -64,3 +68,9 @@ def draw_probes(
         for _ in range(2):  # the second pass removes the round-off of the first
             Z -= (Z @ orthogonal_to.mT) @ orthogonal_to
     return Z.T
+
+
+def require_count(name: str, value: int) -> None:
+    """Raise InputError unless ``value`` is a whole number of at least 1."""
+    if not hasattr(value, "__index__") or value < 1:
+        raise InputError(f"{name} must be a whole number of at least 1, got {value}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
+from hvpspec.errors import InputError
 from hvpspec.linalg.lanczos import LanczosRun
 
 
@@ -42,9 +44,14 @@ def gauss_radau(run: LanczosRun, x: float) -> Rule:
     T is extended by the residual norm ``beta`` and the entry ``x + d_m`` with
     ``(T - x I) d = beta^2 e_m``. For an exhausted run, whose Gauss rule is exact, that is returned.
 
+    Raises:
+        InputError: ``x`` is not finite.
+
     Reference:
         Golub & Meurant, Matrices, Moments and Quadrature, section 6.2.1.
     """
+    if not math.isfinite(x):
+        raise InputError(f"x must be finite, got {x}")
     m = len(run.alphas)
     if run.exhausted:
         return gauss(run)

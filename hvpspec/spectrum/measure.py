@@ -7,10 +7,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from hvpspec.errors import InputError
 from hvpspec.linalg.lanczos import lanczos, require_scale
 from hvpspec.linalg.operator import DenseOperator, Progress, SymmetricOperator
-from hvpspec.linalg.probes import ProbeKind, draw_probes
+from hvpspec.linalg.probes import ProbeKind, draw_probes, require_count
 from hvpspec.spectrum.slq import SpectralMeasure
 
 
@@ -62,8 +61,8 @@ def spectral_measure(
         (2, 2, 24)
     """
     operator = A if isinstance(A, SymmetricOperator) else DenseOperator(A)
-    if block_size is not None and block_size < 1:
-        raise InputError(f"block_size must be at least 1, got {block_size}")
+    if block_size is not None:
+        require_count("block_size", block_size)
     n = operator.shape[0]
     before = operator.num_matvecs
     Z = draw_probes(probes, n, num_probes, generator, dtype=operator.dtype, device=operator.device)

@@ -11,6 +11,7 @@ from torch import Tensor
 from hvpspec.errors import InputError
 from hvpspec.linalg.dense import require_tau
 from hvpspec.linalg.operator import DenseOperator, Progress, SymmetricOperator
+from hvpspec.linalg.probes import require_count
 from hvpspec.spectrum.exact import exact_index
 from hvpspec.spectrum.matrix_free import (
     DEFAULT_PROBES,
@@ -99,6 +100,8 @@ def index(
         raise InputError(f"method must be one of {', '.join(_METHODS)}, got {method!r}")
     if side not in ("negative", "positive"):
         raise InputError(f"side must be 'negative' or 'positive', got {side!r}")
+    if not 0 < confidence < 1:
+        raise InputError(f"confidence must lie between 0 and 1, got {confidence}")
     operator = A if isinstance(A, SymmetricOperator) else DenseOperator(A)
     if side == "positive":
         operator = -operator
@@ -107,8 +110,6 @@ def index(
     taus = _descending(tau, tau_ladder, positive=method not in ("exact", "ldl"))
     if method in ("exact", "ldl"):
         return exact_index(operator, taus, method, progress)
-    if not 0 < confidence < 1:
-        raise InputError(f"confidence must lie between 0 and 1, got {confidence}")
     num_probes = DEFAULT_PROBES[method] if num_probes is None else num_probes
     num_steps = DEFAULT_STEPS[method] if num_steps is None else num_steps
     for name, value in (
@@ -116,8 +117,7 @@ def index(
         ("num_steps", num_steps),
         ("max_matvecs", max_matvecs),
     ):
-        if value < 1:
-            raise InputError(f"{name} must be at least 1, got {value}")
+        require_count(name, value)
     if method != "certified" and max_matvecs < num_probes:
         raise InputError(
             f"max_matvecs must be at least num_probes = {num_probes} for {method!r}, which takes "

@@ -215,8 +215,10 @@ def test_products_are_counted_and_inputs_left_alone() -> None:
 
 def test_errors() -> None:
     A = DenseOperator(torch.eye(3, dtype=torch.float64))
-    with pytest.raises(InputError, match="num_steps must be at least 1, got 0"):
+    with pytest.raises(InputError, match="num_steps must be a whole number of at least 1, got 0"):
         lanczos(A, starts(3), 0)
+    with pytest.raises(InputError, match=r"start vectors as columns, shape \(n, k\), got \(3,\)"):
+        lanczos(A, torch.ones(3, dtype=torch.float64), 2)
     with pytest.raises(InputError, match="start vector is zero"):
         lanczos(A, torch.zeros(3, 1, dtype=torch.float64), 2)
     with pytest.raises(InputError, match="reorthogonalize=False"):

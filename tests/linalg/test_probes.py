@@ -80,7 +80,9 @@ def test_orthogonal_to_a_basis(dtype: torch.dtype, tolerance: float) -> None:
 
 
 def test_errors() -> None:
-    with pytest.raises(InputError, match="num_probes must be at least 1, got 0"):
+    with pytest.raises(InputError, match="num_probes must be a whole number of at least 1, got 0"):
         draw_probes("gaussian", 3, 0, generator(0))
+    with pytest.raises(InputError, match=r"generator must be a torch\.Generator, .* got None"):
+        draw_probes("gaussian", 3, 1, None)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="got 'cauchy'"):
         draw_probes("cauchy", 3, 1, generator(0))  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hvpspec import FunctionOperator
+from hvpspec import FunctionOperator, InputError
 from hvpspec.linalg.lanczos import LanczosRun, lanczos
 from hvpspec.linalg.quadrature import Rule, gauss, gauss_radau, mass_below
 
@@ -143,3 +143,9 @@ def test_brackets_do_not_depend_on_the_scale(scale: float) -> None:
     for x in (-0.5, 0.01, 0.6):
         expected = mass_below(run, x)
         assert mass_below(scaled, x * scale) == pytest.approx(expected, abs=1e-11)
+
+
+def test_a_node_at_nan_is_refused() -> None:
+    run, _ = measured(torch.linspace(-1, 1, 9), 3)
+    with pytest.raises(InputError, match="x must be finite, got nan"):
+        gauss_radau(run, float("nan"))

@@ -195,9 +195,10 @@ def test_errors() -> None:
     for options, message in (
         ({"tau": 0.0}, "tau must be above 0 for a matrix-free method"),
         ({"tau": 0.1, "confidence": 1.0}, "confidence must lie between 0 and 1, got 1.0"),
-        ({"tau": 0.1, "num_probes": 0}, "num_probes must be at least 1, got 0"),
-        ({"tau": 0.1, "num_steps": 0}, "num_steps must be at least 1"),
-        ({"tau": 0.1, "max_matvecs": 0}, "max_matvecs must be at least 1"),
+        ({"tau": 0.1, "num_probes": 0}, "num_probes must be a whole number of at least 1, got 0"),
+        ({"tau": 0.1, "num_probes": 2.5}, "num_probes must be a whole number .* got 2.5"),
+        ({"tau": 0.1, "num_steps": 0}, "num_steps must be a whole number of at least 1"),
+        ({"tau": 0.1, "max_matvecs": 0}, "max_matvecs must be a whole number of at least 1"),
         ({"tau_ladder": [0.1, -1.0]}, "tau must be a finite number"),
         ({"tau": 0.1, "side": "both"}, "side must be"),
     ):

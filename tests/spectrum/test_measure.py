@@ -451,11 +451,11 @@ def test_places_that_cannot_be_used(saved: Path, tmp_path: Path) -> None:
 
 def test_argument_errors() -> None:
     A = rotated(spread(5))
-    with pytest.raises(InputError, match="num_probes must be at least 1"):
+    with pytest.raises(InputError, match="num_probes must be a whole number of at least 1"):
         spectral_measure(A, 0, generator=generator())
-    with pytest.raises(InputError, match="num_steps must be at least 1"):
+    with pytest.raises(InputError, match="num_steps must be a whole number of at least 1"):
         spectral_measure(A, 2, 0, generator=generator())
-    with pytest.raises(InputError, match="block_size must be at least 1"):
+    with pytest.raises(InputError, match="block_size must be a whole number of at least 1"):
         spectral_measure(A, generator=generator(), block_size=0)
     with pytest.raises(InputError, match="min_gap must be positive"):
         spectral_measure(A, generator=generator()).outliers(min_gap=0.0)

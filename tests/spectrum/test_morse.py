@@ -94,6 +94,8 @@ def test_products_are_counted() -> None:
 def test_errors() -> None:
     with pytest.raises(hvpspec.InputError, match="method must be one of auto, exact"):
         index(torch.eye(2), method="lanczos")
+    with pytest.raises(hvpspec.InputError, match="confidence must lie between 0 and 1, got 7"):
+        index(torch.eye(2), confidence=7)
     with pytest.raises(hvpspec.InputError, match="tau must be"):
         index(torch.eye(2), tau=-1e-3)
     with pytest.raises(hvpspec.InputError, match="use method='exact' for the curve"):
