@@ -158,8 +158,7 @@ def add_own_block_(
     Returns:
         The block; or None where it has another form, and what was written means nothing. It has
         this form if the layer is called once in a forward pass, on one row per example, its
-        parameters are used for nothing else, and rows do not act on each other, which is left to
-        :meth:`OwnBlock.agrees`.
+        parameters are used for nothing else, and rows do not act on each other.
     """
     leaves = risk.leaves()
     total = KroneckerSum(A, layer.weight, layer.bias, layer.module.out_features)
@@ -183,7 +182,7 @@ def add_own_block_(
             num_examples += term.num_examples
             # The terms are shares of the risk, so that these second derivatives are weighed.
             gradient = differentiate(term.value, {"z": call.shift}, create_graph=True)
-            if not gradient:
+            if not gradient or _are_coupled(gradient["z"], call.shift):
                 return None
             inputs, columns = call.inputs.detach(), _second_derivatives(gradient["z"], call.shift)
             if len(inputs) >= enough:
@@ -198,6 +197,23 @@ def add_own_block_(
         add_waiting()
     total.finish()
     return OwnBlock(layer, total.mass, num_examples)
+
+
+def _are_coupled(gradient: Tensor, shift: Tensor) -> bool:
+    """Whether the loss of some examples depends on the ``z`` of others, shapes (examples, D).
+
+    Of a random combination of ``g`` on half of them, the derivative by the ``z`` of the other half
+    is exactly zero if it does not, so that coupling shows far below the tolerance of a check.
+    """
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(gradient.shape, generator=generator, dtype=torch.float64).to(gradient)
+    others = torch.randperm(len(gradient), generator=generator)[len(gradient) // 2 :]
+    weights[others] = 0
+    derivative = differentiate(gradient, {"z": shift}, [weights], retain_graph=True)
+    if not derivative:
+        return False
+    size = derivative["z"].abs()
+    return bool(size[others].max() > torch.finfo(size.dtype).eps / 2 * size.max())
 
 
 def _second_derivatives(gradient: Tensor, shift: Tensor) -> Iterator[Tensor]:

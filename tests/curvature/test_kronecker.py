@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import hvpspec
 from hvpspec import HessianOperator, index
 from hvpspec.curvature.kronecker import NUM_CHECKS, largest_linear
+from hvpspec.curvature.losses import Loss
 from hvpspec.curvature.parameters import select_parameters
 from hvpspec.zoo import load_data, mlp2
 
@@ -324,9 +325,27 @@ class Centred(nn.Module):
         return x - 0.01 * x.mean(0)
 
 
-def test_examples_that_depend_on_each_other_are_found_out() -> None:
-    model = seeded(lambda: nn.Sequential(nn.Linear(13, 6), Centred(), nn.Tanh(), nn.Linear(6, 5)))
-    H = HessianOperator(model, CE, VECTORS)
+def centred() -> nn.Module:
+    return seeded(lambda: nn.Sequential(nn.Linear(13, 6), Centred(), nn.Tanh(), nn.Linear(6, 5)))
+
+
+COUPLED = Loss(lambda o, t: F.cross_entropy(o, t) + 1e-4 * (o.mean(0) ** 2).sum())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("build", "loss"), [(centred, CE), (mlp, COUPLED)], ids=["model", "loss"])
+def test_examples_that_depend_on_each_other_are_left_to_products(
+    build: Callable[[], nn.Module], loss: Any, dtype: torch.dtype
+) -> None:
+    H = HessianOperator(build(), loss, VECTORS, dtype=dtype)
+    A = H.to_dense()
+    assert H.num_matvecs == H.shape[0]
+    assert difference(A, products_alone(H)) < 30 * torch.finfo(dtype).eps
+
+
+def test_what_the_products_contradict_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hvpspec.curvature.kronecker._are_coupled", lambda *_: False)
+    H = HessianOperator(centred(), CE, VECTORS)
     seen: list[tuple[int, int]] = []
     with pytest.warns(UserWarning, match=r"layer '0'.*by \d\.\de-0\d .* 84 products take its"):
         A = H.to_dense(progress=lambda *done: seen.append(done))
