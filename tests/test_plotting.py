@@ -175,6 +175,9 @@ def test_curve_of_brackets(tmp_path, method):
     if method == "certified":
         assert texts == ["1", "2", "3"]
     save_figure(figure, tmp_path / "curve.png")
+    assert ("may be counted or not" in ax.get_xlabel()) == (method == "chebyshev")
+    legend = ax.get_legend().get_window_extent()
+    assert not any(legend.overlaps(text.get_window_extent()) for text in ax.texts)
 
 
 @pytest.mark.parametrize("name", ["x.gif", "x", "missing/x.png"])

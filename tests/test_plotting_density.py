@@ -46,6 +46,17 @@ def test_panels_share_axes_and_kernels(tmp_path, symlog):
     save_figure(figure, tmp_path / "layers.pdf")
 
 
+@pytest.mark.parametrize("symlog", [False, True])
+def test_legends_of_panels_cover_no_peak(symlog):
+    measures = dict.fromkeys("abc", _measure([0.0] * 900 + SPECTRUM))
+    figure = plot_density(measures, symlog=symlog)
+    figure.canvas.draw()
+    for ax in figure.axes:
+        legend = ax.get_legend().get_window_extent()
+        top = ax.transData.transform((0, max(ax.lines[0].get_ydata())))[1]
+        assert legend.y0 > top + 0.03 * ax.bbox.height
+
+
 @pytest.mark.parametrize("values", [[0.0, 0.0], [2.0], [-1e-12, 1e12]])
 @pytest.mark.parametrize("symlog", [False, True])
 def test_odd_spectra(tmp_path, values, symlog):

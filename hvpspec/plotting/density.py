@@ -69,7 +69,7 @@ def plot_density(
     tops = []
     for ax, (name, measure) in zip(panels, named.items(), strict=False):
         x, values, sem = _curve(measure, sigma, linthresh)
-        tops.append(float(values.max()))
+        tops.append(float((values + sem).max()))
         _draw(ax, x, values, sem, single)
         _mark_outliers(ax, measure, linthresh)
         if name:
@@ -77,8 +77,8 @@ def plot_density(
             ax.set_title(f"{name}: {measure.dim:,} parameters, {products}", fontsize=10)
     _label(figure, panels[: len(named)], columns, sigma, linthresh, first)
     bottom, top = _FAINT * single, max(*tops, single)
-    # Room for the legend above what is drawn.
-    panels[0].set_ylim(bottom, top * (top / bottom) ** 0.3)
+    # Room for the legend above what is drawn; it takes more of a smaller panel.
+    panels[0].set_ylim(bottom, top * (top / bottom) ** (0.3 if len(named) == 1 else 0.45))
     for ax in panels[len(named) :]:
         ax.remove()
     if title:

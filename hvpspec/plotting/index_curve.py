@@ -51,14 +51,25 @@ def plot_index_curve(result: IndexResult, *, title: str | None = None) -> Figure
         _mark_rungs(ax, result)
     elif result.tau >= left:
         _mark_result(ax, result)
-    ax.set_xlabel("resolution τ, in units of the eigenvalues")
+    note = "resolution τ, in units of the eigenvalues"
+    if result.resolution:
+        note += f"\neigenvalues within {short(result.resolution)} of −τ may be counted or not"
+    ax.set_xlabel(note)
     ax.set_ylabel("number of eigenvalues λ < −τ")
     ax.grid(alpha=0.25)
     if ax.get_legend_handles_labels()[0]:
-        ax.legend(loc="upper right", fontsize=9)
+        _add_legend(ax, beside=result.eigenvalues is None)
     if title:
         figure.suptitle(title, fontsize=11)
     return figure
+
+
+def _add_legend(ax: Axes, *, beside: bool) -> None:
+    """Explain the lines in the corner that a staircase leaves free, or else above the picture."""
+    if beside:
+        ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=9)
+    else:
+        ax.legend(loc="upper right", fontsize=9)
 
 
 def _scale_counts(ax: Axes, result: IndexResult, top: int) -> None:
