@@ -90,7 +90,8 @@ def default_grid(nodes: Tensor, sigma: float) -> Tensor:
             f"a grid that resolves sigma={sigma:.3g} has {points:.0f} points; pass a wider sigma, "
             f"or a grid of the part to be seen"
         )
-    return torch.linspace(low, high, math.ceil(points), dtype=torch.float64)
+    # A whole number but for round-off, as for the default sigma, stays what it is at every scale.
+    return torch.linspace(low, high, math.ceil(points - 1e-6), dtype=torch.float64)
 
 
 def smooth(rules: Sequence[Rule], grid: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
