@@ -7,7 +7,6 @@ or plots.
 
 from hvpspec.linalg.dense import Inertia, eigvalsh, inertia
 from hvpspec.linalg.extremes import Eigenpairs, eigsh
-from hvpspec.linalg.lanczos import LanczosRun, lanczos
 from hvpspec.linalg.noise import Noise, measure_noise
 from hvpspec.linalg.operator import (
     AffineOperator,
@@ -19,7 +18,8 @@ from hvpspec.linalg.operator import (
 )
 from hvpspec.linalg.probes import draw_probes
 from hvpspec.linalg.quadrature import Rule, gauss, gauss_radau, mass_below
-from hvpspec.linalg.trace import Estimate, diagonal, frobenius_norm, trace
+from hvpspec.linalg.recurrence import LanczosRun, lanczos
+from hvpspec.linalg.traces import Estimate, diagonal, frobenius_norm, trace
 
 __all__ = [
     "AffineOperator",

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from hvpspec.errors import InputError
 from hvpspec.linalg.krylov import KrylovSpace
-from hvpspec.linalg.lanczos import require_scale
 from hvpspec.linalg.operator import DenseOperator, Progress, SymmetricOperator
 from hvpspec.linalg.probes import draw_probes
+from hvpspec.linalg.recurrence import require_scale
 
 #: Which eigenvalues: largest, smallest, largest in absolute value, or half from each end.
 Which = Literal["LA", "SA", "LM", "BE"]

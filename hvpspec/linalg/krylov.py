@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from hvpspec.errors import InputError
-from hvpspec.linalg.lanczos import breakdown_tolerance, project_out_
 from hvpspec.linalg.memory import require_memory
 from hvpspec.linalg.operator import SymmetricOperator
+from hvpspec.linalg.recurrence import breakdown_tolerance, project_out_
 
 
 class KrylovSpace:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from hvpspec.linalg.lanczos import lanczos, require_scale
 from hvpspec.linalg.operator import SymmetricOperator
 from hvpspec.linalg.probes import draw_probes
+from hvpspec.linalg.recurrence import lanczos, require_scale
 
 #: Steps of the Lanczos run that finds the norm; its top Ritz value is then within a few per cent.
 _NORM_STEPS = 15

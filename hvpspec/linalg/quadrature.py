@@ -10,7 +10,7 @@ from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
 from hvpspec.errors import InputError
-from hvpspec.linalg.lanczos import LanczosRun
+from hvpspec.linalg.recurrence import LanczosRun
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from hvpspec.errors import InputError
 from hvpspec.files import write_atomically
-from hvpspec.linalg.lanczos import LanczosRun
+from hvpspec.linalg.recurrence import LanczosRun
 
 _FORMAT = "hvpspec spectral measure 1"
 _KINDS = {"lengths": "i8", "alphas": "f8", "betas": "f8", "norms": "f8", "exhausted": "?"}

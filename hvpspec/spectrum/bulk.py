@@ -9,7 +9,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from hvpspec.linalg.lanczos import LanczosRun
+from hvpspec.linalg.recurrence import LanczosRun
 
 #: An eigenvalue is resolved when its error bound is this part of the distance to its neighbour.
 _RESOLVED = 0.01

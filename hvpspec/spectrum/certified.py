@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from hvpspec.linalg.krylov import KrylovSpace
-from hvpspec.linalg.lanczos import LanczosRun, lanczos
 from hvpspec.linalg.operator import DenseOperator, SymmetricOperator
 from hvpspec.linalg.probes import draw_probes
 from hvpspec.linalg.quadrature import mass_below
+from hvpspec.linalg.recurrence import LanczosRun, lanczos
 from hvpspec.spectrum.chi_squared import chi_squared_interval
 from hvpspec.spectrum.results import Rung
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from hvpspec.errors import InputError
-from hvpspec.linalg.lanczos import LanczosRun
 from hvpspec.linalg.quadrature import Rule, mass_below
+from hvpspec.linalg.recurrence import LanczosRun
 from hvpspec.spectrum.chi_squared import share_interval
 from hvpspec.spectrum.smoothing import mean_and_sem
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from hvpspec.linalg.lanczos import lanczos, require_scale
 from hvpspec.linalg.operator import DenseOperator, Progress, SymmetricOperator
 from hvpspec.linalg.probes import ProbeKind, draw_probes, require_count
+from hvpspec.linalg.recurrence import lanczos, require_scale
 from hvpspec.spectrum.slq import SpectralMeasure
 
 

@@ -2,7 +2,7 @@
 
 Others are tested where the code is: ragged batches, frozen, tied and unused parameters, and memory
 in tests/curvature/test_hessian.py; relative breakdown, low rank and orthogonality over many steps
-in tests/linalg/test_lanczos.py; seeds in tests/linalg/test_probes.py; repeated eigenvalues in
+in tests/linalg/test_recurrence.py; seeds in tests/linalg/test_probes.py; repeated eigenvalues in
 tests/linalg/test_extremes.py.
 """
 

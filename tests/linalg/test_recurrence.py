@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from hvpspec import DenseOperator, FunctionOperator, InputError, NonFiniteError
-from hvpspec.linalg.lanczos import LanczosRun, lanczos
 from hvpspec.linalg.operator import SymmetricOperator
 from hvpspec.linalg.probes import draw_probes
 from hvpspec.linalg.quadrature import gauss
+from hvpspec.linalg.recurrence import LanczosRun, lanczos
 from tests.linalg.test_dense import HOSTILE, rotated
 
 U = torch.finfo(torch.float64).eps / 2
@@ -211,6 +211,14 @@ def test_products_are_counted_and_inputs_left_alone() -> None:
     assert torch.equal(Z, before)
     lanczos(A, Z[:, :1], 1000)
     assert A.num_matvecs == 35 + 30
+
+
+def test_no_module_hides_a_function() -> None:
+    import hvpspec.linalg.recurrence
+    import hvpspec.linalg.traces
+
+    assert hvpspec.linalg.lanczos is lanczos
+    assert callable(hvpspec.linalg.trace)
 
 
 def test_errors() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hvpspec import DenseOperator, FunctionOperator, InputError
 from hvpspec.linalg.probes import ProbeKind, draw_probes
-from hvpspec.linalg.trace import Estimate, diagonal, frobenius_norm, trace
+from hvpspec.linalg.traces import Estimate, diagonal, frobenius_norm, trace
 from tests.linalg.test_dense import HOSTILE, rotated
 
 TRACE_METHODS = ["hutchinson", "hutch++", "xtrace"]
