@@ -34,7 +34,7 @@ def test_the_resolved_index_obeys_the_structural_bound(exact: IndexResult) -> No
     assert exact.nullity > 2000
 
 
-@pytest.mark.parametrize("relative", [1e-2, 1e-4, 1e-6, 1e-10])
+@pytest.mark.parametrize("relative", [1e-4, 1e-10])
 def test_inertia_counts_the_same_at_every_resolution(
     matrix: Tensor, exact: IndexResult, relative: float
 ) -> None:

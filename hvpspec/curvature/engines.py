@@ -20,6 +20,9 @@ from hvpspec.curvature.parameters import ParameterSpace
 from hvpspec.curvature.risk import EmpiricalRisk
 from hvpspec.curvature.tracing import SplitProduct, split_product
 
+#: Shapes of chunks that are traced; batches that all differ go the plain way.
+_MOST_TRACES = 3
+
 
 class Engine(ABC):
     """Multiplies by the share of the Hessian that one chunk of the data contributes.
@@ -136,6 +139,21 @@ class DoubleBackward(Engine):
         return join(self.risk.space, parts, V)
 
 
+@dataclass(frozen=True)
+class _Residuals:
+    """What products with the Hessian of one chunk have in common.
+
+    Attributes:
+        split: the product for chunks of this shape.
+        share: of the chunk in the risk.
+        tensors: what its second part takes beside vectors.
+    """
+
+    split: SplitProduct
+    share: float
+    tensors: list[Tensor]
+
+
 class ForwardOverReverse(Engine):
     """Pushes vectors forward through the gradient, in a graph of tensor operations traced once.
 
@@ -143,7 +161,7 @@ class ForwardOverReverse(Engine):
 
     Args:
         risk: the function.
-        batch: a chunk to trace on; others of its shapes can be multiplied.
+        batch: a chunk to trace on.
         width: the number of vectors in a block.
         compiled: whether the part that depends on the vectors is compiled.
 
@@ -156,38 +174,42 @@ class ForwardOverReverse(Engine):
     ) -> None:
         super().__init__(risk)
         self.name = "compiled forward over reverse" if compiled else "forward over reverse"
-        self._width, self._kinds = width, _kinds(batch)
-        self._split = self._trace(batch)
-        if compiled:
-            self._split = self._split.compiled()
+        self._width = width
+        self._first = _kinds(batch)
+        split = self._trace(batch)
+        self._splits = {self._first: split.compiled() if compiled else split}
 
     @property
     def largest(self) -> int:
         """The bytes of the largest result that is allocated anew for every block."""
-        return self._split.largest
+        return self._splits[self._first].largest
 
     def takes(self, batch: Batch) -> bool:
-        """Whether a chunk has the shapes that were traced."""
-        return _kinds(batch) == self._kinds
+        """Whether a chunk has shapes that were traced, or will be."""
+        return _kinds(batch) in self._splits or len(self._splits) < _MOST_TRACES
 
-    def prepare(self, k: int, batch: Batch) -> tuple[float, list[Tensor]]:
+    def prepare(self, k: int, batch: Batch) -> _Residuals:
         """Evaluate what does not depend on the vectors."""
+        kinds = _kinds(batch)
+        if kinds not in self._splits:  # a shorter last chunk, which is not worth compiling
+            self._splits[kinds] = self._trace(batch)
+        split = self._splits[kinds]
         with torch.no_grad():
-            loss, residuals = self._split.prepare([*self.leaves.values(), *batch.leaves])
+            loss, residuals = split.prepare([*self.leaves.values(), *batch.leaves])
         self.risk.check(k, float(loss))
-        return self.risk.share(k), residuals
+        return _Residuals(split, self.risk.share(k), residuals)
 
-    def multiply(self, prepared: tuple[float, list[Tensor]], V: Tensor) -> Tensor:
+    def multiply(self, prepared: _Residuals, V: Tensor) -> Tensor:
         """Evaluate what does."""
-        share, residuals = prepared
         rows = self.risk.space.unflatten(V if self._width > 1 else V[0])
         with torch.no_grad():  # contiguous, as when it was traced
-            parts = self._split.multiply(residuals, [v.contiguous() for v in rows.values()])
-        return join(self.risk.space, dict(zip(rows, parts, strict=True)), V).mul_(share)
+            vectors = [v.contiguous() for v in rows.values()]
+            parts = prepared.split.multiply(prepared.tensors, vectors)
+        return join(self.risk.space, dict(zip(rows, parts, strict=True)), V).mul_(prepared.share)
 
-    def size(self, prepared: tuple[float, list[Tensor]]) -> int:
+    def size(self, prepared: _Residuals) -> int:
         """The bytes of the intermediate results that are kept."""
-        return _bytes(prepared[1])
+        return _bytes(prepared.tensors)
 
     def _trace(self, batch: Batch) -> SplitProduct:
         """Trace the product with the Hessian of a chunk's loss."""
@@ -228,6 +250,6 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(storages.values())
 
 
-def _kinds(batch: Batch) -> list[tuple[torch.Size, tuple[int, ...], torch.dtype]]:
+def _kinds(batch: Batch) -> tuple[tuple[torch.Size, tuple[int, ...], torch.dtype], ...]:
     """Shapes, strides and dtypes of a batch's tensors."""
-    return [(tensor.shape, tensor.stride(), tensor.dtype) for tensor in batch.leaves]
+    return tuple((tensor.shape, tensor.stride(), tensor.dtype) for tensor in batch.leaves)

@@ -38,9 +38,9 @@ _STEPS = {
 _PRICES = {"compare": (0.1, 0.0), "trace": (0.4, 6e-3), "compile": (60.0, 0.1)}
 
 
-# The C library takes larger pieces of memory from the system each time, which clears them first:
-# half of the time went there. Smaller ones also stay in the cache. (mallopt(3), M_MMAP_THRESHOLD)
-_LARGEST = 2**24
+# The C library takes pieces of memory beyond 32 MB from the system each time, which clears them
+# first: half of the time went there (mallopt(3), M_MMAP_THRESHOLD). Smaller ones stay in the cache.
+_LARGEST = 2**22
 
 
 @dataclass(frozen=True)
@@ -265,7 +265,7 @@ class Products:
         with self._risk.chunks() as chunks:
             for k, batch in chunks:
                 versions = [(tensor, tensor._version) for tensor in batch.leaves]
-                # A last chunk of other shapes than were traced.
+                # Tracing each of many shapes would take longer than it saves.
                 own = engine if engine.takes(batch) or self._plain is None else self._plain
                 prepared = own.prepare(k, batch)
                 if prepared is None:
