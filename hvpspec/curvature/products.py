@@ -258,6 +258,8 @@ class Products:
             for part_of, prepared in self._kept.parts:
                 total += part_of.multiply(prepared, V)
             return total
+        if keep:
+            self._kept = None  # what was kept for another way makes room
         parts: list[tuple[Engine, Any]] = []
         data: list[tuple[Tensor, int]] = []
         for each in {id(e): e for e in (engine, self._plain) if e is not None}.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -77,7 +78,10 @@ def split_product(
 
     block = () if width == 1 else (width,)
     vectors = [p.new_zeros(*block, *p.shape) for p in parameters]
-    traced = make_fx(product)(parameters, data, vectors)
+    with warnings.catch_warnings():
+        # PyTorch loads its forward derivatives through TorchScript, which it deprecates itself.
+        warnings.simplefilter("ignore", FutureWarning)
+        traced = make_fx(product)(parameters, data, vectors)
     return _split(traced, len(vectors))
 
 
