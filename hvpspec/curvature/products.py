@@ -38,6 +38,8 @@ _STEPS = {
 _PRICES = {"compare": (0.1, 0.0), "trace": (0.4, 6e-3), "compile": (60.0, 0.1)}
 
 
+# A trial is repeated until it has taken so long: the least of a few short times is no accident.
+_TRIAL_SECONDS = 0.05
 # The C library takes pieces of memory beyond 32 MB from the system each time, which clears them
 # first: half of the time went there (mallopt(3), M_MMAP_THRESHOLD). Smaller ones stay in the cache.
 _LARGEST = 2**22
@@ -308,9 +310,10 @@ class _Trial:
 
     @classmethod
     def of(cls, engine: Engine, k: int, batch: Batch, V: Tensor) -> _Trial:
-        """Try an engine on a chunk, twice, since what comes first takes longer."""
-        prepare, multiply = [], []
-        for _ in range(2):
+        """Try an engine on a chunk, twice or until the clock has something to measure."""
+        prepare: list[float] = []
+        multiply: list[float] = []
+        while len(multiply) < 2 or (sum(multiply) < _TRIAL_SECONDS and len(multiply) < 10):
             start = time.perf_counter()
             prepared = engine.prepare(k, batch)
             middle = time.perf_counter()
