@@ -130,6 +130,7 @@ class Products:
         self._widest = _MOST_VECTORS
         self._courses: dict[int, _Course] = {}
         self._kept: _Kept | None = None
+        self._shrunk = False
 
     @property
     def reached(self) -> set[str] | None:
@@ -223,12 +224,14 @@ class Products:
 
     def _shrink(self, engine: Engine, chunk_size: int, width: int) -> bool:
         """Cut chunks that are too large for an engine, and plan anew; return whether they were."""
-        cpu = self._risk.device.type == "cpu"
-        if not cpu or not isinstance(engine, ForwardOverReverse) or engine.largest <= _LARGEST:
+        if self._shrunk or self._risk.device.type != "cpu":
+            return False
+        if not isinstance(engine, ForwardOverReverse) or engine.largest <= _LARGEST:
             return False
         smaller = max(1, chunk_size * _LARGEST // engine.largest)
         if smaller >= chunk_size:
             return False
+        self._shrunk = True  # once: a size that does not go down with the chunk would go on
         self._risk.rechunk(smaller)
         self._kept = None
         # What was found out for other widths holds for the old chunks.

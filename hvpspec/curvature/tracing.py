@@ -24,7 +24,7 @@ class SplitProduct:
     Attributes:
         first: takes parameters and data, returns the function's value and what ``second`` needs.
         second: takes that and the vector's parts, returns the product's parts.
-        largest: bytes of the largest intermediate result of ``second``.
+        largest: bytes of the largest intermediate result of ``second`` that grows with the data.
     """
 
     first: Callable[..., Any]
@@ -132,8 +132,11 @@ def _split(traced: fx.GraphModule, num_vectors: int) -> SplitProduct:
     second.output(tuple(copies[part] for part in parts))
     for part in (first, second):
         part.eliminate_dead_code()
-    results = (node.meta.get("val") for node in dependent)
-    largest = max(value.nbytes for value in results if isinstance(value, Tensor))
+    # What has the size of a vector's part has it for any number of examples.
+    sizes = {node.meta["val"].numel() for node in vectors}
+    values = [node.meta.get("val") for node in dependent]
+    results = [v for v in values if isinstance(v, Tensor) and v.numel() not in sizes]
+    largest = max((v.nbytes for v in results), default=0)
     return SplitProduct(fx.GraphModule(traced, first), fx.GraphModule(traced, second), largest)
 
 

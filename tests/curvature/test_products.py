@@ -246,6 +246,22 @@ def test_a_block_wider_than_memory_allows_is_parted(monkeypatch: pytest.MonkeyPa
     assert [bool(plan.seconds) for plan in H.plan] == [True, False]
 
 
+@pytest.mark.parametrize("hidden", [3, 400])
+def test_chunks_are_cut_once_where_intermediate_results_are_large(
+    hidden: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not where it is the parameters that are large, since those stay so."""
+    monkeypatch.setattr(products, "_LARGEST", 10 * 4 * 400 * 8)
+    model = nn.Sequential(nn.Linear(16, hidden), nn.Tanh(), nn.Linear(hidden, 2)).double()
+    X, y = torch.rand(90, 16).double(), torch.randint(2, (90,))
+    H = HessianOperator(model, nn.CrossEntropyLoss(), (X, y), engine="forward over reverse")
+    V = torch.randn(H.shape[0], 4, dtype=torch.float64)
+    expected = H @ V
+    for _ in range(2):
+        torch.testing.assert_close(H @ V, expected, rtol=1e-11, atol=1e-13)
+    assert H._risk.num_chunks == (9 if hidden == 400 else 1)
+
+
 def test_a_loss_that_weighs_its_examples() -> None:
     model = nn.Linear(3, 2).double()
     data = torch.rand(5, 3).double(), torch.rand(5, 2).double()
