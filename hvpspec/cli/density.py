@@ -11,24 +11,14 @@ from rich.console import Console
 
 from hvpspec.cli.index import compute_index
 from hvpspec.cli.options import (
-    L2,
-    ChunkSize,
-    DataDir,
-    DataName,
     JsonFile,
-    Loss,
-    ModelFile,
-    NetArgs,
-    NetName,
-    Params,
     Probes,
     ProbeSeed,
     Sigma,
     Steps,
-    Subset,
     refuse_together,
 )
-from hvpspec.cli.problem import Problem, load_problem
+from hvpspec.cli.problem import LoadProblem, Problem, on_problem
 from hvpspec.cli.progress import product_bar
 from hvpspec.files import check_target
 from hvpspec.report import (
@@ -46,8 +36,9 @@ _BINS = 100
 _WHOLE = "whole network"
 
 
+@on_problem
 def density(
-    model: ModelFile,
+    load: LoadProblem,
     out: Annotated[Path | None, typer.Option(help="Picture to write: .png, .pdf or .svg.")] = None,
     exact: Annotated[
         bool, typer.Option("--exact", help="A histogram of all eigenvalues instead.")
@@ -66,15 +57,6 @@ def density(
         int | None,
         typer.Option(min=1, help="Number of bins, with --exact.", show_default=str(_BINS)),
     ] = None,
-    data: DataName = None,
-    data_dir: DataDir = None,
-    subset: Subset = None,
-    params: Params = None,
-    l2: L2 = None,
-    loss: Loss = None,
-    chunk_size: ChunkSize = None,
-    net: NetName = None,
-    net_arg: NetArgs = None,
     json_file: JsonFile = None,
     save: Annotated[
         Path | None, typer.Option("--save", help="Keep the measure of the whole: .npz.")
@@ -101,18 +83,7 @@ def density(
         check_target(json_file)
     if save:
         check_target(save, (".npz",))
-    problem = load_problem(
-        model,
-        net=net,
-        net_arg=net_arg,
-        data=data,
-        data_dir=data_dir,
-        subset=subset,
-        loss=loss,
-        l2=l2,
-        params=params,
-        chunk_size=chunk_size,
-    )
+    problem = load()
     if exact:
         _draw_exact(problem, out, json_file, symlog=symlog, bins=bins or _BINS)
         return

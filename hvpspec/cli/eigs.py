@@ -10,30 +10,21 @@ import typer
 from rich.console import Console
 
 from hvpspec.cli.options import (
-    L2,
-    ChunkSize,
-    DataDir,
-    DataName,
     JsonFile,
-    Loss,
     MaxMatvecs,
-    ModelFile,
-    NetArgs,
-    NetName,
-    Params,
     ProbeSeed,
-    Subset,
     Tolerance,
 )
-from hvpspec.cli.problem import load_problem
+from hvpspec.cli.problem import LoadProblem, on_problem
 from hvpspec.cli.progress import product_bar
 from hvpspec.errors import ComputationError
 from hvpspec.files import check_target, write_atomically
 from hvpspec.report import eigenpairs_to_dict, eigenvalue_table, write_json
 
 
+@on_problem
 def eigs(
-    model: ModelFile,
+    load: LoadProblem,
     k: Annotated[int, typer.Option("-k", min=1, help="How many.")] = 6,
     which: Annotated[
         Literal["LA", "SA", "LM", "BE"],
@@ -42,15 +33,6 @@ def eigs(
     tol: Tolerance = None,
     max_matvecs: MaxMatvecs = None,
     seed: ProbeSeed = None,
-    data: DataName = None,
-    data_dir: DataDir = None,
-    subset: Subset = None,
-    params: Params = None,
-    l2: L2 = None,
-    loss: Loss = None,
-    chunk_size: ChunkSize = None,
-    net: NetName = None,
-    net_arg: NetArgs = None,
     json_file: JsonFile = None,
     vectors: Annotated[
         Path | None,
@@ -66,18 +48,7 @@ def eigs(
         check_target(json_file)
     if vectors:
         check_target(vectors, [".safetensors"])
-    problem = load_problem(
-        model,
-        net=net,
-        net_arg=net_arg,
-        data=data,
-        data_dir=data_dir,
-        subset=subset,
-        loss=loss,
-        l2=l2,
-        params=params,
-        chunk_size=chunk_size,
-    )
+    problem = load()
     import torch
     from safetensors.torch import save
 

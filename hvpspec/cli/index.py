@@ -11,26 +11,16 @@ import typer
 from rich.console import Console
 
 from hvpspec.cli.options import (
-    L2,
-    ChunkSize,
     Confidence,
-    DataDir,
-    DataName,
     JsonFile,
-    Loss,
     MaxMatvecs,
     MethodName,
-    ModelFile,
-    NetArgs,
-    NetName,
-    Params,
     Probes,
     ProbeSeed,
     Steps,
-    Subset,
     refuse_together,
 )
-from hvpspec.cli.problem import Problem, load_problem
+from hvpspec.cli.problem import LoadProblem, Problem, on_problem
 from hvpspec.cli.progress import bracket_bar, hessian_bar
 from hvpspec.files import check_target
 from hvpspec.report import index_table, index_to_dict, write_json
@@ -39,8 +29,9 @@ if TYPE_CHECKING:
     from hvpspec import IndexResult
 
 
+@on_problem
 def index(
-    model: ModelFile,
+    load: LoadProblem,
     exact: Annotated[bool, typer.Option("--exact", help="Short for --method exact.")] = False,
     method: Annotated[
         MethodName | None,
@@ -51,9 +42,6 @@ def index(
             show_default="auto",
         ),
     ] = None,
-    data: DataName = None,
-    data_dir: DataDir = None,
-    subset: Subset = None,
     tau: Annotated[
         list[float] | None,
         typer.Option(
@@ -66,12 +54,6 @@ def index(
     seed: ProbeSeed = None,
     confidence: Confidence = None,
     max_matvecs: MaxMatvecs = None,
-    params: Params = None,
-    l2: L2 = None,
-    loss: Loss = None,
-    chunk_size: ChunkSize = None,
-    net: NetName = None,
-    net_arg: NetArgs = None,
     json_file: JsonFile = None,
     out: Annotated[
         Path | None,
@@ -95,18 +77,7 @@ def index(
         from hvpspec.plotting import check_picture
 
         check_picture(out)
-    problem = load_problem(
-        model,
-        net=net,
-        net_arg=net_arg,
-        data=data,
-        data_dir=data_dir,
-        subset=subset,
-        loss=loss,
-        l2=l2,
-        params=params,
-        chunk_size=chunk_size,
-    )
+    problem = load()
     result, seconds = compute_index(problem, how, tau, **effort)
     Console().print(index_table(result, subject=problem.subject, seconds=seconds))
     if json_file:

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from hvpspec.cli.options import LossName, parse_net_args
+from hvpspec.cli.options import (
+    L2,
+    ChunkSize,
+    DataDir,
+    DataName,
+    Loss,
+    ModelFile,
+    NetArgs,
+    NetName,
+    Params,
+    Subset,
+    parse_net_args,
+)
 from hvpspec.report import Subject, network_text
 
 if TYPE_CHECKING:
@@ -21,18 +35,22 @@ class Problem:
     subject: Subject
 
 
+#: What loads the problem that a command's options choose.
+LoadProblem = Callable[[], Problem]
+
+
 def load_problem(
-    model: Path,
+    model: ModelFile,
     *,
-    net: str | None = None,
-    net_arg: list[str] | None = None,
-    data: str | None = None,
-    data_dir: Path | None = None,
-    subset: int | None = None,
-    loss: LossName | None = None,
-    l2: float | None = None,
-    params: list[str] | None = None,
-    chunk_size: int | None = None,
+    net: NetName = None,
+    net_arg: NetArgs = None,
+    data: DataName = None,
+    data_dir: DataDir = None,
+    subset: Subset = None,
+    loss: Loss = None,
+    l2: L2 = None,
+    params: Params = None,
+    chunk_size: ChunkSize = None,
 ) -> Problem:
     """Read a checkpoint and make the Hessian of its loss; the defaults are those of its training.
 
@@ -86,3 +104,26 @@ def load_problem(
         model=str(checkpoint.path),
     )
     return Problem(hessian, subject)
+
+
+def on_problem(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of :func:`load_problem` beside its own.
+
+    Args:
+        command: its first argument is a :data:`LoadProblem`, to be called when its own options have
+            been checked; the others are options.
+    """
+    shared = inspect.signature(load_problem, eval_str=True).parameters
+    own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+
+    def run(**options: Any) -> None:
+        chosen = {name: options.pop(name) for name in shared}
+        command(partial(load_problem, **chosen), **options)
+
+    model, *others = shared.values()
+    parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in (model, *own, *others)]
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    # What Typer reads options from.
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in parameters}
+    return run

@@ -9,29 +9,20 @@ import typer
 from rich.console import Console
 
 from hvpspec.cli.options import (
-    L2,
-    ChunkSize,
-    DataDir,
-    DataName,
     JsonFile,
-    Loss,
     MaxMatvecs,
-    ModelFile,
-    NetArgs,
-    NetName,
-    Params,
     ProbeSeed,
     RelativeError,
-    Subset,
 )
-from hvpspec.cli.problem import load_problem
+from hvpspec.cli.problem import LoadProblem, on_problem
 from hvpspec.cli.progress import product_bar
 from hvpspec.files import check_target
 from hvpspec.report import trace_table, trace_to_dict, write_json
 
 
+@on_problem
 def trace(
-    model: ModelFile,
+    load: LoadProblem,
     method: Annotated[
         Literal["hutch++", "hutchinson", "xtrace"],
         typer.Option(
@@ -41,15 +32,6 @@ def trace(
     max_matvecs: MaxMatvecs = None,
     rtol: RelativeError = None,
     seed: ProbeSeed = None,
-    data: DataName = None,
-    data_dir: DataDir = None,
-    subset: Subset = None,
-    params: Params = None,
-    l2: L2 = None,
-    loss: Loss = None,
-    chunk_size: ChunkSize = None,
-    net: NetName = None,
-    net_arg: NetArgs = None,
     json_file: JsonFile = None,
 ) -> None:
     """Estimate the trace and the Frobenius norm, with standard errors."""
@@ -57,18 +39,7 @@ def trace(
         check_target(json_file)
     if max_matvecs is not None and max_matvecs < 4:
         raise typer.BadParameter(f"--max-matvecs must be at least 4, got {max_matvecs}")
-    problem = load_problem(
-        model,
-        net=net,
-        net_arg=net_arg,
-        data=data,
-        data_dir=data_dir,
-        subset=subset,
-        loss=loss,
-        l2=l2,
-        params=params,
-        chunk_size=chunk_size,
-    )
+    problem = load()
     import torch
 
     import hvpspec

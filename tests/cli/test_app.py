@@ -81,7 +81,7 @@ def _fail_with(monkeypatch, error):
     def load_problem(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr("hvpspec.cli.index.load_problem", load_problem)
+    monkeypatch.setattr("hvpspec.cli.problem.load_problem", load_problem)
 
 
 def test_unexpected_errors_are_one_line(run, monkeypatch):
