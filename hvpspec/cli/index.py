@@ -123,15 +123,13 @@ def compute_index(
     import torch
 
     import hvpspec
-    from hvpspec.spectrum.morse import AUTO_EXACT_UP_TO
+    from hvpspec.spectrum.morse import settle_method
 
     given = {"confidence": confidence, "max_matvecs": max_matvecs}
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     options |= {"num_probes": probes, "num_steps": steps, "tau_ladder": taus or None}
     options["generator"] = torch.Generator().manual_seed(seed or 0)
-    if method == "auto":
-        small = problem.hessian.shape[0] <= AUTO_EXACT_UP_TO
-        method = "exact" if small else "certified"
+    method = settle_method(method, problem.hessian.shape[0])
     start = time.perf_counter()
     if method in ("exact", "ldl"):
         with hessian_bar() as progress:

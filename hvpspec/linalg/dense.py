@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hvpspec.errors import ComputationError, InputError
 from hvpspec.linalg.memory import require_memory
-from hvpspec.linalg.operator import DenseOperator, SymmetricOperator
+from hvpspec.linalg.operator import SymmetricOperator, as_operator
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,7 @@ def block_inertia(live: Tensor, num_zero_rows: int, tau: float) -> Inertia:
 
 def dense_float64(A: SymmetricOperator | Tensor) -> Tensor:
     """Return the matrix of ``A`` in float64 on the CPU, assembled in float64 where possible."""
-    operator = A if isinstance(A, SymmetricOperator) else DenseOperator(A)
-    return operator.in_float64().to_dense().to("cpu", torch.float64)
+    return as_operator(A).in_float64().to_dense().to("cpu", torch.float64)
 
 
 def assembly_error(A: SymmetricOperator, matrix: Tensor) -> float:

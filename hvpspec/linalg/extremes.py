@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hvpspec.errors import InputError
 from hvpspec.linalg.krylov import KrylovSpace
-from hvpspec.linalg.operator import DenseOperator, Progress, SymmetricOperator
+from hvpspec.linalg.operator import Progress, SymmetricOperator, as_operator
 from hvpspec.linalg.probes import draw_probes
 from hvpspec.linalg.recurrence import require_scale
 
@@ -83,7 +83,7 @@ def eigsh(
         >>> eigsh(torch.diag(torch.arange(10.0)), k=2, which="LA").values.round(decimals=4)
         tensor([8., 9.], dtype=torch.float64)
     """
-    operator = A if isinstance(A, SymmetricOperator) else DenseOperator(A)
+    operator = as_operator(A)
     n = operator.shape[0]
     if not 1 <= k <= n:
         raise InputError(f"k must be between 1 and the size {n}, got {k}")

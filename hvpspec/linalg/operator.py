@@ -250,6 +250,11 @@ class SymmetricOperator(ABC):
             raise InputError(f"expected device {self.device}, got {V.device}; move it with .to()")
 
 
+def as_operator(A: SymmetricOperator | Tensor) -> SymmetricOperator:
+    """Take a symmetric matrix as an operator, and an operator as it is."""
+    return A if isinstance(A, SymmetricOperator) else DenseOperator(A)
+
+
 def asymmetry(A: Tensor) -> float:
     """``||A - A^T||_F / ||A||_F``, a tile at a time; 0 for the zero matrix."""
     square = 0.0

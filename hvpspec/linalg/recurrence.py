@@ -39,6 +39,11 @@ class LanczosRun:
     next_vector: Tensor | None = field(default=None, repr=False)
 
     @property
+    def scale(self) -> float:
+        """The size of the products, by which a breakdown is judged."""
+        return float((self.alphas.abs() + self.betas).max())
+
+    @property
     def T(self) -> Tensor:
         """The tridiagonal matrix, shape (m, m)."""
         off = self.betas[:-1]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hvpspec.errors import InputError
 from hvpspec.linalg.memory import require_memory
-from hvpspec.linalg.operator import DenseOperator, Progress, SymmetricOperator
+from hvpspec.linalg.operator import Progress, SymmetricOperator, as_operator
 from hvpspec.linalg.probes import ProbeKind, draw_probes
 from hvpspec.linalg.sketch import entries, inner, xdiag, xtrace
 
@@ -237,7 +237,7 @@ class _Run:
                 raise InputError(f"{name} must be positive and finite, or None, got {target}")
         if block_size < 1:
             raise InputError(f"block_size must be at least 1, got {block_size}")
-        self.A = A if isinstance(A, SymmetricOperator) else DenseOperator(A)
+        self.A = as_operator(A)
         self.n, self.start = self.A.shape[0], self.A.num_matvecs
         self.rtol, self.atol = rtol or 0.0, atol or 0.0
         self.has_target = rtol is not None or atol is not None

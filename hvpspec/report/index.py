@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from hvpspec import __version__
-from hvpspec.report.tables import Subject, facts_table, number
+from hvpspec.report.tables import Subject, envelope, facts_table, number
 
 if TYPE_CHECKING:
     from hvpspec.spectrum import IndexResult, Rung
@@ -105,10 +104,7 @@ def index_to_dict(
         decrease = relative_decrease(facts.gradient_norm, result.norm, facts.loss)
         sentence = describe_gradient(facts.gradient_norm, result.norm, facts.loss)
     return {
-        "format": "hvpspec-index",
-        "version": 1,
-        "hvpspec": __version__,
-        "subject": asdict(subject) if subject else None,
+        **envelope("hvpspec-index", subject),
         "index": result.index,
         "lower": result.lower,
         "upper": result.upper,

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from hvpspec import __version__
-from hvpspec.report.tables import Subject, facts_table, number
+from hvpspec.report.tables import Subject, envelope, facts_table, number
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -36,10 +35,7 @@ def density_to_dict(
     import numpy as np
 
     return {
-        "format": "hvpspec-density",
-        "version": 1,
-        "hvpspec": __version__,
-        "subject": asdict(subject) if subject else None,
+        **envelope("hvpspec-density", subject),
         "noise_floor": histogram.noise_floor,
         "linear_threshold": histogram.linear_threshold,
         "num_zero": histogram.num_zero,
@@ -71,10 +67,7 @@ def measure_to_dict(
         layers: those of diagonal blocks.
     """
     return {
-        "format": "hvpspec-measure",
-        "version": 1,
-        "hvpspec": __version__,
-        "subject": asdict(subject) if subject else None,
+        **envelope("hvpspec-measure", subject),
         **_measure_fields(measure),
         "layers": {name: _measure_fields(m) for name, m in layers.items()} if layers else None,
     }
@@ -127,10 +120,7 @@ def eigenpairs_to_dict(
         seconds: time it took.
     """
     return {
-        "format": "hvpspec-eigs",
-        "version": 1,
-        "hvpspec": __version__,
-        "subject": asdict(subject) if subject else None,
+        **envelope("hvpspec-eigs", subject),
         "which": which,
         "values": pairs.values.tolist(),
         "residual_norms": pairs.residual_norms.tolist(),
@@ -186,10 +176,7 @@ def trace_to_dict(
         seconds: time it took.
     """
     return {
-        "format": "hvpspec-trace",
-        "version": 1,
-        "hvpspec": __version__,
-        "subject": asdict(subject) if subject else None,
+        **envelope("hvpspec-trace", subject),
         "method": method,
         "trace": asdict(trace),
         "frobenius_norm": asdict(norm),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
+from hvpspec import __version__
 from hvpspec.files import write_atomically
 
 
@@ -44,6 +45,16 @@ class Subject:
         examples = f", {self.num_examples:,} examples" if self.num_examples is not None else ""
         some = f" of {', '.join(self.params)}" if self.params else ""
         return f"{self.network} on {self.data}{examples}; {self.num_parameters:,} parameters{some}"
+
+
+def envelope(kind: str, subject: Subject | None) -> dict[str, Any]:
+    """What every file of results begins with: format, version, writer and subject."""
+    return {
+        "format": kind,
+        "version": 1,
+        "hvpspec": __version__,
+        "subject": asdict(subject) if subject else None,
+    }
 
 
 def network_text(name: str, arguments: Mapping[str, object]) -> str:

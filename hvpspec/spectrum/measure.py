@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from hvpspec.linalg.operator import DenseOperator, Progress, SymmetricOperator
+from hvpspec.linalg.operator import Progress, SymmetricOperator, as_operator
 from hvpspec.linalg.probes import ProbeKind, draw_probes, require_count
 from hvpspec.linalg.recurrence import lanczos, require_scale
 from hvpspec.spectrum.slq import SpectralMeasure
@@ -60,7 +60,7 @@ def spectral_measure(
         >>> count.lower, count.upper, measure.num_matvecs
         (2, 2, 24)
     """
-    operator = A if isinstance(A, SymmetricOperator) else DenseOperator(A)
+    operator = as_operator(A)
     if block_size is not None:
         require_count("block_size", block_size)
     n = operator.shape[0]
@@ -84,7 +84,7 @@ def spectral_measure(
             progress=report,
         )
     )
-    require_scale(max(float((run.alphas.abs() + run.betas).max()) for run in runs))
+    require_scale(max(run.scale for run in runs))
     return SpectralMeasure(
         dim=n,
         runs=runs,

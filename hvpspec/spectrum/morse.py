@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from hvpspec.errors import InputError
 from hvpspec.linalg.dense import require_tau
-from hvpspec.linalg.operator import DenseOperator, Progress, SymmetricOperator
+from hvpspec.linalg.operator import Progress, SymmetricOperator, as_operator
 from hvpspec.linalg.probes import require_count
 from hvpspec.spectrum.exact import exact_index
 from hvpspec.spectrum.matrix_free import (
@@ -24,14 +24,14 @@ from hvpspec.spectrum.results import IndexResult, Rung
 #: Up to this size "auto" assembles the matrix: seconds to minutes, and 72 MB.
 AUTO_EXACT_UP_TO = 3000
 
-_METHODS = ("auto", "exact", "ldl", "certified", "slq", "chebyshev")
+Method = Literal["auto", "exact", "ldl", "certified", "slq", "chebyshev"]
 
 
 def index(
     A: SymmetricOperator | Tensor,
     tau: float | None = None,
     *,
-    method: Literal["auto", "exact", "ldl", "certified", "slq", "chebyshev"] = "auto",
+    method: Method = "auto",
     tau_ladder: Sequence[float] | None = None,
     side: Literal["negative", "positive"] = "negative",
     confidence: float = 0.99,
@@ -96,17 +96,16 @@ def index(
         >>> index(torch.diag(torch.tensor([3.0, 1e-12, -1e-12, -2.0])), tau=1e-6).index
         1
     """
-    if method not in _METHODS:
-        raise InputError(f"method must be one of {', '.join(_METHODS)}, got {method!r}")
+    if method not in get_args(Method):
+        raise InputError(f"method must be one of {', '.join(get_args(Method))}, got {method!r}")
     if side not in ("negative", "positive"):
         raise InputError(f"side must be 'negative' or 'positive', got {side!r}")
     if not 0 < confidence < 1:
         raise InputError(f"confidence must lie between 0 and 1, got {confidence}")
-    operator = A if isinstance(A, SymmetricOperator) else DenseOperator(A)
+    operator = as_operator(A)
     if side == "positive":
         operator = -operator
-    if method == "auto":
-        method = "exact" if operator.shape[0] <= AUTO_EXACT_UP_TO else "certified"
+    method = settle_method(method, operator.shape[0])
     taus = _descending(tau, tau_ladder, positive=method not in ("exact", "ldl"))
     if method in ("exact", "ldl"):
         return exact_index(operator, taus, method, progress)
@@ -133,6 +132,13 @@ def index(
         watch,
     )
     return matrix_free_index(operator, taus, method, effort)
+
+
+def settle_method(method: Method, n: int) -> Method:
+    """What ``"auto"`` means for an operator of size n; any other method stands."""
+    if method != "auto":
+        return method
+    return "exact" if n <= AUTO_EXACT_UP_TO else "certified"
 
 
 def _descending(

@@ -84,7 +84,7 @@ class SpectralMeasure:
     @property
     def _scale(self) -> float:
         """The size of the products, as Lanczos judges a breakdown by it."""
-        return max(float((run.alphas.abs() + run.betas).max()) for run in self.runs)
+        return max(run.scale for run in self.runs)
 
     def density(self, grid: Tensor | None = None, sigma: float | None = None) -> Density:
         """The density of eigenvalues, of integral 1, each node spread by a Gaussian kernel.
