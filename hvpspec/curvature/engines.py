@@ -100,7 +100,7 @@ class DoubleBackward(Engine):
     def begin(self) -> None:
         """Take all parameters anew."""
         super().begin()
-        self._parameters = {**self.risk.constants(self.leaves), **self.leaves}
+        self._parameters = self.risk.parameters(self.leaves)
 
     def prepare(self, k: int, batch: Batch) -> _Gradient | None:
         """Return the gradient, with its graph."""
@@ -113,7 +113,7 @@ class DoubleBackward(Engine):
         gradient = {name: g for name, g in gradient.items() if g.requires_grad}
         if gradient and not self.num_nodes:
             refuse_hidden_errors(gradient.values())
-            self.num_nodes = sum(1 for _ in nodes(gradient.values()))
+            self.num_nodes = len(nodes(gradient.values()))
         return _Gradient(self.leaves, gradient) if gradient else None
 
     def multiply(self, prepared: _Gradient, V: Tensor) -> Tensor:
@@ -165,6 +165,9 @@ class ForwardOverReverse(Engine):
         width: the number of vectors in a block.
         compiled: whether the part that depends on the vectors is compiled.
 
+    Attributes:
+        largest: bytes of the largest result that is allocated anew for every block.
+
     Raises:
         Exception: whatever an operation raises that cannot be traced or compiled.
     """
@@ -175,20 +178,15 @@ class ForwardOverReverse(Engine):
         super().__init__(risk)
         self.name = "compiled forward over reverse" if compiled else "forward over reverse"
         self._width = width
-        self._first = _kinds(batch)
         split = self._trace(batch)
-        self._splits = {self._first: split.compiled() if compiled else split}
-
-    @property
-    def largest(self) -> int:
-        """The bytes of the largest result that is allocated anew for every block."""
-        return self._splits[self._first].largest
+        self.largest = split.largest
+        self._splits = {_kinds(batch): split.compiled() if compiled else split}
 
     def takes(self, batch: Batch) -> bool:
         """Whether a chunk has shapes that were traced, or will be."""
         return _kinds(batch) in self._splits or len(self._splits) < _MOST_TRACES
 
-    def prepare(self, k: int, batch: Batch) -> _Residuals:
+    def prepare(self, k: int, batch: Batch) -> _Residuals | None:
         """Evaluate what does not depend on the vectors."""
         kinds = _kinds(batch)
         if kinds not in self._splits:  # a shorter last chunk, which is not worth compiling
@@ -197,7 +195,9 @@ class ForwardOverReverse(Engine):
         with torch.no_grad():
             loss, residuals = split.prepare([*self.leaves.values(), *batch.leaves])
         self.risk.check(k, float(loss))
-        return _Residuals(split, self.risk.share(k), residuals)
+        share = self.risk.share(k)
+        # A mean over no target is 0/0, and so are its derivatives.
+        return _Residuals(split, share, residuals) if share else None
 
     def multiply(self, prepared: _Residuals, V: Tensor) -> Tensor:
         """Evaluate what does."""
@@ -213,12 +213,12 @@ class ForwardOverReverse(Engine):
 
     def _trace(self, batch: Batch) -> SplitProduct:
         """Trace the product with the Hessian of a chunk's loss."""
-        names, constants = list(self.leaves), self.risk.constants(self.leaves)
+        names, parameters = list(self.leaves), self.risk.parameters(self.leaves)
 
         def loss(theta: Sequence[Tensor], data: Sequence[Tensor]) -> Tensor:
             tensors = iter(data)
-            parameters = {**constants, **dict(zip(names, theta, strict=True))}
-            return self.risk.loss_on(batch.map(lambda _: next(tensors)), parameters)
+            replaced = dict(zip(names, theta, strict=True))
+            return self.risk.loss_on(batch.map(lambda _: next(tensors)), {**parameters, **replaced})
 
         arguments = [*(leaf.detach() for leaf in self.leaves.values()), *batch.leaves]
         return split_product(loss, arguments, len(names), self._width)

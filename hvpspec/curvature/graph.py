@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -11,17 +11,22 @@ from torch.autograd.graph import Node
 from hvpspec.errors import InputError, NotDifferentiableError
 
 
-def nodes(outputs: Iterable[Tensor]) -> Iterator[Node]:
-    """Every node of the graph that leads to some tensors, once."""
-    stack = [output.grad_fn for output in outputs]
+def nodes(outputs: Iterable[Tensor]) -> list[Node]:
+    """Every node of the graph that leads to some tensors, once, after those of its arguments."""
+    order: list[Node] = []
     seen: set[Node] = set()
+    stack = [(output.grad_fn, False) for output in outputs]
     while stack:
-        node = stack.pop()
-        if node is None or node in seen:
+        node, arguments_done = stack.pop()
+        if node is None:
             continue
-        seen.add(node)
-        yield node
-        stack.extend(following for following, _ in node.next_functions)
+        if arguments_done:
+            order.append(node)
+        elif node not in seen:
+            seen.add(node)
+            stack.append((node, True))
+            stack.extend((argument, False) for argument, _ in node.next_functions)
+    return order
 
 
 def is_used_once(outputs: Iterable[Tensor], leaf: Tensor) -> bool:

@@ -192,7 +192,7 @@ def add_own_block_(
                 if sum(len(a) for a, _ in waiting) >= enough:
                     add_waiting()
             if progress is not None:
-                done = min(count / len(risk.reference.losses), 1)
+                done = min(count / risk.num_chunks, 1)
                 progress(int(done * len(layer.columns)), len(A))
         add_waiting()
     total.finish()

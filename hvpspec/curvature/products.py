@@ -36,8 +36,6 @@ _STEPS = {
     "compile": ("compiled forward over reverse",),
 }
 _PRICES = {"compare": (0.1, 0.0), "trace": (0.4, 6e-3), "compile": (60.0, 0.1)}
-
-
 # A trial is repeated until it has taken so long: the least of a few short times is no accident.
 _TRIAL_SECONDS = 0.05
 # The C library takes pieces of memory beyond 32 MB from the system each time, which clears them
@@ -73,14 +71,14 @@ class _Course:
         steps: what remains to be tried.
         keep: whether to keep what it prepares.
         spent: seconds of products since the last step.
-        best: seconds that it takes on the first chunk, unknown at first.
+        seconds: what each way that was tried takes on the first chunk.
+        notes: which ways were dropped, and why.
     """
 
     engine: Engine
     steps: list[str]
     keep: bool = False
     spent: float = 0.0
-    best: float = float("inf")
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -218,9 +216,9 @@ class Products:
                     continue
                 keep = trial.num_bytes * self._risk.num_chunks <= self._room()
                 seconds = trial.multiply_seconds + (0.0 if keep else trial.prepare_seconds)
+                if seconds < min(course.seconds.values(), default=math.inf):
+                    course.engine, course.keep = engine, keep
                 course.seconds[name] = seconds
-                if seconds < course.best:
-                    course.engine, course.keep, course.best = engine, keep, seconds
 
     def _shrink(self, engine: Engine, chunk_size: int, width: int) -> bool:
         """Cut chunks that are too large for an engine, and plan anew; return whether they were."""

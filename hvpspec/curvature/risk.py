@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -54,19 +54,25 @@ class _Chunk:
     outputs: Any
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Reference:
-    """Weight and loss of every chunk on the first pass, with which later passes must agree."""
+    """What the first pass found, with which later passes must agree.
 
-    weights: list[float] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
-    dtype: torch.dtype = torch.float64
-    parameter_norms: tuple[float, ...] = ()
+    Attributes:
+        weights: of the chunks in the mean.
+        losses: on them.
+        dtype: of the loss.
+        parameter_norms: the norms of the model's parameters and buffers.
+        total: what the sum over chunks is divided by.
+        scale: the size of a loss, against which a change is judged.
+    """
 
-    @property
-    def scale(self) -> float:
-        """The size of a loss, against which a change is judged."""
-        return max(map(abs, self.losses))
+    weights: list[float]
+    losses: list[float]
+    dtype: torch.dtype
+    parameter_norms: tuple[float, ...]
+    total: float
+    scale: float
 
 
 class EmpiricalRisk:
@@ -129,9 +135,7 @@ class EmpiricalRisk:
     def reference(self) -> _Reference:
         """The first pass over the data, made when it is first asked for."""
         if self._reference is None:
-            norms = parameter_norms(self.model)
             self._reference = self._measure()
-            self._reference.parameter_norms = norms
         return self._reference
 
     @property
@@ -162,8 +166,8 @@ class EmpiricalRisk:
         """The risk."""
         self.check_parameters()
         reference = self.reference
-        total = sum(w * x for w, x in zip(reference.weights, reference.losses, strict=True))
-        return total / self._total_weight(reference)
+        weighed = zip(reference.weights, reference.losses, strict=True)
+        return sum(w * x for w, x in weighed) / reference.total
 
     def leaves(self) -> dict[str, Tensor]:
         """The selected parameters in the risk's dtype, detached, to differentiate by."""
@@ -189,7 +193,7 @@ class EmpiricalRisk:
             DataChangedError: a chunk's loss is not what it was on the first pass.
         """
         with self.chunks() as chunks:
-            parameters = {**self.constants(leaves), **leaves}
+            parameters = self.parameters(leaves)
             terms = (self.term(k, batch, parameters) for k, batch in chunks)
             yield (term for term in terms if term is not None)
 
@@ -215,9 +219,8 @@ class EmpiricalRisk:
         Raises:
             DataChangedError: the loss is not what it was on the first pass.
         """
-        reference = self.reference
         chunk = self._evaluate(batch, parameters)
-        self._compare(reference, k, chunk.weight, float(chunk.loss.detach()))
+        self._compare(k, chunk.weight, float(chunk.loss.detach()))
         if chunk.weight == 0:
             return None
         share = chunk.loss * self.share(k)
@@ -225,11 +228,11 @@ class EmpiricalRisk:
 
     def share(self, k: int) -> float:
         """What the loss on chunk ``k`` is multiplied by in the risk."""
-        return self.reference.weights[k] / self._total_weight(self.reference)
+        return self.reference.weights[k] / self.reference.total
 
     def check(self, k: int, loss: float) -> None:
         """Raise DataChangedError unless the loss on chunk ``k`` is that of the first pass."""
-        self._compare(self.reference, k, self.reference.weights[k], loss)
+        self._compare(k, self.reference.weights[k], loss)
 
     def loss_on(self, batch: Batch, parameters: Mapping[str, Tensor]) -> Tensor:
         """The loss on one chunk as a function of all parameters, a scalar, before it is weighed."""
@@ -267,13 +270,14 @@ class EmpiricalRisk:
         weight = self.loss.batch_weight(outputs, batch.targets)
         return _Chunk(weight, self._loss(outputs, batch.targets), batch, outputs)
 
-    def constants(self, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The parameters that are not among ``leaves``, in the risk's dtype."""
-        return {
+    def parameters(self, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """All parameters: ``leaves``, and copies of the others in the risk's dtype."""
+        constants = {
             name: p.detach().to(self.dtype if p.is_floating_point() else p.dtype, copy=True)
             for name, p in self.model.named_parameters()
             if name not in leaves
         }
+        return {**constants, **leaves}
 
     def _forward(self, parameters: Mapping[str, Tensor], batch: Batch) -> Any:
         """Run the model on a chunk with the given parameters."""
@@ -297,9 +301,11 @@ class EmpiricalRisk:
 
     def _measure(self) -> _Reference:
         """Make the first pass: note the weight and loss of each chunk."""
-        reference = _Reference()
-        leaves = self.leaves()
-        parameters = {**self.constants(leaves), **leaves}
+        weights: list[float] = []
+        losses: list[float] = []
+        dtype = self.dtype
+        norms = parameter_norms(self.model)
+        parameters = self.parameters(self.leaves())
         with self._stage():
             for k, chunk in enumerate(self._evaluate(batch, parameters) for batch in self.data):
                 # Where every target is ignored, PyTorch's mean is 0/0; the chunk counts nothing.
@@ -320,16 +326,13 @@ class EmpiricalRisk:
                     self._check_independence(chunk)
                 if self._loss_is_assumed:
                     self._check_is_mean(chunk, value)
-                reference.weights.append(chunk.weight)
-                reference.losses.append(value)
-                reference.dtype = chunk.loss.dtype
-        if self._total_weight(reference) == 0:
+                weights.append(chunk.weight)
+                losses.append(value)
+                dtype = chunk.loss.dtype
+        total = sum(weights) if self.loss.reduction == "mean" else 1.0
+        if total == 0:
             raise InputError("every target is ignored by the loss: there is nothing to average")
-        return reference
-
-    def _total_weight(self, reference: _Reference) -> float:
-        """What the sum over chunks is divided by."""
-        return sum(reference.weights) if self.loss.reduction == "mean" else 1.0
+        return _Reference(weights, losses, dtype, norms, total, max(map(abs, losses)))
 
     def _check_is_mean(self, chunk: _Chunk, whole: float) -> None:
         """Raise unless a loss of unknown rule is the mean of its values on two parts of a batch."""
@@ -361,7 +364,7 @@ class EmpiricalRisk:
         if n < 2 or not _runs_over(n, chunk.outputs):
             return
         part = next(chunk.batch.split(n - 1))
-        outputs = self._forward(self.constants({}), part)
+        outputs = self._forward(self.parameters({}), part)
         outputs, whole = outputs.detach(), chunk.outputs[: n - 1].detach()
         # Shapes decide how products are summed up: half the digits is far beyond that.
         tolerance = torch.finfo(whole.dtype).eps ** 0.5 * float(whole.abs().max())
@@ -372,8 +375,9 @@ class EmpiricalRisk:
                 "chunk_size at least its length, or change the model"
             )
 
-    def _compare(self, reference: _Reference, k: int, weight: float, loss: float) -> None:
+    def _compare(self, k: int, weight: float, loss: float) -> None:
         """Raise unless chunk k's weight and loss are those of the first pass."""
+        reference = self.reference
         before = reference.losses[k]
         # A repeated forward pass gives the same bits, except for the order of summation on GPUs.
         tolerance = 1e3 * torch.finfo(reference.dtype).eps * reference.scale

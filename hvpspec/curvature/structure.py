@@ -9,7 +9,7 @@ claimed is certain, what is not claimed is merely unknown.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
@@ -18,6 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
+from hvpspec.curvature.graph import nodes
 from hvpspec.errors import InputError
 from hvpspec.linalg.operator import IndexBound
 
@@ -213,7 +214,7 @@ def _affine_in_each(outputs: Sequence[Tensor], groups: Sequence[Sequence[Tensor]
 
     depends: dict[Node | None, int] = {None: 0}
     curved = 0
-    for node in _arguments_first(outputs):
+    for node in nodes(outputs):
         arguments = [depends[argument] for argument, _ in node.next_functions]
         if arguments:
             depends[node] = reduce(or_, arguments)
@@ -221,24 +222,6 @@ def _affine_in_each(outputs: Sequence[Tensor], groups: Sequence[Sequence[Tensor]
         else:  # the gradient accumulator of a leaf
             depends[node] = groups_of_leaf.get(id(getattr(node, "variable", None)), 0)
     return [not curved >> g & 1 for g in range(len(groups))]
-
-
-def _arguments_first(outputs: Iterable[Tensor]) -> list[Node]:
-    """List every node of the graph once, each after the nodes of its arguments."""
-    order: list[Node] = []
-    seen: set[Node] = set()
-    stack = [(output.grad_fn, False) for output in outputs]
-    while stack:
-        node, arguments_done = stack.pop()
-        if node is None:
-            continue
-        if arguments_done:
-            order.append(node)
-        elif node not in seen:
-            seen.add(node)
-            stack.append((node, True))
-            stack.extend((argument, False) for argument, _ in node.next_functions)
-    return order
 
 
 def _curved_in(node: Node, arguments: Sequence[int]) -> int:

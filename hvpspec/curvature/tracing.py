@@ -106,12 +106,11 @@ def _split(traced: fx.GraphModule, num_vectors: int) -> SplitProduct:
     (output,) = graph.find_nodes(op="output")
     value, *parts = cast(Sequence[fx.Node], output.args[0])
     vectors = placeholders[len(placeholders) - num_vectors :]
-    dependent = _dependent(graph, vectors)
+    dependent = _dependent(graph, vectors) - {output}
     needed = [
         node
         for node in graph.nodes
-        if node not in dependent
-        and any(user in dependent and (user is not output or node in parts) for user in node.users)
+        if node not in dependent and (node in parts or not dependent.isdisjoint(node.users))
     ]
 
     copies: dict[fx.Node, fx.Node]
@@ -125,7 +124,7 @@ def _split(traced: fx.GraphModule, num_vectors: int) -> SplitProduct:
     for node in [*needed, *vectors]:
         copies[node] = second.placeholder(node.name)
     for node in graph.nodes:
-        if node in dependent and node is not output and node not in vectors:
+        if node in dependent and node not in vectors:
             copy = copies[node] = second.node_copy(node, copies.__getitem__)
             if copy.target is torch.ops.aten.bmm.default:
                 copy.target = _bmm
@@ -144,7 +143,7 @@ def _dependent(graph: fx.Graph, vectors: Sequence[fx.Node]) -> set[fx.Node]:
     """The nodes that depend on the vectors, also by way of memory that is written in place.
 
     Raises:
-        NotImplementedError: an argument is written to, which the caller would notice.
+        RuntimeError: an argument is written to, which the caller would notice.
     """
     roots = {*vectors}
     while True:
@@ -154,7 +153,7 @@ def _dependent(graph: fx.Graph, vectors: Sequence[fx.Node]) -> set[fx.Node]:
                 dependent.add(node)
         written = {_memory(target) for node in graph.nodes for target in _written(node)}
         if any(root.op != "call_function" for root in written):
-            raise NotImplementedError("the network writes to its parameters or its inputs")
+            raise RuntimeError("the network writes to its parameters or its inputs")
         # What a vector is written into depends on it from the beginning.
         found = {
             root

@@ -275,6 +275,27 @@ def test_a_loss_that_weighs_its_examples() -> None:
             torch.testing.assert_close(product, first, rtol=1e-11, atol=1e-13)
 
 
+def test_a_chunk_in_which_nothing_counts() -> None:
+    """Its mean is 0/0, and so are the derivatives of that."""
+    model = nn.Linear(3, 1).double()
+    targets = torch.tensor([[1.0], [0.0], [2.0], [0.0], [0.0], [0.0]]).double()
+    data = torch.rand(6, 3).double(), targets
+
+    def counted(_: Tensor, target: Tensor) -> Tensor:
+        return (target > 0).sum()
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        counts = target > 0
+        return ((output - target) ** 4 * counts).sum() / counts.sum()
+
+    V = torch.ones(4, 2, dtype=torch.float64)
+    expected = HessianOperator(model, Loss(loss, weight=counted), data) @ V
+    for engine in ENGINES:
+        H = HessianOperator(model, Loss(loss, weight=counted), data, chunk_size=3, engine=engine)
+        for _ in range(2):
+            torch.testing.assert_close(H @ V, expected, rtol=1e-11, atol=1e-13)
+
+
 def test_bad_options() -> None:
     model, loss, data = problem("cnn")
     with pytest.raises(InputError, match=r"engine must be one of 'auto', .*, got 'fast'"):

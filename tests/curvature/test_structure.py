@@ -15,7 +15,7 @@ from torch.autograd.functional import hessian
 from torch.func import functional_call
 from torch.nn.utils import parametrizations
 
-from hvpspec.curvature import structure
+from hvpspec.curvature import graph, structure
 from hvpspec.curvature.structure import (
     AffineLayer,
     affine_in,
@@ -50,7 +50,7 @@ class Case:
     def node_names(self) -> set[str]:
         """The names of all nodes in the graph of the function."""
         outputs = self.function(*[arg.clone().requires_grad_() for arg in self.args])
-        return {node.name() for node in structure._arguments_first([outputs])}
+        return {node.name() for node in graph.nodes([outputs])}
 
     def claimed(self, subset: tuple[int, ...]) -> bool:
         """What ``affine_in`` says for some of the arguments while the others are constants."""
