@@ -31,6 +31,10 @@ class KrylovSpace:
         capacity: the most rows of V.
         deflated: D, orthonormal rows, shape (d, n).
 
+    Attributes:
+        start: the projected start vectors in the basis, float64, shape (first block, b).
+        dropped: what A differs by, in the 2-norm, from an operator without the residuals dropped.
+
     Raises:
         InputError: the basis does not fit into memory, or the start vectors lie in the span of D.
 
@@ -54,7 +58,7 @@ class KrylovSpace:
         self._T = torch.zeros(rows, rows, dtype=torch.float64)
         self._C = torch.zeros(len(self.deflated), rows, dtype=torch.float64)
         self._scale = 0.0
-        self._dropped = 0.0
+        self.dropped = 0.0
         self._local = 0
         self.size = self._known = 0
         block = start.T.to(A.dtype).clone()
@@ -62,12 +66,12 @@ class KrylovSpace:
         lengths = torch.linalg.vector_norm(start, dim=0, dtype=torch.float64)
         block /= torch.where(lengths == 0, 1, lengths)[:, None].to(A.dtype)
         # A direction of D leaves nothing but the round-off of its projection.
-        added, self._start = self._append(block, 100 * A.unit_roundoff)
+        added, self.start = self._append(block, 100 * A.unit_roundoff)
         if not added:
             raise InputError("the start vectors lie in the span of what is deflated")
-        self._start *= lengths.cpu()
+        self.start *= lengths.cpu()
         self._known = added
-        self._dropped = 0.0  # of start vectors nothing is claimed
+        self.dropped = 0.0  # of start vectors nothing is claimed
 
     @property
     def dim(self) -> int:
@@ -98,16 +102,6 @@ class KrylovSpace:
     def C(self) -> Tensor:
         """The compression's coupling to the deflated directions, float64, shape (d, size)."""
         return self._C[:, : self.size]
-
-    @property
-    def start(self) -> Tensor:
-        """The projected start vectors in the basis, float64, shape (first block, b)."""
-        return self._start
-
-    @property
-    def dropped(self) -> float:
-        """What A differs by, in the 2-norm, from an operator without the residuals dropped."""
-        return self._dropped
 
     def expand(self) -> int:
         """Multiply ``next`` and extend the basis; return the number of products."""
@@ -179,7 +173,7 @@ class KrylovSpace:
             if length <= tolerance or added == room:
                 # V is orthogonal to it, so that the columns of all of these make a matrix of norm
                 # at most this, and with its transpose too.
-                self._dropped = math.hypot(self._dropped, length)
+                self.dropped = math.hypot(self.dropped, length)
                 continue
             w /= length
             # A short remainder carries relatively large round-off along everything before it.

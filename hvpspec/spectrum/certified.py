@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor
 
 from hvpspec.linalg.krylov import KrylovSpace
 from hvpspec.linalg.operator import DenseOperator, SymmetricOperator
@@ -16,6 +15,7 @@ from hvpspec.linalg.probes import draw_probes
 from hvpspec.linalg.quadrature import mass_below
 from hvpspec.linalg.recurrence import LanczosRun, lanczos
 from hvpspec.spectrum.chi_squared import chi_squared_interval
+from hvpspec.spectrum.deflation import Deflated, compression, harvest, refit
 from hvpspec.spectrum.results import Rung
 
 U64 = torch.finfo(torch.float64).eps / 2
@@ -74,31 +74,6 @@ class Bracket:
         return Rung(self.tau, self.lower, self.upper, self.estimate)
 
 
-@dataclass
-class _Deflated:
-    """Directions taken out: W, nearly invariant, and Q, on which A is negative.
-
-    Attributes:
-        vectors: orthonormal rows, W before Q, shape (w + q, n).
-        G: A compressed to them, float64, shape (w + q, w + q).
-        residuals: bounds on ``||A x||`` outside of all vectors, for the rows of W, shape (w,).
-    """
-
-    vectors: Tensor
-    G: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.float64))
-    residuals: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
-
-    @property
-    def num_invariant(self) -> int:
-        """Number of rows of W."""
-        return len(self.residuals)
-
-    @property
-    def error(self) -> float:
-        """What A differs by from an operator that couples W to nothing beyond W and Q."""
-        return float(torch.linalg.vector_norm(self.residuals))
-
-
 def count_below(
     A: SymmetricOperator,
     taus: Sequence[float],
@@ -138,11 +113,11 @@ def count_below(
     """
     n = A.shape[0]
     brackets = [Bracket(tau, 0, upper_bound, 0, upper_bound, upper_bound / 2) for tau in taus]
-    deflated = _Deflated(torch.empty(0, n, dtype=A.dtype, device=A.device))
+    deflated = Deflated(torch.empty(0, n, dtype=A.dtype, device=A.device))
     spent, rounds, dropped = 0, 0, 0.0
     look = partial(_look, unit_roundoff=A.unit_roundoff)
     for bracket in brackets:
-        deflated = _refit(deflated, bracket.tau)
+        deflated = refit(deflated, bracket.tau)
         while (
             not bracket.settled
             and len(deflated.vectors) < n
@@ -173,7 +148,7 @@ def count_below(
             look(space, deflated, steps, eta, [b for b in brackets if not b.settled], bracket)
             # Converged enough for the next rungs, too, but not for the finest of a long ladder.
             finest = max(taus[-1], bracket.tau / 100)
-            deflated = _harvest(space, deflated, bracket.tau, finest)
+            deflated = harvest(space, deflated, bracket.tau, finest)
             values = torch.linalg.eigvalsh(deflated.G)
             for b in brackets:  # Cauchy: at least as many of A's lie below -tau
                 b.prove(int((values < -b.tau).sum()), upper_bound)
@@ -182,7 +157,7 @@ def count_below(
 
 def _look(
     space: KrylovSpace,
-    deflated: _Deflated,
+    deflated: Deflated,
     steps: int,
     eta: float,
     brackets: Sequence[Bracket],
@@ -192,17 +167,15 @@ def _look(
 ) -> bool:
     """Narrow the brackets by what a round's probes say; return whether the round can end."""
     if len(deflated.G) + space.size == space.dim:  # the compression is A itself
-        values = torch.linalg.eigvalsh(_compression(space, deflated))
+        values = torch.linalg.eigvalsh(compression(space, deflated))
         for bracket in brackets:
             count = int((values < -bracket.tau).sum())
             bracket.prove(count, count)
         return True
     runs = _probe_runs(space, steps)
-    w, error = deflated.num_invariant, deflated.error
+    error = deflated.error
     # The probes' coefficients are those of an operator without what the space dropped (Weyl).
     off = error + space.dropped
-    invariant = torch.linalg.eigvalsh(deflated.G[:w, :w])
-    num_negative = len(deflated.G) - w
     # Each deflated direction leaves its round-off in the probe: without allowing for it, a weight
     # of 1e-30 below -tau would prove that something is there.
     slack = (len(deflated.G) + 1) * (10 * unit_roundoff) ** 2
@@ -214,12 +187,12 @@ def _look(
         low = sum(_mass(run, -tau - off, slack)[0] for run in runs)
         high = sum(_mass(run, -tau + off, slack)[1] for run in runs)
         r_low, r_high = chi_squared_interval(low, high, len(runs), eta, space.dim)
-        below = int((invariant < -tau + error).sum())
-        surely = int((invariant < -tau - error).sum())
+        below = int((deflated.invariant < -tau + error).sum())
+        surely = int((deflated.invariant < -tau - error).sum())
         bracket.narrow(
             surely + r_low,
-            below + num_negative + r_high,
-            below + num_negative + (low + high) / (2 * len(runs)),
+            below + deflated.num_negative + r_high,
+            below + deflated.num_negative + (low + high) / (2 * len(runs)),
         )
         if bracket is target:
             _, unresolved = chi_squared_interval(0.0, high - low, len(runs), eta / 2, space.dim)
@@ -270,83 +243,3 @@ def _probe_runs(space: KrylovSpace, steps: int) -> list[LanczosRun]:
     start[: len(space.start)] = space.start
     num_steps = steps if space.width else size
     return list(lanczos(DenseOperator(bordered), start, num_steps))
-
-
-def _compression(space: KrylovSpace, deflated: _Deflated) -> Tensor:
-    """A compressed to everything seen: the deflated directions and the round's basis."""
-    top = torch.cat([deflated.G, space.C], 1)
-    return torch.cat([top, torch.cat([space.C.T, space.T], 1)])
-
-
-def _harvest(space: KrylovSpace, deflated: _Deflated, tau: float, finest: float) -> _Deflated:
-    """Take out the round's converged Ritz vectors and all that lie below ``-tau``."""
-    theta, S, residuals = space.ritz()
-    w = deflated.num_invariant
-    tolerance = _tolerance(finest, len(theta) + w)
-    converged = residuals <= tolerance
-    negative = ~converged & (theta < -tau)
-    chosen = torch.cat([S[:, converged], S[:, negative]], 1)
-    num_converged = int(converged.sum())
-    if chosen.shape[1] == 0:
-        return deflated
-    new, coupling = space.rotate(chosen), space.C @ chosen
-    new_theta = torch.cat([theta[converged], theta[negative]])
-    invariant, rest = slice(0, num_converged), slice(num_converged, None)
-
-    vectors = torch.cat([deflated.vectors[:w], new[invariant], deflated.vectors[w:], new[rest]])
-    order = torch.cat(
-        [
-            torch.arange(w),
-            len(deflated.G) + torch.arange(num_converged),
-            torch.arange(w, len(deflated.G)),
-            len(deflated.G) + torch.arange(num_converged, len(new_theta)),
-        ]
-    )
-    G = torch.cat(
-        [
-            torch.cat([deflated.G, coupling], 1),
-            torch.cat([coupling.T, torch.diag(new_theta)], 1),
-        ]
-    )[order][:, order]
-    harvested = _Deflated(vectors, G, torch.cat([deflated.residuals, residuals[converged]]))
-    return _rayleigh_ritz(harvested, tau)
-
-
-def _tolerance(tau: float, count: int) -> float:
-    """The residual of which so many move no eigenvalue by more than a part of tau."""
-    return 0.05 * tau / math.sqrt(max(count, 1))
-
-
-def _refit(deflated: _Deflated, tau: float) -> _Deflated:
-    """Make what was deflated for a coarser tau fit a finer one.
-
-    Of the rows of W whose residual is now too large, those below ``-tau`` join Q, which need not be
-    invariant, and the others are let go.
-    """
-    w, all_rows = deflated.num_invariant, torch.arange(len(deflated.G))
-    fits = deflated.residuals <= _tolerance(tau, w)
-    negative = ~fits & (deflated.G.diagonal()[:w] < -tau)
-    kept, let_go = all_rows[:w][fits], all_rows[:w][~fits & ~negative]
-    order = torch.cat([kept, all_rows[w:], all_rows[:w][negative]])
-    outside = torch.linalg.vector_norm(deflated.G[kept][:, let_go], dim=1)
-    refitted = _Deflated(
-        deflated.vectors[order.to(deflated.vectors.device)],
-        deflated.G[order][:, order],
-        torch.hypot(deflated.residuals[fits], outside),
-    )
-    return _rayleigh_ritz(refitted, tau)
-
-
-def _rayleigh_ritz(deflated: _Deflated, tau: float) -> _Deflated:
-    """Rotate Q to its Ritz vectors and let go of those that are not below ``-tau``."""
-    w = deflated.num_invariant
-    values, Y = torch.linalg.eigh(deflated.G[w:, w:])
-    kept, dropped = Y[:, values < -tau], Y[:, values >= -tau]
-    rotation = torch.zeros(len(deflated.G), w + kept.shape[1], dtype=torch.float64)
-    rotation[range(w), range(w)] = 1
-    rotation[w:, w:] = kept
-    vectors = rotation.T.to(deflated.vectors) @ deflated.vectors
-    # What couples W to a direction that is let go lies outside of all vectors from now on.
-    outside = torch.linalg.vector_norm(deflated.G[:w, w:] @ dropped, dim=1)
-    residuals = torch.hypot(deflated.residuals, outside)
-    return _Deflated(vectors, rotation.T @ deflated.G @ rotation, residuals)
