@@ -6,7 +6,7 @@ import torch
 
 import hvpspec
 from hvpspec.errors import InputError
-from hvpspec.linalg.operator import IndexBound, PointFacts
+from hvpspec.linalg.facts import IndexBound, PointFacts
 from hvpspec.plotting import (
     check_picture,
     plot_index_curve,

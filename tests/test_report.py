@@ -11,7 +11,7 @@ from rich.console import Console
 import hvpspec
 from hvpspec import report
 from hvpspec.errors import InputError
-from hvpspec.linalg.operator import IndexBound, PointFacts
+from hvpspec.linalg.facts import IndexBound, PointFacts
 
 
 @pytest.fixture

@@ -19,7 +19,9 @@ from hvpspec.curvature.products import EngineName, Plan, Products
 from hvpspec.curvature.risk import EmpiricalRisk
 from hvpspec.curvature.structure import affine_layers, index_bound, is_convex
 from hvpspec.errors import InputError
-from hvpspec.linalg.operator import IndexBound, PointFacts, Progress, SymmetricOperator, reflect_
+from hvpspec.linalg.facts import IndexBound, PointFacts
+from hvpspec.linalg.operator import Progress, SymmetricOperator
+from hvpspec.linalg.tiles import reflect_
 
 
 class HessianOperator(SymmetricOperator):

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from hvpspec.curvature.batches import Batch, ChunkedData
+from hvpspec.curvature.combining import refuse_dependence, refuse_other_than_mean
 from hvpspec.curvature.graph import parameter_norms, refuse_own_parameters
 from hvpspec.curvature.isolation import (
     check_mode,
@@ -50,7 +52,6 @@ class _Chunk:
 
     weight: float
     loss: Tensor
-    batch: Batch
     outputs: Any
 
 
@@ -268,7 +269,7 @@ class EmpiricalRisk:
         if self._writes_inputs is None:
             self._writes_inputs = any(tensor._version for tensor in safe.leaves)
         weight = self.loss.batch_weight(outputs, batch.targets)
-        return _Chunk(weight, self._loss(outputs, batch.targets), batch, outputs)
+        return _Chunk(weight, self._loss(outputs, batch.targets), outputs)
 
     def parameters(self, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """All parameters: ``leaves``, and copies of the others in the risk's dtype."""
@@ -307,7 +308,8 @@ class EmpiricalRisk:
         norms = parameter_norms(self.model)
         parameters = self.parameters(self.leaves())
         with self._stage():
-            for k, chunk in enumerate(self._evaluate(batch, parameters) for batch in self.data):
+            for k, batch in enumerate(self.data):
+                chunk = self._evaluate(batch, parameters)
                 # Where every target is ignored, PyTorch's mean is 0/0; the chunk counts nothing.
                 value = float(chunk.loss.detach()) if chunk.weight else 0.0
                 if not math.isfinite(value):
@@ -323,9 +325,12 @@ class EmpiricalRisk:
                 if k == 0:
                     refuse_own_parameters(chunk.loss, self.model)
                 if k == 1:
-                    self._check_independence(chunk)
+                    forward = partial(self._forward, parameters)
+                    refuse_dependence(forward, batch, chunk.outputs)
                 if self._loss_is_assumed:
-                    self._check_is_mean(chunk, value)
+                    refuse_other_than_mean(
+                        self._loss, chunk.loss, chunk.outputs, batch.targets, len(batch)
+                    )
                 weights.append(chunk.weight)
                 losses.append(value)
                 dtype = chunk.loss.dtype
@@ -333,47 +338,6 @@ class EmpiricalRisk:
         if total == 0:
             raise InputError("every target is ignored by the loss: there is nothing to average")
         return _Reference(weights, losses, dtype, norms, total, max(map(abs, losses)))
-
-    def _check_is_mean(self, chunk: _Chunk, whole: float) -> None:
-        """Raise unless a loss of unknown rule is the mean of its values on two parts of a batch."""
-        outputs, targets, n = chunk.outputs, chunk.batch.targets, len(chunk.batch)
-        if n < 2 or not (_runs_over(n, outputs) and _runs_over(n, targets)):
-            return
-        cut = max(1, n // 3)
-        parts = [
-            float(self._loss(outputs[part], targets[part]).detach())
-            for part in (slice(0, cut), slice(cut, n))
-        ]
-        mean = (cut * parts[0] + (n - cut) * parts[1]) / n
-        tolerance = 1e3 * torch.finfo(chunk.loss.dtype).eps * max(abs(whole), *map(abs, parts))
-        if not abs(mean - whole) <= tolerance:  # also where a part is 0/0
-            rule = (
-                "is a sum over them; wrap it as hvpspec.Loss(loss, reduction='sum')"
-                if abs(sum(parts) - whole) <= tolerance
-                else "is not a mean over them; say what its mean divides by with "
-                "hvpspec.Loss(loss, weight=lambda outputs, targets: ...)"
-            )
-            raise InputError(
-                f"a loss function is taken as the mean over the examples of a batch, but this one "
-                f"{rule}"
-            )
-
-    def _check_independence(self, chunk: _Chunk) -> None:
-        """Raise if an example's output depends on what else is in its chunk."""
-        n = len(chunk.batch)
-        if n < 2 or not _runs_over(n, chunk.outputs):
-            return
-        part = next(chunk.batch.split(n - 1))
-        outputs = self._forward(self.parameters({}), part)
-        outputs, whole = outputs.detach(), chunk.outputs[: n - 1].detach()
-        # Shapes decide how products are summed up: half the digits is far beyond that.
-        tolerance = torch.finfo(whole.dtype).eps ** 0.5 * float(whole.abs().max())
-        if outputs.shape != whole.shape or not float((outputs - whole).abs().max()) <= tolerance:
-            raise InputError(
-                "the output of an example depends on its batch (batch statistics, or examples that "
-                "are not along the first dimension); give all the data as one batch with "
-                "chunk_size at least its length, or change the model"
-            )
 
     def _compare(self, k: int, weight: float, loss: float) -> None:
         """Raise unless chunk k's weight and loss are those of the first pass."""
@@ -391,8 +355,3 @@ class EmpiricalRisk:
             f"two passes over the data differ ({difference}): switch off shuffling, augmentation "
             "and randomness in the model, and make a new operator when weights change"
         )
-
-
-def _runs_over(n: int, value: Any) -> bool:
-    """Whether a value is a tensor over n examples."""
-    return isinstance(value, Tensor) and value.ndim > 0 and len(value) == n

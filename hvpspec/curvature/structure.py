@@ -20,7 +20,7 @@ from torch.autograd.graph import Node
 
 from hvpspec.curvature.graph import nodes
 from hvpspec.errors import InputError
-from hvpspec.linalg.operator import IndexBound
+from hvpspec.linalg.facts import IndexBound
 
 # Operations that are piecewise linear in all their tensor arguments together. Their derivatives are
 # locally constant, so the second derivatives that autograd computes vanish, also at a kink.

@@ -7,13 +7,12 @@ or plots.
 
 from hvpspec.linalg.dense import Inertia, eigvalsh, inertia
 from hvpspec.linalg.extremes import Eigenpairs, eigsh
+from hvpspec.linalg.facts import IndexBound, PointFacts
 from hvpspec.linalg.noise import Noise, measure_noise
 from hvpspec.linalg.operator import (
     AffineOperator,
     DenseOperator,
     FunctionOperator,
-    IndexBound,
-    PointFacts,
     SymmetricOperator,
 )
 from hvpspec.linalg.probes import draw_probes

@@ -13,9 +13,31 @@ from hvpspec.linalg.operator import SymmetricOperator
 
 if TYPE_CHECKING:
     import linear_operator
+    from scipy.sparse.linalg import LinearOperator as ScipyLinearOperator
 
 #: Unit vectors multiplied at once for single entries.
 _BLOCK = 256
+
+
+def to_scipy(A: SymmetricOperator) -> ScipyLinearOperator:
+    """Wrap an operator for SciPy; see :meth:`SymmetricOperator.to_scipy`."""
+    import numpy as np
+    from scipy.sparse.linalg import LinearOperator
+
+    def multiply(V: np.ndarray) -> np.ndarray:
+        block = torch.as_tensor(np.asarray(V).reshape(A.shape[0], -1))
+        product = A.matmat(block.to(A.device, A.dtype))
+        return product.cpu().numpy().reshape(V.shape)
+
+    dtype = torch.empty(0, dtype=A.dtype).numpy().dtype
+    return LinearOperator(
+        A.shape,
+        matvec=multiply,
+        rmatvec=multiply,
+        matmat=multiply,
+        rmatmat=multiply,
+        dtype=dtype,
+    )
 
 
 def to_linear_operator(A: SymmetricOperator) -> linear_operator.LinearOperator:

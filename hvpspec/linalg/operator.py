@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from hvpspec.errors import ComputationError, InputError, NonFiniteError
+from hvpspec.linalg.facts import PointFacts
 from hvpspec.linalg.memory import require_memory
+from hvpspec.linalg.tiles import asymmetry, symmetrise_
 
 if TYPE_CHECKING:
     import linear_operator
@@ -26,34 +28,6 @@ _DENSE_BLOCK = 256
 
 #: Round-off of half precision inside a network stays below this; a wrong derivative does not.
 _MOST_ASYMMETRY = 0.02
-
-
-@dataclass(frozen=True)
-class IndexBound:
-    """A proven upper bound on the number of negative eigenvalues.
-
-    If ``A`` is positive semi-definite on a subspace of dimension ``psd_dim``, then at most
-    ``dim - psd_dim`` of its eigenvalues are negative (Cauchy-Poincare).
-    """
-
-    upper: int
-    psd_dim: int
-    reason: str
-
-
-@dataclass(frozen=True)
-class PointFacts:
-    """What the maker of an operator knows about it beyond its products; unknown facts are None.
-
-    For the Hessian of ``f`` at a point: ``f`` itself, the Euclidean norm of its gradient, a bound
-    on the index that follows from the structure of ``f``, and what a reader of the result should
-    know.
-    """
-
-    loss: float | None = None
-    gradient_norm: float | None = None
-    index_bound: IndexBound | None = None
-    notes: tuple[str, ...] = ()
 
 
 class SymmetricOperator(ABC):
@@ -200,23 +174,9 @@ class SymmetricOperator(ABC):
         Returns:
             A ``scipy.sparse.linalg.LinearOperator`` on NumPy arrays with this operator's dtype.
         """
-        import numpy as np
-        from scipy.sparse.linalg import LinearOperator
+        from hvpspec.linalg.interop import to_scipy
 
-        def multiply(V: np.ndarray) -> np.ndarray:
-            block = torch.as_tensor(np.asarray(V).reshape(self.shape[0], -1))
-            product = self.matmat(block.to(self.device, self.dtype))
-            return product.cpu().numpy().reshape(V.shape)
-
-        dtype = torch.empty(0, dtype=self.dtype).numpy().dtype
-        return LinearOperator(
-            self.shape,
-            matvec=multiply,
-            rmatvec=multiply,
-            matmat=multiply,
-            rmatmat=multiply,
-            dtype=dtype,
-        )
+        return to_scipy(self)
 
     def to_linear_operator(self) -> linear_operator.LinearOperator:
         """Wrap for the package linear_operator, on which GPyTorch rests.
@@ -253,40 +213,6 @@ class SymmetricOperator(ABC):
 def as_operator(A: SymmetricOperator | Tensor) -> SymmetricOperator:
     """Take a symmetric matrix as an operator, and an operator as it is."""
     return A if isinstance(A, SymmetricOperator) else DenseOperator(A)
-
-
-def asymmetry(A: Tensor) -> float:
-    """``||A - A^T||_F / ||A||_F``, a tile at a time; 0 for the zero matrix."""
-    square = 0.0
-    for rows, columns in _tiles(len(A)):
-        defect = A[rows, columns] - A[columns, rows].mT
-        above_too = 1 if rows == columns else 2
-        square += above_too * float(torch.linalg.vector_norm(defect, dtype=torch.float64)) ** 2
-    norm = float(torch.linalg.vector_norm(A, dtype=torch.float64))
-    return square**0.5 / norm if norm else 0.0
-
-
-def reflect_(A: Tensor, columns: list[int], rows: list[int]) -> None:
-    """Set ``A[j, i] = A[i, j]`` for the given columns j and rows i, a stripe at a time."""
-    for start in range(0, len(columns), _DENSE_BLOCK):
-        block = columns[start : start + _DENSE_BLOCK]
-        A[torch.tensor(block)[:, None], rows] = A[:, block][rows].T
-
-
-def symmetrise_(A: Tensor) -> Tensor:
-    """Replace ``A`` (n, n) by ``(A + A^T) / 2`` in place, a tile at a time, and return it."""
-    for rows, columns in _tiles(len(A)):
-        mean = (A[rows, columns] + A[columns, rows].mT) / 2
-        A[rows, columns] = mean
-        A[columns, rows] = mean.mT
-    return A
-
-
-def _tiles(n: int, width: int = 128) -> Iterator[tuple[slice, slice]]:
-    """The tiles of a matrix on and below the diagonal; two of them stay in the cache."""
-    for i in range(0, n, width):
-        for j in range(0, i + 1, width):
-            yield slice(i, min(i + width, n)), slice(j, min(j + width, n))
 
 
 class DenseOperator(SymmetricOperator):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hvpspec.errors import InputError
 from hvpspec.linalg.dense import require_tau
-from hvpspec.linalg.operator import IndexBound, PointFacts
+from hvpspec.linalg.facts import IndexBound, PointFacts
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from scipy.sparse.linalg import cg, eigsh
 
 import hvpspec
 from hvpspec import DenseOperator, FunctionOperator
-from hvpspec.linalg.operator import symmetrise_
+from hvpspec.linalg.tiles import symmetrise_
 from tests.linalg.test_dense import rotated
 
 
