@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hvpspec.errors import InputError
-from hvpspec.linalg.operator import SymmetricOperator
+from hvpspec.linalg.operator import SymmetricOperator, unit_columns
 
 if TYPE_CHECKING:
     import linear_operator
@@ -91,7 +91,6 @@ def _wrapper_class() -> Any:
 
         def _get_indices(self, row_index: Tensor, col_index: Tensor) -> Tensor:
             """Single entries, for the diagonal and for preconditioners, from unit vectors."""
-            n = self._operator.shape[0]
             shape = torch.broadcast_shapes(row_index.shape, col_index.shape)  # type: ignore[no-untyped-call]
             rows, columns = row_index.expand(shape), col_index.expand(shape)
             unique, inverse = torch.unique(columns, return_inverse=True)
@@ -101,10 +100,9 @@ def _wrapper_class() -> Any:
             entries = torch.empty(rows.shape, dtype=self.dtype, device=self.device)
             for start in range(0, len(unique), _BLOCK):
                 block = unique[start : start + _BLOCK]
-                unit = torch.zeros(n, len(block), dtype=self.dtype, device=self.device)
-                unit[block, range(len(block))] = 1
+                columns_here = self._matmul(unit_columns(self._operator, block))
                 here = (inverse >= start) & (inverse < start + len(block))
-                entries[here] = self._matmul(unit)[rows[here], inverse[here] - start]
+                entries[here] = columns_here[rows[here], inverse[here] - start]
             return entries
 
         def to_dense(self) -> Tensor:

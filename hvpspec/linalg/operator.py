@@ -154,9 +154,7 @@ class SymmetricOperator(ABC):
         """Fill some columns of ``A`` by products with unit vectors; report how many are done."""
         for start in range(0, len(columns), _DENSE_BLOCK):
             block = list(columns[start : start + _DENSE_BLOCK])
-            unit = torch.zeros(len(A), len(block), dtype=self.dtype, device=self.device)
-            unit[block, range(len(block))] = 1
-            A[:, block] = self.matmat(unit)
+            A[:, block] = self.matmat(unit_columns(self, block))
             if report is not None:
                 report(start + len(block))
 
@@ -208,6 +206,13 @@ class SymmetricOperator(ABC):
             )
         if V.device != self.device:
             raise InputError(f"expected device {self.device}, got {V.device}; move it with .to()")
+
+
+def unit_columns(A: SymmetricOperator, indices: Sequence[int] | Tensor) -> Tensor:
+    """The unit vectors of some indices as columns, of which the products are columns of A."""
+    unit = torch.zeros(A.shape[0], len(indices), dtype=A.dtype, device=A.device)
+    unit[indices, range(len(indices))] = 1
+    return unit
 
 
 def as_operator(A: SymmetricOperator | Tensor) -> SymmetricOperator:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hvpspec.errors import InputError
 from hvpspec.linalg.memory import require_memory
-from hvpspec.linalg.operator import Progress, SymmetricOperator, as_operator
+from hvpspec.linalg.operator import Progress, SymmetricOperator, as_operator, unit_columns
 from hvpspec.linalg.probes import ProbeKind, draw_probes
 from hvpspec.linalg.sketch import entries, inner
 
@@ -131,9 +131,7 @@ def unit_vectors(run: Run, form: Form) -> Iterator[Step]:
     """Sum ``form`` over the unit vectors, where the budget allows: the exact answer."""
     total = torch.zeros((), dtype=torch.float64, device=run.A.device)
     for first in range(0, run.n if run.exact else 0, run.block_size):
-        rows = range(first, min(first + run.block_size, run.n))
-        unit = torch.zeros(run.n, len(rows), dtype=run.A.dtype, device=run.A.device)
-        unit[rows, range(len(rows))] = 1
+        unit = unit_columns(run.A, range(first, min(first + run.block_size, run.n)))
         total = total + form(unit, run.multiply(unit)).sum(-1)
     if run.exact:
         yield Step(total, torch.zeros_like(total), 0.0, run.n)
