@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.networks import Problem
 from hvpspec import spectral_measure
@@ -105,11 +104,11 @@ def _curvlinops(model: nn.Module, batches: Batches) -> Peer:
         model, nn.CrossEntropyLoss(), parameters, batches, check_deterministic=False
     )
 
-    def matmat(V: Tensor) -> Tensor:
-        with sdpa_kernel(SDPBackend.MATH):
-            return (operator @ V).detach()
-
     n = sum(p.numel() for p in parameters)
+
+    def matmat(V: Tensor) -> Tensor:
+        return (operator @ V).detach()
+
     return Peer("curvlinops", matmat, _own_density(n, matmat))
 
 
@@ -150,8 +149,7 @@ def _torch_func(model: nn.Module, batches: Batches) -> Peer:
             def one(v: dict[str, Tensor], loss: Callable[..., Tensor] = loss) -> dict[str, Tensor]:
                 return jvp(grad(loss), (parameters,), (v,))[1]
 
-            with sdpa_kernel(SDPBackend.MATH):
-                block = vmap(one)(vectors)
+            block = vmap(one)(vectors)
             rows = torch.cat([part.flatten(1) for part in block.values()], 1)
             product += rows.T * (len(x) / total)
         return product
