@@ -84,15 +84,22 @@ def test_the_bracket_holds(values: list[float], m: int, x: float, seed: int) -> 
     run, weights = measured(spectrum, m, seed)
     lower, upper = mass_below(run, x)
     assert 0 <= lower <= upper <= 1 + 1e-12
-    # Eigenvalues within round-off of x may be counted or not (a breakdown leaves 10 u ||T||), and
-    # round-off turns eigenvectors on two sides of x into each other (Davis and Kahan).
-    size = float(spectrum.abs().max())
-    near, u = 1e-12 * size, torch.finfo(torch.float64).eps / 2
-    below, above = spectrum[spectrum < x - near], spectrum[spectrum > x + near]
-    gap = float(above.min() - below.max()) if len(below) and len(above) else 1.0
-    tolerance = 1e-9 + 2 * 10 * u * size / gap
-    assert lower <= float(weights[spectrum < x + near].sum()) + tolerance
-    assert upper >= float(weights[spectrum < x - near].sum()) - tolerance
+    # Eigenvalues within round-off of x may be counted or not (a breakdown leaves 10 u ||T||).
+    near = 1e-12 * float(spectrum.abs().max())
+    surely, perhaps = spectrum < x - near, spectrum <= x + near
+    assert lower <= float(weights[perhaps].sum()) + mixing(spectrum, perhaps)
+    assert upper >= float(weights[surely].sum()) - mixing(spectrum, surely)
+
+
+def mixing(spectrum: Tensor, part: Tensor) -> float:
+    """How much weight round-off moves across the cut between some eigenvalues and those above.
+
+    It turns eigenvectors on both sides into each other by an angle of 10 u ||T|| / gap (Davis and
+    Kahan), and the weight, a sum of squares, changes by twice its sine.
+    """
+    low, high = spectrum[part], spectrum[~part]
+    gap = float(high.min() - low.max()) if len(low) and len(high) else 1.0
+    return 1e-9 + 2 * 10 * U * float(spectrum.abs().max()) / gap
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e-16, -1e-16, 1e-14, -1e-13, 1e-12, 1e-10, -1e-8, 1e-4])
