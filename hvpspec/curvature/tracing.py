@@ -13,6 +13,16 @@ from torch.func import grad_and_value, jvp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from hvpspec.curvature.kernels import FASTER
+from hvpspec.curvature.simplify import (
+    drop_copies,
+    drop_zeros,
+    fuse_products,
+    memory_of,
+    reuse_memory,
+    written_by,
+)
+
 #: A scalar function of parameters and data, each a list of tensors.
 ScalarFunction = Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]
 
@@ -102,6 +112,9 @@ class _PlainZeros(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def _split(traced: fx.GraphModule, num_vectors: int) -> SplitProduct:
     """Part a graph into what depends on its last inputs, the vectors, and what does not."""
     graph = traced.graph
+    drop_zeros(graph)
+    drop_copies(graph)
+    graph.eliminate_dead_code()
     placeholders = graph.find_nodes(op="placeholder")
     (output,) = graph.find_nodes(op="output")
     value, *parts = cast(Sequence[fx.Node], output.args[0])
@@ -125,12 +138,14 @@ def _split(traced: fx.GraphModule, num_vectors: int) -> SplitProduct:
         copies[node] = second.placeholder(node.name)
     for node in graph.nodes:
         if node in dependent and node not in vectors:
-            copy = copies[node] = second.node_copy(node, copies.__getitem__)
-            if copy.target is torch.ops.aten.bmm.default:
-                copy.target = _bmm
+            copies[node] = second.node_copy(node, copies.__getitem__)
     second.output(tuple(copies[part] for part in parts))
     for part in (first, second):
         part.eliminate_dead_code()
+    fuse_products(second)
+    reuse_memory(second)
+    for node in (*first.nodes, *second.nodes):
+        node.target = FASTER.get(node.target, node.target)
     # What has the size of a vector's part has it for any number of examples.
     sizes = {node.meta["val"].numel() for node in vectors}
     values = [node.meta.get("val") for node in dependent]
@@ -151,60 +166,16 @@ def _dependent(graph: fx.Graph, vectors: Sequence[fx.Node]) -> set[fx.Node]:
         for node in graph.nodes:
             if node in roots or any(argument in dependent for argument in node.all_input_nodes):
                 dependent.add(node)
-        written = {_memory(target) for node in graph.nodes for target in _written(node)}
+        written = {memory_of(target) for node in graph.nodes for target in written_by(node)}
         if any(root.op != "call_function" for root in written):
             raise RuntimeError("the network writes to its parameters or its inputs")
         # What a vector is written into depends on it from the beginning.
         found = {
             root
             for node in dependent
-            for target in _written(node)
-            if (root := _memory(target)) not in dependent
+            for target in written_by(node)
+            if (root := memory_of(target)) not in dependent
         }
         if not found:
             return dependent
         roots |= found
-
-
-def _written(node: fx.Node) -> list[fx.Node]:
-    """The arguments that an operation writes to."""
-    schema = getattr(node.target, "_schema", None)
-    if schema is None or not schema.is_mutable:
-        return []
-    named = {
-        **dict(zip((a.name for a in schema.arguments), node.args, strict=False)),
-        **node.kwargs,
-    }
-    return [
-        value
-        for argument in schema.arguments
-        if argument.alias_info is not None and argument.alias_info.is_write
-        if isinstance(value := named.get(argument.name), fx.Node)
-    ]
-
-
-def _memory(node: fx.Node) -> fx.Node:
-    """The node that allocated what a node is a view of, or wrote into."""
-    while node.op == "call_function" and node.all_input_nodes:
-        schema = getattr(node.target, "_schema", None)
-        aliases = schema is None or any(a.alias_info is not None for a in schema.arguments)
-        if not aliases:
-            return node
-        node = node.all_input_nodes[0]
-    return node
-
-
-def _bmm(A: Tensor, B: Tensor) -> Tensor:
-    """Multiply batches of matrices, as one product where all of one side are the same matrix.
-
-    An input of a layer meets a block of vectors this way: (b, N, p) with stride 0 by (b, p, D).
-    Read once, not b times, it takes a fraction of the time.
-    """
-    b, rows, inner = A.shape
-    columns = B.shape[2]
-    if b > 1 and A.stride(0) == 0:
-        wide = A[0] @ B.permute(1, 0, 2).reshape(inner, b * columns)
-        return wide.view(rows, b, columns).permute(1, 0, 2).contiguous()
-    if b > 1 and B.stride(0) == 0:
-        return (A.reshape(b * rows, inner) @ B[0]).view(b, rows, columns)
-    return torch.bmm(A, B)
