@@ -2,7 +2,8 @@
 
 Where a layer ``z = W a + b`` is used once and the loss is a sum over examples, the Hessian in ``W``
 and ``b`` is ``sum_s Q_s (x) a_s a_s^T`` with ``Q_s = d^2 l_s / dz dz``, exactly: it takes D
-derivatives and matrix products instead of D (p + 1) products with unit vectors.
+derivatives and matrix products instead of D (p + 1) products with unit vectors. The same holds for
+the Gauss-Newton matrix in ``W`` and ``b``, with that in ``z_s`` for ``Q_s``.
 """
 
 from __future__ import annotations

@@ -37,6 +37,7 @@ class Term:
         outputs: what the model returned.
         targets: what the loss compared it with.
         loss: the loss with its tensors in the operator's dtype.
+        share: what the loss on the chunk is multiplied by.
         num_examples: how many there are in the chunk.
     """
 
@@ -44,12 +45,17 @@ class Term:
     outputs: Any
     targets: Any
     loss: Loss
+    share: float
     num_examples: int
 
     @property
     def convex(self) -> bool:
         """Whether the loss is certainly convex in the outputs."""
         return self.loss.convex or is_convex(self.loss.function, self.outputs, self.targets)
+
+    def value_at(self, outputs: Any) -> Tensor:
+        """The value for other outputs."""
+        return self.loss.evaluate(outputs, self.targets) * self.share
 
 
 @dataclass(frozen=True)
@@ -230,8 +236,8 @@ class EmpiricalRisk:
         self._compare(k, chunk.weight, float(chunk.loss.detach()))
         if chunk.weight == 0:
             return None
-        share = chunk.loss * self.share(k)
-        return Term(share, chunk.outputs, batch.targets, self.loss, len(batch))
+        share = self.share(k)
+        return Term(chunk.loss * share, chunk.outputs, batch.targets, self.loss, share, len(batch))
 
     def share(self, k: int) -> float:
         """What the loss on chunk ``k`` is multiplied by in the risk."""
