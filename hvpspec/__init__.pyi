@@ -1,5 +1,6 @@
 __version__: str
 
+from .curvature import GGNOperator as GGNOperator
 from .curvature import HessianOperator as HessianOperator
 from .curvature import Loss as Loss
 from .curvature import structural_upper_bound as structural_upper_bound

@@ -39,7 +39,7 @@ def differentiate(
         NotDifferentiableError: an operation in between has no second derivative.
     """
     outputs = [values] if isinstance(values, Tensor) else list(values)
-    if not outputs[0].requires_grad:
+    if not (outputs and outputs[0].requires_grad):
         return {}
     try:
         parts = torch.autograd.grad(

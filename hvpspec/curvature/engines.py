@@ -1,4 +1,4 @@
-"""Ways to multiply the Hessian of the loss on one chunk with a block of vectors, all of them exact.
+"""Ways to multiply one chunk's share of a matrix with a block of vectors, all of them exact.
 
 Each does first what does not depend on the vectors, which can be kept from product to product.
 """
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from hvpspec.curvature.batches import Batch
-from hvpspec.curvature.derivatives import differentiate
 from hvpspec.curvature.graph import nodes, refuse_hidden_errors
+from hvpspec.curvature.matrices import Matrix, ProductGraph
 from hvpspec.curvature.parameters import ParameterSpace
 from hvpspec.curvature.risk import EmpiricalRisk
 from hvpspec.curvature.tracing import SplitProduct, split_product
@@ -25,10 +25,11 @@ _MOST_TRACES = 3
 
 
 class Engine(ABC):
-    """Multiplies by the share of the Hessian that one chunk of the data contributes.
+    """Multiplies by the share of a matrix that one chunk of the data contributes.
 
     Args:
         risk: the function.
+        matrix: which matrix of its second derivatives.
 
     Attributes:
         name: what a plan calls it.
@@ -37,8 +38,8 @@ class Engine(ABC):
 
     name: str
 
-    def __init__(self, risk: EmpiricalRisk) -> None:
-        self.risk = risk
+    def __init__(self, risk: EmpiricalRisk, matrix: Matrix) -> None:
+        self.risk, self.matrix = risk, matrix
         self.begin()
 
     def begin(self) -> None:
@@ -56,7 +57,7 @@ class Engine(ABC):
 
     @abstractmethod
     def multiply(self, prepared: Any, V: Tensor) -> Tensor:
-        """Multiply the rows of V, shape (b, n), by the chunk's share of the Hessian."""
+        """Multiply the rows of V, shape (b, n), by the chunk's share of the matrix."""
 
     def takes(self, batch: Batch) -> bool:
         """Whether a chunk can be multiplied."""
@@ -67,31 +68,21 @@ class Engine(ABC):
         """The bytes that something prepared keeps alive."""
 
 
-@dataclass(frozen=True)
-class _Gradient:
-    """A gradient's parts with their graph, and the leaves that it leads to."""
-
-    leaves: Mapping[str, Tensor]
-    parts: Mapping[str, Tensor]
-
-
 class DoubleBackward(Engine):
-    """Differentiates ``<gradient, v>``: one graph per chunk, shared by all vectors.
+    """Differentiates first derivatives: one graph per chunk, shared by all vectors.
 
     Args:
         risk: the function.
+        matrix: which matrix of its second derivatives.
         batched: whether one backward pass takes all vectors, or each its own.
 
     Attributes:
         reached: names of the parameters that were found to have a path to the loss.
-        num_nodes: of the gradient's graph on the first chunk, by which tracing takes longer.
-
-    Reference:
-        Pearlmutter, Fast exact multiplication by the Hessian, Neural Computation 6 (1994).
+        num_nodes: of the graph on the first chunk, by which tracing takes longer.
     """
 
-    def __init__(self, risk: EmpiricalRisk, *, batched: bool = False) -> None:
-        super().__init__(risk)
+    def __init__(self, risk: EmpiricalRisk, matrix: Matrix, *, batched: bool = False) -> None:
+        super().__init__(risk, matrix)
         self.name = "batched double backward" if batched else "double backward"
         self.reached: set[str] = set()
         self.num_nodes = 0
@@ -102,46 +93,37 @@ class DoubleBackward(Engine):
         super().begin()
         self._parameters = self.risk.parameters(self.leaves)
 
-    def prepare(self, k: int, batch: Batch) -> _Gradient | None:
-        """Return the gradient, with its graph."""
+    def prepare(self, k: int, batch: Batch) -> ProductGraph | None:
+        """Return the graph."""
         term = self.risk.term(k, batch, self._parameters)
         if term is None:
             return None
-        gradient = differentiate(term.value, self.leaves, create_graph=True)
-        self.reached |= gradient.keys()
-        # A gradient that no longer depends on the parameters has a zero derivative.
-        gradient = {name: g for name, g in gradient.items() if g.requires_grad}
-        if gradient and not self.num_nodes:
-            refuse_hidden_errors(gradient.values())
-            self.num_nodes = len(nodes(gradient.values()))
-        return _Gradient(self.leaves, gradient) if gradient else None
+        graph = self.matrix.graph(term, self.leaves)
+        self.reached |= graph.reached
+        if graph.ends and not self.num_nodes:
+            refuse_hidden_errors(graph.ends)
+            self.num_nodes = len(nodes(graph.ends))
+        return graph if graph.ends else None
 
-    def multiply(self, prepared: _Gradient, V: Tensor) -> Tensor:
-        """Differentiate the gradient's products with the vectors."""
+    def multiply(self, prepared: ProductGraph, V: Tensor) -> Tensor:
+        """Read the products with the vectors off the graph."""
         if self._batched:
-            return self._derivative(prepared, V)
-        return torch.stack([self._derivative(prepared, v) for v in V])
+            return self._product(prepared, V)
+        return torch.stack([self._product(prepared, v) for v in V])
 
-    def size(self, prepared: _Gradient) -> int:
+    def size(self, prepared: ProductGraph) -> int:
         """The bytes that the graph saves."""
-        return saved_bytes(prepared.parts.values())
+        return saved_bytes(prepared.ends)
 
-    def _derivative(self, gradient: _Gradient, V: Tensor) -> Tensor:
-        """The derivative of the gradient's product with a vector, or with each row."""
-        columns = self.risk.space.unflatten(V)
-        parts = differentiate(
-            gradient.parts.values(),
-            gradient.leaves,
-            [columns[name] for name in gradient.parts],
-            retain_graph=True,
-            batched=V.ndim == 2,
-        )
+    def _product(self, graph: ProductGraph, V: Tensor) -> Tensor:
+        """The product with a vector, or with each row."""
+        parts = graph.multiply(self.risk.space.unflatten(V), batched=V.ndim == 2)
         return join(self.risk.space, parts, V)
 
 
 @dataclass(frozen=True)
 class _Residuals:
-    """What products with the Hessian of one chunk have in common.
+    """What products with one chunk's share of the matrix have in common.
 
     Attributes:
         split: the product for chunks of this shape.
@@ -155,12 +137,13 @@ class _Residuals:
 
 
 class ForwardOverReverse(Engine):
-    """Pushes vectors forward through the gradient, in a graph of tensor operations traced once.
+    """Pushes vectors forward through derivatives, in a graph of tensor operations traced once.
 
     What does not depend on the vectors is split off, and done once per chunk.
 
     Args:
         risk: the function.
+        matrix: which matrix of its second derivatives.
         batch: a chunk to trace on.
         width: the number of vectors in a block.
         compiled: whether the part that depends on the vectors is compiled.
@@ -173,9 +156,15 @@ class ForwardOverReverse(Engine):
     """
 
     def __init__(
-        self, risk: EmpiricalRisk, batch: Batch, width: int, *, compiled: bool = False
+        self,
+        risk: EmpiricalRisk,
+        matrix: Matrix,
+        batch: Batch,
+        width: int,
+        *,
+        compiled: bool = False,
     ) -> None:
-        super().__init__(risk)
+        super().__init__(risk, matrix)
         self.name = "compiled forward over reverse" if compiled else "forward over reverse"
         self._width = width
         split = self._trace(batch)
@@ -212,16 +201,26 @@ class ForwardOverReverse(Engine):
         return _bytes(prepared.tensors)
 
     def _trace(self, batch: Batch) -> SplitProduct:
-        """Trace the product with the Hessian of a chunk's loss."""
+        """Trace the product with the matrix of a chunk's loss."""
         names, parameters = list(self.leaves), self.risk.parameters(self.leaves)
 
-        def loss(theta: Sequence[Tensor], data: Sequence[Tensor]) -> Tensor:
+        def product(
+            theta: Sequence[Tensor], data: Sequence[Tensor], v: Sequence[Tensor]
+        ) -> tuple[Tensor, Sequence[Tensor]]:
             tensors = iter(data)
-            replaced = dict(zip(names, theta, strict=True))
-            return self.risk.loss_on(batch.map(lambda _: next(tensors)), {**parameters, **replaced})
+            chunk = batch.map(lambda _: next(tensors))
+
+            def network(theta: Sequence[Tensor]) -> Any:
+                replaced = dict(zip(names, theta, strict=True))
+                return self.risk.outputs({**parameters, **replaced}, chunk)
+
+            def loss(outputs: Any) -> Tensor:
+                return self.risk.loss.evaluate(outputs, chunk.targets)
+
+            return self.matrix.product(network, loss, theta, v)
 
         arguments = [*(leaf.detach() for leaf in self.leaves.values()), *batch.leaves]
-        return split_product(loss, arguments, len(names), self._width)
+        return split_product(product, arguments, len(names), self._width)
 
 
 def join(space: ParameterSpace, parts: Mapping[str, Tensor], like: Tensor) -> Tensor:

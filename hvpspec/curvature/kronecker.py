@@ -1,8 +1,9 @@
-"""A linear layer's own block of the Hessian, without a product for each of its columns.
+"""A linear layer's own block of a matrix, without a product for each of its columns.
 
 Where a layer ``z = W a + b`` is used once and the loss is a sum over examples, the Hessian in ``W``
 and ``b`` is ``sum_s Q_s (x) a_s a_s^T`` with ``Q_s = d^2 l_s / dz dz``, exactly: it takes D
-derivatives and matrix products instead of D (p + 1) products with unit vectors.
+derivatives and matrix products instead of D (p + 1) products with unit vectors. The same holds for
+the Gauss-Newton matrix in ``W`` and ``b``, with that in ``z_s`` for ``Q_s``.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hvpspec.curvature.derivatives import differentiate
 from hvpspec.curvature.graph import is_used_once
+from hvpspec.curvature.matrices import Matrix, ProductGraph
 from hvpspec.curvature.parameters import ParameterSpace
 from hvpspec.curvature.risk import EmpiricalRisk
 from hvpspec.linalg.kronecker_sum import PIECE_ROWS, KroneckerSum
@@ -63,10 +64,10 @@ class LinearLayer:
 
     @property
     def num_saved(self) -> int:
-        """How many Hessian-vector products its block saves.
+        """How many matrix-vector products its block saves.
 
         Its second derivatives by each output take at most as long as a product each. The matrix
-        products need not be counted: the layer's own share of D p Hessian-vector products takes at
+        products need not be counted: the layer's own share of D p matrix-vector products takes at
         least 8 D^2 p^2 operations per example, they take 0.6 D^2 p^2.
         """
         return len(self.columns) - self.module.out_features - NUM_CHECKS
@@ -111,7 +112,7 @@ class OwnBlock:
         relative = difference / float(torch.linalg.matrix_norm(product))
         warnings.warn(
             f"layer {self.layer.name!r}: the block assembled from its inputs differs from "
-            f"Hessian-vector products by {relative:.1e} of them, so that examples seem to depend "
+            f"matrix-vector products by {relative:.1e} of them, so that examples seem to depend "
             "on each other, or something inside is computed in low precision; "
             f"{len(self.layer.columns)} products take its place",
             UserWarning,
@@ -145,13 +146,14 @@ def largest_linear(model: nn.Module, space: ParameterSpace) -> LinearLayer | Non
 
 
 def add_own_block_(
-    A: Tensor, risk: EmpiricalRisk, layer: LinearLayer, progress: Progress | None
+    A: Tensor, risk: EmpiricalRisk, matrix: Matrix, layer: LinearLayer, progress: Progress | None
 ) -> OwnBlock | None:
-    """Write a layer's own block of the Hessian of a risk into a matrix.
+    """Write a layer's own block of a matrix of second derivatives.
 
     Args:
-        A: the matrix, (n, n), zero in the layer's rows and columns.
+        A: what it is written into, (n, n), zero in the layer's rows and columns.
         risk: the risk.
+        matrix: which matrix of its second derivatives.
         layer: the layer.
         progress: called with the columns of the layer done, as chunks go by, and n.
 
@@ -181,10 +183,10 @@ def add_own_block_(
                 return None
             num_examples += term.num_examples
             # The terms are shares of the risk, so that these second derivatives are weighed.
-            gradient = differentiate(term.value, {"z": call.shift}, create_graph=True)
-            if not gradient or _are_coupled(gradient["z"], call.shift):
+            graph = matrix.graph(term, {"z": call.shift})
+            if not graph.reached or _are_coupled(graph, call.shift):
                 return None
-            inputs, columns = call.inputs.detach(), _second_derivatives(gradient["z"], call.shift)
+            inputs, columns = call.inputs.detach(), _second_derivatives(graph, call.shift)
             if len(inputs) >= enough:
                 total.add(inputs, columns)
             else:
@@ -199,30 +201,30 @@ def add_own_block_(
     return OwnBlock(layer, total.mass, num_examples)
 
 
-def _are_coupled(gradient: Tensor, shift: Tensor) -> bool:
-    """Whether the loss of some examples depends on the ``z`` of others, shapes (examples, D).
+def _are_coupled(graph: ProductGraph, shift: Tensor) -> bool:
+    """Whether the loss of some examples depends on the ``z`` of others, shape (examples, D).
 
-    Of a random combination of ``g`` on half of them, the derivative by the ``z`` of the other half
-    is exactly zero if it does not, so that coupling shows far below the tolerance of a check.
+    The product with a random vector that is zero on half of them is exactly zero there if it does
+    not, so that coupling shows far below the tolerance of a check.
     """
     generator = torch.Generator().manual_seed(0)
-    weights = torch.randn(gradient.shape, generator=generator, dtype=torch.float64).to(gradient)
-    others = torch.randperm(len(gradient), generator=generator)[len(gradient) // 2 :]
+    weights = torch.randn(shift.shape, generator=generator, dtype=torch.float64).to(shift)
+    others = torch.randperm(len(shift), generator=generator)[len(shift) // 2 :]
     weights[others] = 0
-    derivative = differentiate(gradient, {"z": shift}, [weights], retain_graph=True)
-    if not derivative:
+    product = graph.multiply({"z": weights})
+    if not product:
         return False
-    size = derivative["z"].abs()
+    size = product["z"].abs()
     return bool(size[others].max() > torch.finfo(size.dtype).eps / 2 * size.max())
 
 
-def _second_derivatives(gradient: Tensor, shift: Tensor) -> Iterator[Tensor]:
-    """The columns ``Q_s[:, j] = d g_s[j] / d z_s`` for each output j, shape (examples, D)."""
-    for j in range(gradient.shape[1]):
-        selected = torch.zeros_like(gradient)
+def _second_derivatives(graph: ProductGraph, shift: Tensor) -> Iterator[Tensor]:
+    """The columns ``Q_s[:, j]`` for each output j, shape (examples, D)."""
+    for j in range(shift.shape[1]):
+        selected = torch.zeros_like(shift)
         selected[:, j] = 1
-        column = differentiate(gradient, {"z": shift}, [selected], retain_graph=True)
-        # A gradient that does not depend on z has a zero derivative.
+        column = graph.multiply({"z": selected})
+        # Where the loss is linear in z, the derivative is zero.
         yield column["z"] if column else torch.zeros_like(shift)
 
 

@@ -67,6 +67,18 @@ class Loss:
             return self
         return replace(self, function=copy.deepcopy(self.function).to(device=device, dtype=dtype))
 
+    def evaluate(self, outputs: Any, targets: Any) -> Tensor:
+        """The loss on a batch as a scalar tensor.
+
+        Raises:
+            InputError: the function returns something other than one number.
+        """
+        loss = self.function(outputs, targets)
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise InputError(f"the loss must return one number as a tensor, got {shape}")
+        return loss.reshape(())
+
     def batch_weight(self, outputs: Any, targets: Any) -> float:
         """What batch b counts in the mean over all batches (1 for a sum)."""
         return float(self.weight(outputs, targets)) if self.reduction == "mean" else 1.0

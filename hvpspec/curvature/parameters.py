@@ -47,7 +47,7 @@ class ParameterSpace:
         return torch.cat([tensors[name].reshape(-1) for name in self.names])
 
     def unflatten(self, vectors: Tensor) -> dict[str, Tensor]:
-        """Split a vector, or rows, of shape (..., dim) into tensors of shape (..., *parameter)."""
+        """Split rows of shape ``(..., dim)`` into tensors of shape ``(..., *parameter)``."""
         parts, batch = torch.split(vectors, self.sizes, dim=-1), vectors.shape[:-1]
         return {
             name: part.reshape(*batch, *shape)

@@ -1,4 +1,4 @@
-"""Hessian-vector products over all of the data, made the way that is fastest here."""
+"""Matrix-vector products over all of the data, made the way that is fastest here."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hvpspec.curvature.batches import Batch
 from hvpspec.curvature.engines import DoubleBackward, Engine, ForwardOverReverse
+from hvpspec.curvature.matrices import Matrix
 from hvpspec.curvature.risk import EmpiricalRisk
 from hvpspec.errors import DataChangedError, HvpspecError, InputError
 from hvpspec.linalg.memory import available_memory
@@ -99,7 +100,7 @@ class _Kept:
 
 
 class Products:
-    """Products with the Hessian of a risk, without the l2 term.
+    """Products with a matrix of second derivatives of a risk, without the l2 term.
 
     The first are made by double backward. Once products with blocks of some width have taken as
     long as a comparison would, the ways of multiplying are timed on the first chunk; once they have
@@ -109,6 +110,7 @@ class Products:
 
     Args:
         risk: the function.
+        matrix: which matrix.
         engine: one way for all products after the first, or "auto".
         memory_budget: bytes for what is kept from product to product; None for a quarter of what is
             free when it is first asked for.
@@ -117,13 +119,16 @@ class Products:
         InputError: the engine is unknown or the budget negative.
     """
 
-    def __init__(self, risk: EmpiricalRisk, engine: str, memory_budget: int | None) -> None:
+    def __init__(
+        self, risk: EmpiricalRisk, matrix: Matrix, engine: str, memory_budget: int | None
+    ) -> None:
         if engine not in get_args(EngineName):
             names = ", ".join(map(repr, get_args(EngineName)))
             raise InputError(f"engine must be one of {names}, got {engine!r}")
         if memory_budget is not None and memory_budget < 0:
             raise InputError(f"memory_budget must be at least 0 bytes, got {memory_budget}")
-        self._risk, self._wish, self._budget = risk, engine, memory_budget
+        self._risk, self._matrix = risk, matrix
+        self._wish, self._budget = engine, memory_budget
         self._plain: DoubleBackward | None = None
         self._widest = _MOST_VECTORS
         self._courses: dict[int, _Course] = {}
@@ -146,7 +151,7 @@ class Products:
     def multiply(self, V: Tensor) -> Tensor:
         """Multiply the rows of V, shape (k, n)."""
         if self._plain is None:
-            plain = DoubleBackward(self._risk)
+            plain = DoubleBackward(self._risk, self._matrix)
             product = self._pass(plain, V, keep=False)
             self._plain = plain  # only now that it has found nothing to refuse
             return product
@@ -188,7 +193,7 @@ class Products:
             self._widest = min(self._widest, max(1, free // (4 * max(1, self._plain.size(graph)))))
             if len(V) > self._widest:
                 return
-            # Not the block itself: it may lie where the Hessian is zero, and all ways agree.
+            # Not the block itself: it may lie where the matrix is zero, and all ways agree.
             V = torch.randn(V.shape, generator=torch.Generator().manual_seed(0)).to(V)
             expected = self._plain.multiply(graph, V)
             scale = self._risk.reference.scale * float(torch.linalg.vector_norm(V))
@@ -243,9 +248,9 @@ class Products:
         if name == "double backward":
             return self._plain
         if name == "batched double backward":
-            return DoubleBackward(self._risk, batched=True)
+            return DoubleBackward(self._risk, self._matrix, batched=True)
         compiled = name.startswith("compiled")
-        return ForwardOverReverse(self._risk, batch, width, compiled=compiled)
+        return ForwardOverReverse(self._risk, self._matrix, batch, width, compiled=compiled)
 
     def _room(self) -> float:
         """The bytes that what is kept may take."""

@@ -24,6 +24,7 @@ from hvpspec.curvature.isolation import (
 )
 from hvpspec.curvature.losses import Loss, as_loss
 from hvpspec.curvature.parameters import ParameterSpace, Selector, select_parameters
+from hvpspec.curvature.structure import is_convex
 from hvpspec.errors import DataChangedError, InputError, NonFiniteError
 
 
@@ -36,6 +37,7 @@ class Term:
         outputs: what the model returned.
         targets: what the loss compared it with.
         loss: the loss with its tensors in the operator's dtype.
+        share: what the loss on the chunk is multiplied by.
         num_examples: how many there are in the chunk.
     """
 
@@ -43,7 +45,17 @@ class Term:
     outputs: Any
     targets: Any
     loss: Loss
+    share: float
     num_examples: int
+
+    @property
+    def convex(self) -> bool:
+        """Whether the loss is certainly convex in the outputs."""
+        return self.loss.convex or is_convex(self.loss.function, self.outputs, self.targets)
+
+    def value_at(self, outputs: Any) -> Tensor:
+        """The value for other outputs."""
+        return self.loss.evaluate(outputs, self.targets) * self.share
 
 
 @dataclass(frozen=True)
@@ -224,8 +236,8 @@ class EmpiricalRisk:
         self._compare(k, chunk.weight, float(chunk.loss.detach()))
         if chunk.weight == 0:
             return None
-        share = chunk.loss * self.share(k)
-        return Term(share, chunk.outputs, batch.targets, self.loss, len(batch))
+        share = self.share(k)
+        return Term(chunk.loss * share, chunk.outputs, batch.targets, self.loss, share, len(batch))
 
     def share(self, k: int) -> float:
         """What the loss on chunk ``k`` is multiplied by in the risk."""
@@ -234,10 +246,6 @@ class EmpiricalRisk:
     def check(self, k: int, loss: float) -> None:
         """Raise DataChangedError unless the loss on chunk ``k`` is that of the first pass."""
         self._compare(k, self.reference.weights[k], loss)
-
-    def loss_on(self, batch: Batch, parameters: Mapping[str, Tensor]) -> Tensor:
-        """The loss on one chunk as a function of all parameters, a scalar, before it is weighed."""
-        return self._loss(self._forward(parameters, batch), batch.targets)
 
     @contextmanager
     def _stage(self) -> Iterator[None]:
@@ -265,11 +273,11 @@ class EmpiricalRisk:
         safe = batch
         if self._writes_inputs is not False:  # a copy until it is known to be needless
             safe = batch.map(torch.clone)
-        outputs = self._forward(parameters, safe)
+        outputs = self.outputs(parameters, safe)
         if self._writes_inputs is None:
             self._writes_inputs = any(tensor._version for tensor in safe.leaves)
         weight = self.loss.batch_weight(outputs, batch.targets)
-        return _Chunk(weight, self._loss(outputs, batch.targets), outputs)
+        return _Chunk(weight, self.loss.evaluate(outputs, batch.targets), outputs)
 
     def parameters(self, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """All parameters: ``leaves``, and copies of the others in the risk's dtype."""
@@ -280,8 +288,8 @@ class EmpiricalRisk:
         }
         return {**constants, **leaves}
 
-    def _forward(self, parameters: Mapping[str, Tensor], batch: Batch) -> Any:
-        """Run the model on a chunk with the given parameters."""
+    def outputs(self, parameters: Mapping[str, Tensor], batch: Batch) -> Any:
+        """What the model returns for a chunk with the given parameters."""
         # Copies: a module that counts its calls, say, must not write into the caller's buffers.
         buffers = {
             name: b.detach().to(self.dtype if b.is_floating_point() else b.dtype, copy=True)
@@ -291,14 +299,6 @@ class EmpiricalRisk:
             self.model, {**parameters, **buffers}, batch.args, dict(batch.kwargs)
         )
         return getattr(outputs, "logits", outputs)
-
-    def _loss(self, outputs: Any, targets: Any) -> Tensor:
-        """Evaluate the loss on a chunk."""
-        loss = self.loss.function(outputs, targets)
-        if not isinstance(loss, Tensor) or loss.numel() != 1:
-            shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-            raise InputError(f"the loss must return one number as a tensor, got {shape}")
-        return loss.reshape(())
 
     def _measure(self) -> _Reference:
         """Make the first pass: note the weight and loss of each chunk."""
@@ -325,11 +325,11 @@ class EmpiricalRisk:
                 if k == 0:
                     refuse_own_parameters(chunk.loss, self.model)
                 if k == 1:
-                    forward = partial(self._forward, parameters)
+                    forward = partial(self.outputs, parameters)
                     refuse_dependence(forward, batch, chunk.outputs)
                 if self._loss_is_assumed:
                     refuse_other_than_mean(
-                        self._loss, chunk.loss, chunk.outputs, batch.targets, len(batch)
+                        self.loss.evaluate, chunk.loss, chunk.outputs, batch.targets, len(batch)
                     )
                 weights.append(chunk.weight)
                 losses.append(value)

@@ -1,4 +1,4 @@
-"""A Hessian-vector product as a graph of tensor operations, split where vectors come in."""
+"""A matrix-vector product as a graph of tensor operations, split where vectors come in."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
-from torch.func import grad_and_value, jvp, vmap
+from torch.func import vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -23,16 +23,19 @@ from hvpspec.curvature.simplify import (
     written_by,
 )
 
-#: A scalar function of parameters and data, each a list of tensors.
-ScalarFunction = Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]
+#: Takes parameters, data and a vector, each a list of tensors; returns a value that does not depend
+#: on the vector, and a product with it that is linear in it.
+Product = Callable[
+    [Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]], tuple[Tensor, Sequence[Tensor]]
+]
 
 
 @dataclass(frozen=True)
 class SplitProduct:
-    """A product with a Hessian in two parts, of which the first does not depend on the vector.
+    """A product with a matrix in two parts, of which the first does not depend on the vector.
 
     Attributes:
-        first: takes parameters and data, returns the function's value and what ``second`` needs.
+        first: takes parameters and data, returns the value and what ``second`` needs.
         second: takes that and the vector's parts, returns the product's parts.
         largest: bytes of the largest intermediate result of ``second`` that grows with the data.
     """
@@ -57,13 +60,14 @@ class SplitProduct:
 
 
 def split_product(
-    function: ScalarFunction, arguments: Sequence[Tensor], num_parameters: int, width: int
+    product: Product, arguments: Sequence[Tensor], num_parameters: int, width: int
 ) -> SplitProduct:
-    """Trace ``v -> H v`` for a function's Hessian H in its parameters, forward over reverse.
+    """Trace ``v -> A v`` for a matrix A that depends on parameters and data.
 
     Args:
-        function: a scalar function of parameters and data.
-        arguments: both, one after the other; the trace holds for all of the same shapes.
+        product: with one vector.
+        arguments: parameters and data, one after the other; the trace holds for all of the same
+            shapes.
         num_parameters: how many of the arguments are parameters.
         width: the number of vectors multiplied at once; for 1 there is no leading dimension.
 
@@ -77,11 +81,9 @@ def split_product(
     """
     parameters, data = list(arguments[:num_parameters]), list(arguments[num_parameters:])
 
-    def product(theta: list[Tensor], data: list[Tensor], V: list[Tensor]) -> Any:
+    def block_product(theta: list[Tensor], data: list[Tensor], V: list[Tensor]) -> Any:
         def one(v: list[Tensor]) -> Any:
-            gradient = grad_and_value(lambda t: function(t, data))
-            (_, value), (Hv, _) = cast(Any, jvp)(gradient, (theta,), (v,))
-            return value, Hv
+            return product(theta, data, v)
 
         with _PlainZeros():  # type: ignore[no-untyped-call]
             return one(V) if width == 1 else vmap(one, out_dims=(None, 0))(V)  # type: ignore[arg-type]
@@ -91,7 +93,7 @@ def split_product(
     with warnings.catch_warnings():
         # PyTorch loads its forward derivatives through TorchScript, which it deprecates itself.
         warnings.simplefilter("ignore", FutureWarning)
-        traced = make_fx(product)(parameters, data, vectors)
+        traced = make_fx(block_product)(parameters, data, vectors)
     return _split(traced, len(vectors))
 
 

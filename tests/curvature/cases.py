@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, hessian
+from torch.func import functional_call, hessian, jacrev
 
 
 @dataclass(frozen=True)
@@ -51,17 +51,34 @@ def dense_hessian(
 def _dense_hessian(
     case: Case, model: nn.Module, inputs: tuple[Tensor, ...], targets: Tensor, names: list[str]
 ) -> Tensor:
+    network, theta = as_function(model, inputs, names)
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        return hessian(lambda vector: case.loss(network(vector), targets))(theta)
+
+
+def as_function(
+    model: nn.Module, inputs: tuple[Tensor, ...], names: list[str]
+) -> tuple[Callable[[Tensor], Any], Tensor]:
+    """A network's outputs as a function of some parameters in a vector, and that vector."""
     parameters = {name: p.detach() for name, p in model.named_parameters()}
     sizes = [parameters[name].numel() for name in names]
 
-    def risk(vector: Tensor) -> Tensor:
+    def network(vector: Tensor) -> Any:
         parts = vector.split(sizes)
         changed = {n: p.view_as(parameters[n]) for n, p in zip(names, parts, strict=True)}
-        outputs = functional_call(model, {**parameters, **changed}, inputs)
-        return case.loss(outputs, targets)
+        return functional_call(model, {**parameters, **changed}, inputs)
 
+    return network, torch.cat([parameters[name].reshape(-1) for name in names])
+
+
+def dense_gauss_newton(
+    network: Callable[[Tensor], Tensor], loss: Callable[[Tensor], Tensor], theta: Tensor
+) -> Tensor:
+    """``J^T H J`` with H the Hessian of the loss by the outputs, by torch.func; shape (n, n)."""
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        return hessian(risk)(torch.cat([parameters[name].reshape(-1) for name in names]))
+        z, J = network(theta), jacrev(network)(theta)
+        J = J.reshape(z.numel(), -1)
+        return J.T @ hessian(loss)(z).reshape(z.numel(), -1) @ J
 
 
 class Tied(nn.Module):

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import scipy.sparse.linalg
 import torch
-from curvlinops import HessianLinearOperator
+from curvlinops import GGNLinearOperator, HessianLinearOperator
 from hessian_eigenthings import HessianOperator as EigenthingsOperator
 from pyhessian import hessian as PyHessian
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import hvpspec
-from hvpspec import DenseOperator, HessianOperator
+from hvpspec import DenseOperator, GGNOperator, HessianOperator
 from hvpspec.linalg import interop
 from tests.linalg.test_dense import rotated
 
@@ -80,6 +80,17 @@ def test_curvlinops_products_on_ragged_batches() -> None:
     V = torch.randn(H.shape[0], 4, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(H @ V, peer @ V, rtol=1e-5, atol=1e-7)
     torch.testing.assert_close((H @ V).double(), exact() @ V.double(), rtol=1e-5, atol=1e-6)
+
+
+def test_curvlinops_gauss_newton_products_on_ragged_batches() -> None:
+    model, loader = ragged()
+    G = GGNOperator(model, nn.CrossEntropyLoss(), loader)
+    peer = GGNLinearOperator(
+        model, nn.CrossEntropyLoss(), list(model.parameters()), loader, check_deterministic=False
+    )
+    V = torch.randn(G.shape[0], 4, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(G @ V, peer @ V, rtol=1e-5, atol=1e-7)
+    assert float((G @ V - exact().float() @ V).abs().max()) > 1e-3  # it is not the Hessian
 
 
 def test_eigenthings_products_on_one_batch() -> None:
