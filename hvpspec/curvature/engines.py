@@ -145,7 +145,7 @@ class ForwardOverReverse(Engine):
         risk: the function.
         matrix: which matrix of its second derivatives.
         batch: a chunk to trace on.
-        width: the number of vectors in a block.
+        width: the number of vectors taken at once; None for one after the other.
         compiled: whether the part that depends on the vectors is compiled.
 
     Attributes:
@@ -160,12 +160,13 @@ class ForwardOverReverse(Engine):
         risk: EmpiricalRisk,
         matrix: Matrix,
         batch: Batch,
-        width: int,
+        width: int | None = None,
         *,
         compiled: bool = False,
     ) -> None:
         super().__init__(risk, matrix)
-        self.name = "compiled forward over reverse" if compiled else "forward over reverse"
+        way = "compiled " if compiled else "batched " if width is not None else ""
+        self.name = f"{way}forward over reverse"
         self._width = width
         split = self._trace(batch)
         self.largest = split.largest
@@ -190,7 +191,13 @@ class ForwardOverReverse(Engine):
 
     def multiply(self, prepared: _Residuals, V: Tensor) -> Tensor:
         """Evaluate what does."""
-        rows = self.risk.space.unflatten(V if self._width > 1 else V[0])
+        if self._width is None:
+            return torch.stack([self._product(prepared, v) for v in V])
+        return self._product(prepared, V)
+
+    def _product(self, prepared: _Residuals, V: Tensor) -> Tensor:
+        """Multiply a vector, or a block that was traced."""
+        rows = self.risk.space.unflatten(V)
         with torch.no_grad():  # contiguous, as when it was traced
             vectors = [v.contiguous() for v in rows.values()]
             parts = prepared.split.multiply(prepared.tensors, vectors)

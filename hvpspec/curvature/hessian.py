@@ -46,9 +46,10 @@ class HessianOperator(CurvatureOperator):
         dtype: to compute in, with parameters, buffers and data converted; None for the parameters'.
         engine: how products are made, all exact: "double backward" (one graph per chunk, shared by
             the vectors), "batched double backward", "forward over reverse" (traced once, with what
-            does not depend on the vectors evaluated once per chunk), the same "compiled", or
-            "auto" for the fastest, found out on the way and shown by :attr:`plan`. Ways differ by
-            round-off, and "auto" goes by the clock: name one for the same bits from run to run.
+            does not depend on the vectors evaluated once per chunk), the same "batched ..." or
+            "compiled ..." (a block at once), or "auto" for the fastest, found out on the way and
+            shown by :attr:`plan`. Ways differ by round-off, and "auto" goes by the clock: name one
+            for the same bits from run to run.
         memory_budget: bytes for what is kept between products instead of evaluated again: graphs or
             intermediate results of all chunks, if they fit. None for a quarter of free memory.
 

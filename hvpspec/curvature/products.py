@@ -24,6 +24,7 @@ EngineName = Literal[
     "double backward",
     "batched double backward",
     "forward over reverse",
+    "batched forward over reverse",
     "compiled forward over reverse",
 ]
 
@@ -33,15 +34,15 @@ _MOST_VECTORS = 32
 # node of the gradient's graph. It is taken only after the products have taken as long.
 _STEPS = {
     "compare": ("double backward", "batched double backward"),
-    "trace": ("forward over reverse",),
+    "trace": ("forward over reverse", "batched forward over reverse"),
     "compile": ("compiled forward over reverse",),
 }
-_PRICES = {"compare": (0.1, 0.0), "trace": (0.4, 6e-3), "compile": (60.0, 0.1)}
+_PRICES = {"compare": (0.1, 0.0), "trace": (0.8, 1.2e-2), "compile": (60.0, 0.1)}
 # A trial is repeated until it has taken so long: the least of a few short times is no accident.
 _TRIAL_SECONDS = 0.05
 # The C library takes pieces of memory beyond 32 MB from the system each time, which clears them
 # first: half of the time went there (mallopt(3), M_MMAP_THRESHOLD). Smaller ones stay in the cache.
-_LARGEST = 2**22
+_LARGEST = 2**24
 
 
 @dataclass(frozen=True)
@@ -199,6 +200,8 @@ class Products:
             scale = self._risk.reference.scale * float(torch.linalg.vector_norm(V))
             del graph
             for name in _STEPS.get(step, (step,)):
+                if len(V) == 1 and name.startswith("batched") and name != self._wish:
+                    continue
                 try:
                     engine = self._engine(name, batch, len(V))
                     if self._shrink(engine, len(batch), len(V)):
@@ -231,7 +234,8 @@ class Products:
             return False
         if not isinstance(engine, ForwardOverReverse) or engine.largest <= _LARGEST:
             return False
-        smaller = max(1, chunk_size * _LARGEST // engine.largest)
+        pieces = math.ceil(engine.largest / _LARGEST)
+        smaller = math.ceil(chunk_size / pieces)  # of about equal length
         if smaller >= chunk_size:
             return False
         self._shrunk = True  # once: a size that does not go down with the chunk would go on
@@ -249,6 +253,8 @@ class Products:
             return self._plain
         if name == "batched double backward":
             return DoubleBackward(self._risk, self._matrix, batched=True)
+        if name == "forward over reverse":
+            return ForwardOverReverse(self._risk, self._matrix, batch)
         compiled = name.startswith("compiled")
         return ForwardOverReverse(self._risk, self._matrix, batch, width, compiled=compiled)
 

@@ -60,7 +60,7 @@ class SplitProduct:
 
 
 def split_product(
-    product: Product, arguments: Sequence[Tensor], num_parameters: int, width: int
+    product: Product, arguments: Sequence[Tensor], num_parameters: int, width: int | None
 ) -> SplitProduct:
     """Trace ``v -> A v`` for a matrix A that depends on parameters and data.
 
@@ -69,7 +69,7 @@ def split_product(
         arguments: parameters and data, one after the other; the trace holds for all of the same
             shapes.
         num_parameters: how many of the arguments are parameters.
-        width: the number of vectors multiplied at once; for 1 there is no leading dimension.
+        width: the number of vectors multiplied at once; None for one without a leading dimension.
 
     Raises:
         Exception: whatever an operation raises that cannot be traced.
@@ -86,9 +86,9 @@ def split_product(
             return product(theta, data, v)
 
         with _PlainZeros():  # type: ignore[no-untyped-call]
-            return one(V) if width == 1 else vmap(one, out_dims=(None, 0))(V)  # type: ignore[arg-type]
+            return one(V) if width is None else vmap(one, out_dims=(None, 0))(V)  # type: ignore[arg-type]
 
-    block = () if width == 1 else (width,)
+    block = () if width is None else (width,)
     vectors = [p.new_zeros(*block, *p.shape) for p in parameters]
     with warnings.catch_warnings():
         # PyTorch loads its forward derivatives through TorchScript, which it deprecates itself.

@@ -13,7 +13,12 @@ from hvpspec import DataChangedError, HessianOperator, InputError, Loss
 from hvpspec.curvature import products
 from hvpspec.zoo import cnn, mlp2
 
-ENGINES = ["double backward", "batched double backward", "forward over reverse"]
+ENGINES = [
+    "double backward",
+    "batched double backward",
+    "forward over reverse",
+    "batched forward over reverse",
+]
 
 
 class Attention(nn.Module):
@@ -254,7 +259,7 @@ def test_chunks_are_cut_once_where_intermediate_results_are_large(
     monkeypatch.setattr(products, "_LARGEST", 10 * 4 * 400 * 8)
     model = nn.Sequential(nn.Linear(16, hidden), nn.Tanh(), nn.Linear(hidden, 2)).double()
     X, y = torch.rand(90, 16).double(), torch.randint(2, (90,))
-    H = HessianOperator(model, nn.CrossEntropyLoss(), (X, y), engine="forward over reverse")
+    H = HessianOperator(model, nn.CrossEntropyLoss(), (X, y), engine="batched forward over reverse")
     V = torch.randn(H.shape[0], 4, dtype=torch.float64)
     expected = H @ V
     for _ in range(2):
