@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hvpspec.curvature.batches import Batch
 from hvpspec.curvature.engines import DoubleBackward, Engine, ForwardOverReverse
@@ -71,6 +71,7 @@ class _Course:
     Attributes:
         engine: the way.
         steps: what remains to be tried.
+        expected: seconds that the next product will take.
         keep: whether to keep what it prepares.
         spent: seconds of products since the last step.
         seconds: what each way that was tried takes on the first chunk.
@@ -79,6 +80,7 @@ class _Course:
 
     engine: Engine
     steps: list[str]
+    expected: float
     keep: bool = False
     spent: float = 0.0
     seconds: dict[str, float] = field(default_factory=dict)
@@ -103,11 +105,11 @@ class _Kept:
 class Products:
     """Products with a matrix of second derivatives of a risk, without the l2 term.
 
-    The first are made by double backward. Once products with blocks of some width have taken as
-    long as a comparison would, the ways of multiplying are timed on the first chunk; once they have
-    taken as long as tracing (and then compiling) would, that is tried, too. So a short run is not
-    planned at all, and planning takes about half of any other at most. A way that does not agree
-    with double backward on the first chunk is dropped with a warning.
+    The first is made by double backward. When products with blocks of some width would, with the
+    next, have taken as long as a comparison, the ways of multiplying are timed on the first chunk;
+    when they would have taken as long as tracing (and then compiling), that is tried, too. So a
+    short run is not planned at all, and planning takes about half of any other at most. A way that
+    does not agree with double backward on the first chunk is dropped with a warning.
 
     Args:
         risk: the function.
@@ -131,6 +133,7 @@ class Products:
         self._risk, self._matrix = risk, matrix
         self._wish, self._budget = engine, memory_budget
         self._plain: DoubleBackward | None = None
+        self._first_seconds = 0.0
         self._widest = _MOST_VECTORS
         self._courses: dict[int, _Course] = {}
         self._kept: _Kept | None = None
@@ -152,22 +155,41 @@ class Products:
     def multiply(self, V: Tensor) -> Tensor:
         """Multiply the rows of V, shape (k, n)."""
         if self._plain is None:
+            start = time.perf_counter()
             plain = DoubleBackward(self._risk, self._matrix)
-            product = self._pass(plain, V, keep=False)
+            product = self._pass(plain, V[:1], keep=False)
             self._plain = plain  # only now that it has found nothing to refuse
-            return product
-        return torch.cat([self._multiply_block(block) for block in torch.split(V, self._widest)])
+            self._first_seconds = time.perf_counter() - start
+            if len(V) == 1:
+                return product
+        num_blocks = math.ceil(len(V) / self._widest)
+        width = math.ceil(len(V) / num_blocks)
+        if width * num_blocks > len(V):  # a block of another width would need a plan of its own
+            rows = nn.functional.pad(V, (0, 0, 0, width * num_blocks - len(V)))
+            return self.multiply(rows)[: len(V)]
+        if num_blocks == 1:
+            return self._multiply_block(V)
+        return torch.cat([self._multiply_block(block) for block in torch.split(V, width)])
 
     def _multiply_block(self, V: Tensor) -> Tensor:
         """Multiply a block the way that is planned for its width, and go on planning."""
         assert self._plain is not None
-        course = self._courses.setdefault(len(V), _Course(self._plain, self._steps()))
-        while course.steps and course.spent >= self._price(course.steps[0]):
+        width = len(V)
+        course = self._courses.get(width)
+        if course is None:
+            course = _Course(self._plain, self._steps(), expected=self._first_seconds * width)
+            self._courses[width] = course
+        # What is to come for certain is this block, at the present speed.
+        while course.steps and course.spent + course.expected >= self._price(course.steps[0]):
             self._take(course.steps.pop(0), course, V)
-            course = self._courses[len(V)]
+            course = self._courses[width]
+        if width > self._widest:  # as has just been found out
+            del self._courses[width]
+            return self.multiply(V)
         start = time.perf_counter()
         product = self._pass(course.engine, V, keep=course.keep)
-        course.spent += time.perf_counter() - start
+        course.expected = time.perf_counter() - start
+        course.spent += course.expected
         return product
 
     def _steps(self) -> list[str]:
@@ -227,6 +249,8 @@ class Products:
                 if seconds < min(course.seconds.values(), default=math.inf):
                     course.engine, course.keep = engine, keep
                 course.seconds[name] = seconds
+        if course.seconds:
+            course.expected = min(course.seconds.values()) * self._risk.num_chunks
 
     def _shrink(self, engine: Engine, chunk_size: int, width: int) -> bool:
         """Cut chunks that are too large for an engine, and plan anew; return whether they were."""
@@ -243,7 +267,7 @@ class Products:
         self._kept = None
         # What was found out for other widths holds for the old chunks.
         assert self._plain is not None
-        self._courses = {width: _Course(self._plain, self._steps(), spent=math.inf)}
+        self._courses = {width: _Course(self._plain, self._steps(), expected=math.inf)}
         return True
 
     def _engine(self, name: str, batch: Batch, width: int) -> Engine:
