@@ -81,7 +81,7 @@ def main() -> None:
             print(markdown(rows[-1:]).splitlines()[-1], flush=True)
             results = [asdict(row) for row in rows]
             write(options.out, "index_products", "float64", results, markdown(rows))
-            figure(rows, options.out / "index_products.png")
+            figure(rows, options.side, options.out / "index_products.png")
 
 
 def problem(activation: str, options: argparse.Namespace) -> tuple[SymmetricOperator, Tensor]:
@@ -172,7 +172,7 @@ def markdown(rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def figure(rows: Sequence[Row], path: Path) -> None:
+def figure(rows: Sequence[Row], side: int, path: Path) -> None:
     """Draw products against tau, with the true counts written to them."""
     from matplotlib.figure import Figure
 
@@ -182,7 +182,7 @@ def figure(rows: Sequence[Row], path: Path) -> None:
         yscale="log",
         xlabel="resolution τ / largest eigenvalue",
         ylabel="Hessian-vector products",
-        title="Products for a certified index of a 784-10-10 network",
+        title=f"Products for a certified index of a {side**2}-10-10 network",
     )
     for number, activation in enumerate(dict.fromkeys(row.activation for row in rows)):
         mine = [row for row in rows if row.activation == activation]
