@@ -118,16 +118,17 @@ class DoubleBackward(Engine):
 
     def multiply(self, prepared: _Gradient, V: Tensor) -> Tensor:
         """Differentiate the gradient's products with the vectors."""
-        if self._batched:
-            return self._derivative(prepared, V)
-        return torch.stack([self._derivative(prepared, v) for v in V])
+        product = torch.zeros_like(V)
+        for v, into in [(V, product)] if self._batched else zip(V, product, strict=True):
+            self._write_derivative(prepared, v, into)
+        return product
 
     def size(self, prepared: _Gradient) -> int:
         """The bytes that the graph saves."""
         return saved_bytes(prepared.parts.values())
 
-    def _derivative(self, gradient: _Gradient, V: Tensor) -> Tensor:
-        """The derivative of the gradient's product with a vector, or with each row."""
+    def _write_derivative(self, gradient: _Gradient, V: Tensor, into: Tensor) -> None:
+        """Write the derivative of the gradient's product with a vector, or with each row."""
         columns = self.risk.space.unflatten(V)
         parts = differentiate(
             gradient.parts.values(),
@@ -136,7 +137,7 @@ class DoubleBackward(Engine):
             retain_graph=True,
             batched=V.ndim == 2,
         )
-        return join(self.risk.space, parts, V)
+        write(self.risk.space, parts, into)
 
 
 @dataclass(frozen=True)
@@ -203,9 +204,11 @@ class ForwardOverReverse(Engine):
         """Evaluate what does."""
         rows = self.risk.space.unflatten(V if self._width > 1 else V[0])
         with torch.no_grad():  # contiguous, as when it was traced
-            vectors = [v.contiguous() for v in rows.values()]
-            parts = prepared.split.multiply(prepared.tensors, vectors)
-        return join(self.risk.space, dict(zip(rows, parts, strict=True)), V).mul_(prepared.share)
+            parts = prepared.split.multiply(
+                prepared.tensors, [v.contiguous() for v in rows.values()]
+            )
+        product = join(self.risk.space, dict(zip(rows, parts, strict=True)), V)
+        return product.mul_(prepared.share)
 
     def size(self, prepared: _Residuals) -> int:
         """The bytes of the intermediate results that are kept."""
@@ -227,10 +230,15 @@ class ForwardOverReverse(Engine):
 def join(space: ParameterSpace, parts: Mapping[str, Tensor], like: Tensor) -> Tensor:
     """Put the parts of derivatives into vectors of a shape (..., n), zero where there is none."""
     vectors = torch.zeros_like(like)
+    write(space, parts, vectors)
+    return vectors
+
+
+def write(space: ParameterSpace, parts: Mapping[str, Tensor], vectors: Tensor) -> None:
+    """Write the parts of derivatives to their places in vectors of shape (..., n)."""
     views = space.unflatten(vectors)
     for name, part in parts.items():
         views[name].copy_(part.detach().view_as(views[name]))
-    return vectors
 
 
 def saved_bytes(outputs: Iterable[Tensor]) -> int:
