@@ -1,31 +1,35 @@
-"""How many products a certified index takes, against its resolution.
+"""How many products and how much time a certified index takes, against its resolution.
 
 Trains the 784-10-10 perceptron on the bundled sample of MNIST with ReLU and with tanh, assembles
 the Hessian once, and then asks for the index at one resolution after the other through products
-alone. Beside each answer stand the true count and the interval of plain stochastic Lanczos
-quadrature for the same number of products.
+alone. Beside each answer stand the true count, and the interval of plain stochastic Lanczos
+quadrature for the same number of products, with its seconds.
 
 By default the products are those of the diagonal matrix of the exact eigenvalues: Gaussian probes
 look the same in every orthonormal basis, so the number of products has the same distribution, and
-each product is a thousand times cheaper. ``--dense`` multiplies by the matrix itself.
+each product is a thousand times cheaper. ``--multiply-by network`` takes those of the network, as a
+user would, whose seconds mean something; ``--multiply-by matrix`` those of the assembled matrix.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from benchmarks.measuring import Times, interleaved, leave_out_compiling, warm_up, write
+from benchmarks.networks import trained
 from hvpspec import DenseOperator, FunctionOperator, HessianOperator, eigvalsh, index
 from hvpspec.linalg import SymmetricOperator
-from hvpspec.zoo import TrainingSettings, build_loss, load_data, mlp2, train
+from hvpspec.spectrum import IndexResult
+from hvpspec.zoo import load_data
 
+#: Where the products come from: the eigenvalues, the assembled matrix, or the network.
+KINDS = ("eigenvalues", "matrix", "network")
 RATIOS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
 #: Probes of plain quadrature; its steps are what the products then allow.
 SLQ_PROBES = 10
@@ -36,6 +40,7 @@ class Row:
     """One resolution of one network; ``tau`` is ``ratio`` times the largest eigenvalue."""
 
     activation: str
+    multiply_by: str
     ratio: float
     truth: int
     lower: int
@@ -43,7 +48,8 @@ class Row:
     num_matvecs: int
     slq_lower: int
     slq_upper: int
-    seconds: float
+    times: Times
+    slq_times: Times
 
     @property
     def certified(self) -> bool:
@@ -59,44 +65,49 @@ def main() -> None:
     parser.add_argument("--max-matvecs", type=int, default=6000)
     parser.add_argument("--confidence", type=float, default=0.95)
     parser.add_argument("--epochs", type=int, default=50)
+    parser.add_argument("--side", type=int, choices=(28, 14, 7), default=28, help="of images")
     parser.add_argument("--seed", type=int, default=0, help="of the probes")
-    parser.add_argument("--dense", action="store_true", help="multiply by the matrix itself")
+    parser.add_argument("--multiply-by", choices=KINDS, default=KINDS[0])
+    parser.add_argument("--repeats", type=int, default=1, help="of the times")
     parser.add_argument("--out", type=Path, default=Path("out/index_products"))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
+    leave_out_compiling()
     rows = []
     for activation in options.activations:
-        A, values = problem(activation, options.epochs, options.out, dense=options.dense)
+        A, values = problem(activation, options)
         for ratio in options.ratios:
             rows.append(measure(A, values, activation, ratio, options))
             print(markdown(rows[-1:]).splitlines()[-1], flush=True)
-            write(rows, options.out)
+            results = [asdict(row) for row in rows]
+            write(options.out, "index_products", "float64", results, markdown(rows))
+            figure(rows, options.side, options.out / "index_products.png")
 
 
-def problem(
-    activation: str, epochs: int, folder: Path, *, dense: bool
-) -> tuple[SymmetricOperator, Tensor]:
-    """Train a network; return its Hessian as an operator, and all its eigenvalues, which are kept.
+def problem(activation: str, options: argparse.Namespace) -> tuple[SymmetricOperator, Tensor]:
+    """Train a network; return its Hessian as an operator, and all its eigenvalues.
 
-    Args:
-        activation: of the hidden layer.
-        epochs: of training.
-        folder: where eigenvalues of an earlier call are looked for, and these are written.
-        dense: whether the operator is the matrix itself, not one of the same eigenvalues.
+    These are kept in the folder of the results, for another call that multiplies by them.
     """
-    kept = folder / f"eigenvalues-{activation}-{epochs}.pt"
-    if dense or not kept.exists():
-        model, data = mlp2(activation), load_data("mnist-sample")
-        history = train(model, data, TrainingSettings(epochs=epochs))
-        print(f"{activation}: trained to loss {history.loss:.4f}", flush=True)
-        H = HessianOperator(model, build_loss("cross_entropy"), data.tensors, dtype=torch.float64)
-        matrix = H.to_dense()
-        if not kept.exists():
-            torch.save(eigvalsh(matrix), kept)
-    values = torch.load(kept, weights_only=True)
-    if dense:
+    kept = options.out / f"eigenvalues-{activation}-{options.epochs}-{options.side}.pt"
+    kind = options.multiply_by
+    if kind == "eigenvalues" and kept.exists():
+        values = torch.load(kept, weights_only=True)
+        return FunctionOperator(len(values), lambda v: values * v), values
+    images = load_data("mnist-sample")
+    task = trained("mlp2", activation, images, epochs=options.epochs, side=options.side)
+    data = (task.inputs, task.targets)
+    H = HessianOperator(task.model, nn.CrossEntropyLoss(), data, dtype=torch.float64)
+    matrix = H.to_dense()
+    values = eigvalsh(matrix)
+    torch.save(values, kept)
+    if kind == "eigenvalues":
+        return FunctionOperator(len(values), lambda v: values * v), values
+    if kind == "matrix":
         return DenseOperator(matrix), values
-    return FunctionOperator(len(values), lambda v: values * v), values
+    for width in (1, SLQ_PROBES):
+        warm_up(H, torch.randn(len(values), width, dtype=torch.float64))
+    return H, values
 
 
 def measure(
@@ -108,28 +119,29 @@ def measure(
 ) -> Row:
     """Certify at one resolution, and give plain quadrature as many products."""
     tau = ratio * float(values[-1])
-    start = time.perf_counter()
-    certified = index(
-        A,
-        tau,
-        method="certified",
-        confidence=options.confidence,
-        max_matvecs=options.max_matvecs,
-        generator=torch.Generator().manual_seed(options.seed),
-    )
-    seconds = time.perf_counter() - start
-    plain = index(
-        A,
-        tau,
-        method="slq",
-        confidence=options.confidence,
-        num_probes=SLQ_PROBES,
-        num_steps=max(1, certified.num_matvecs // SLQ_PROBES),
-        max_matvecs=certified.num_matvecs,
-        generator=torch.Generator().manual_seed(options.seed),
-    )
+    results: dict[str, IndexResult] = {}
+
+    def ask(method: str, **effort: int) -> None:
+        results[method] = index(
+            A,
+            tau,
+            method=method,
+            confidence=options.confidence,
+            generator=torch.Generator().manual_seed(options.seed),
+            **effort,
+        )
+
+    def estimate() -> None:
+        most = results["certified"].num_matvecs
+        steps = max(1, most // SLQ_PROBES)
+        ask("slq", max_matvecs=most, num_probes=SLQ_PROBES, num_steps=steps)
+
+    ways = {"certified": lambda: ask("certified", max_matvecs=options.max_matvecs), "slq": estimate}
+    times = interleaved(ways, options.repeats)
+    certified, plain = results["certified"], results["slq"]
     return Row(
         activation,
+        options.multiply_by,
         ratio,
         int((values < -tau).sum()),
         certified.lower,
@@ -137,35 +149,30 @@ def measure(
         certified.num_matvecs,
         plain.lower,
         plain.upper,
-        round(seconds, 1),
+        times["certified"],
+        times["slq"],
     )
-
-
-def write(rows: Sequence[Row], folder: Path) -> None:
-    """Write the results as JSON, as a table and as a figure."""
-    text = json.dumps([asdict(row) for row in rows], indent=1)
-    (folder / "index_products.json").write_text(text + "\n")
-    (folder / "index_products.md").write_text(markdown(rows))
-    figure(rows, folder / "index_products.png")
 
 
 def markdown(rows: Sequence[Row]) -> str:
     """A table with one line per resolution."""
     lines = [
-        "| activation | tau / largest | true count | certified | products | plain quadrature |",
-        "|---|---|---|---|---|---|",
+        "| activation | tau / largest | true count | certified | products | seconds "
+        "| plain quadrature | seconds | widths |",
+        "|---" * 9 + "|",
     ]
     for row in rows:
         answer = str(row.lower) if row.certified else f"[{row.lower}, {row.upper}]"
         plain = f"[{row.slq_lower}, {row.slq_upper}]"
+        widths = f"{row.upper - row.lower}, {row.slq_upper - row.slq_lower}"
         lines.append(
             f"| {row.activation} | {row.ratio:.0e} | {row.truth} | {answer} | {row.num_matvecs:,} "
-            f"| {plain} |"
+            f"| {row.times} | {plain} | {row.slq_times} | {widths} |"
         )
     return "\n".join(lines) + "\n"
 
 
-def figure(rows: Sequence[Row], path: Path) -> None:
+def figure(rows: Sequence[Row], side: int, path: Path) -> None:
     """Draw products against tau, with the true counts written to them."""
     from matplotlib.figure import Figure
 
@@ -175,7 +182,7 @@ def figure(rows: Sequence[Row], path: Path) -> None:
         yscale="log",
         xlabel="resolution τ / largest eigenvalue",
         ylabel="Hessian-vector products",
-        title="Products for a certified index of a 784-10-10 network",
+        title=f"Products for a certified index of a {side**2}-10-10 network",
     )
     for number, activation in enumerate(dict.fromkeys(row.activation for row in rows)):
         mine = [row for row in rows if row.activation == activation]

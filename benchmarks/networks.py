@@ -1,6 +1,7 @@
-"""The networks and data that benchmarks run on; nothing is trained or downloaded.
+"""The networks and data that benchmarks run on.
 
-Weights are those of initialisation and data are random: what a product costs depends on neither.
+Weights are those of initialisation and data are random where only costs are measured: what a
+product takes depends on neither. The paper's networks can also be trained on images.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from hvpspec.zoo import cnn, mlp2
+from hvpspec.zoo import Dataset, TrainingSettings, build_network, cnn, mlp2, train
 
 
 @dataclass(frozen=True)
@@ -121,3 +122,25 @@ def problem(name: str) -> Problem:
         torch.manual_seed(0)
         build, data = _MAKERS[name]
         return data(build().eval())
+
+
+def trained(name: str, activation: str, images: Dataset, *, epochs: int, side: int = 28) -> Problem:
+    """A network of the paper after some training, with its data.
+
+    Args:
+        name: of the network.
+        activation: of its hidden layers.
+        images: shape (N, 1, 28, 28).
+        epochs: of training.
+        side: pixels that the images of a perceptron are shrunk to, for a quick look: 28, 14 or 7.
+    """
+    model, inputs = build_network(name, {"activation": activation}), images.inputs
+    if side != 28:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model.hidden = nn.Linear(side**2, model.hidden.out_features)
+        inputs = F.avg_pool2d(inputs, 28 // side)
+    data = Dataset(images.name, inputs, images.targets)
+    history = train(model, data, TrainingSettings(epochs=epochs))
+    print(f"{name}, {activation}: trained to loss {history.loss:.4f}", flush=True)
+    return Problem(model, inputs, images.targets, len(inputs))

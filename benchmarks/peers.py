@@ -7,11 +7,12 @@ import io
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, grad, jvp, vmap
+from torch.func import functional_call, grad, jvp, vjp, vmap
 
 from benchmarks.networks import Problem
 from hvpspec import spectral_measure
@@ -25,6 +26,10 @@ with warnings.catch_warnings():
     from pyhessian import hessian as PyHessian
 
 Batches = list[tuple[Tensor, Tensor]]
+#: Ways to multiply blocks. `torch.func.hessian` goes the second, with all unit vectors at once.
+BLOCKS = ("curvlinops", "torch.func, forward over reverse", "torch.func, reverse over reverse")
+#: Multiplies a block of columns, shape (n, k).
+Matmat = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class Peer:
     """
 
     name: str
-    matmat: Callable[[Tensor], Tensor]
+    matmat: Matmat
     density: Callable[[int, int], object]
 
 
@@ -53,7 +58,18 @@ def peers(problem: Problem, batches: Batches) -> list[Peer]:
     ]
 
 
-def _columns(multiply: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def block_products(problem: Problem, batches: Batches) -> dict[str, Matmat]:
+    """The ways to multiply blocks with which others assemble a Hessian, by their names."""
+    model = problem.model
+    ways = (
+        _curvlinops_matmat(model, batches),
+        _torch_func_matmat(model, batches),
+        _torch_func_matmat(model, batches, forward=False),
+    )
+    return dict(zip(BLOCKS, ways, strict=True))
+
+
+def _columns(multiply: Callable[[Tensor], Tensor]) -> Matmat:
     return lambda V: torch.stack([multiply(v) for v in V.T], 1)
 
 
@@ -85,7 +101,7 @@ def _pyhessian(model: nn.Module, batches: Batches) -> Peer:
 class _Operator(SymmetricOperator):
     """A block product as an operator, for a library without a density."""
 
-    def __init__(self, n: int, matmat: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, n: int, matmat: Matmat) -> None:
         super().__init__(n, dtype=torch.float32, device="cpu")
         self._multiply = matmat
 
@@ -93,23 +109,25 @@ class _Operator(SymmetricOperator):
         return self._multiply(V.contiguous())
 
 
-def _own_density(n: int, matmat: Callable[[Tensor], Tensor]) -> Callable[[int, int], object]:
+def _own_density(n: int, matmat: Matmat) -> Callable[[int, int], object]:
     generator = torch.Generator().manual_seed(0)
     return lambda k, m: spectral_measure(_Operator(n, matmat), k, m, generator=generator)
 
 
 def _curvlinops(model: nn.Module, batches: Batches) -> Peer:
-    parameters = list(model.parameters())
+    matmat = _curvlinops_matmat(model, batches)
+    return Peer("curvlinops", matmat, _own_density(_size(model), matmat))
+
+
+def _curvlinops_matmat(model: nn.Module, batches: Batches) -> Matmat:
     operator = HessianLinearOperator(
-        model, nn.CrossEntropyLoss(), parameters, batches, check_deterministic=False
+        model, nn.CrossEntropyLoss(), list(model.parameters()), batches, check_deterministic=False
     )
+    return lambda V: (operator @ V).detach()
 
-    n = sum(p.numel() for p in parameters)
 
-    def matmat(V: Tensor) -> Tensor:
-        return (operator @ V).detach()
-
-    return Peer("curvlinops", matmat, _own_density(n, matmat))
+def _size(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
 
 
 def _eigenthings(model: nn.Module, batches: Batches) -> Peer:
@@ -129,6 +147,11 @@ def _eigenthings(model: nn.Module, batches: Batches) -> Peer:
 
 
 def _torch_func(model: nn.Module, batches: Batches) -> Peer:
+    matmat = _torch_func_matmat(model, batches)
+    return Peer("torch.func", matmat, _own_density(_size(model), matmat))
+
+
+def _torch_func_matmat(model: nn.Module, batches: Batches, *, forward: bool = True) -> Matmat:
     parameters = {name: p.detach() for name, p in model.named_parameters()}
     buffers = dict(model.named_buffers())
     sizes = [p.numel() for p in parameters.values()]
@@ -146,12 +169,18 @@ def _torch_func(model: nn.Module, batches: Batches) -> Peer:
             def loss(theta: dict[str, Tensor], x: Tensor = x, y: Tensor = y) -> Tensor:
                 return F.cross_entropy(functional_call(model, {**theta, **buffers}, (x,)), y)
 
-            def one(v: dict[str, Tensor], loss: Callable[..., Tensor] = loss) -> dict[str, Tensor]:
-                return jvp(grad(loss), (parameters,), (v,))[1]
+            gradient = grad(loss)
+            if forward:
 
-            block = vmap(one)(vectors)
+                def push(v: dict[str, Tensor], g: Callable[..., Any] = gradient) -> Any:
+                    return jvp(g, (parameters,), (v,))[1]
+
+                block = vmap(push)(vectors)
+            else:
+                pull = vjp(gradient, parameters)[1]
+                (block,) = vmap(pull)(vectors)
             rows = torch.cat([part.flatten(1) for part in block.values()], 1)
             product += rows.T * (len(x) / total)
         return product
 
-    return Peer("torch.func", matmat, _own_density(sum(sizes), matmat))
+    return matmat

@@ -10,13 +10,8 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
-import platform
-import statistics
-import time
 import warnings
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from benchmarks.measuring import interleaved, leave_out_compiling, seconds_of, warm_up, write
 from benchmarks.networks import NAMES, Problem, problem
 from benchmarks.peers import peers
 from hvpspec import HessianOperator, spectral_measure
-from hvpspec.curvature import products as planning
 
 WIDTHS = (1, 8, 32)
 
@@ -46,36 +41,14 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     warnings.simplefilter("ignore")
-    # It takes a minute or more, which would fall into one repeat or another.
-    planning._PRICES["compile"] = (float("inf"), 0.0)
+    leave_out_compiling()
     rows: list[dict[str, Any]] = []
     for name in options.networks:
         for where in ("memory", "streamed"):
             # Fused attention has no second derivative; only hvpspec switches to this by itself.
             with sdpa_kernel(SDPBackend.MATH):
                 measure(name, where, options, rows)
-            result = {"machine": machine(), "rows": rows}
-            (options.out / "products.json").write_text(json.dumps(result, indent=1) + "\n")
-            (options.out / "products.md").write_text(markdown(rows))
-
-
-def machine() -> dict[str, Any]:
-    """What the numbers depend on."""
-    packages = (
-        "torch",
-        "torchvision",
-        "pyhessian",
-        "curvlinops-for-pytorch",
-        "hessian-eigenthings",
-    )
-    return {
-        "processor": platform.processor() or platform.machine(),
-        "device": "cpu",
-        "threads": torch.get_num_threads(),
-        "dtype": "float32",
-        "python": platform.python_version(),
-        **{package: version(package) for package in packages},
-    }
+            write(options.out, "products", "float32", rows, markdown(rows))
 
 
 def measure(name: str, where: str, options: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
@@ -100,11 +73,12 @@ def measure(name: str, where: str, options: argparse.Namespace, rows: list[dict[
         ways["hvpspec"] = lambda V=V: H @ V
         ways.update({peer.name: (lambda p=peer, V=V: p.matmat(V)) for peer in rivals})
         seconds = interleaved(ways, options.repeats)
-        unit = seconds.pop("gradient")
-        cost = {way: t / unit / width for way, t in seconds.items()}
+        unit = seconds["gradient"].median
+        cost = {way: t.median / unit / width for way, t in seconds.items() if way != "gradient"}
         plan = next(p for p in H.plan if p.num_vectors == min(width, 32))
         row = {"network": name, "data": where, "n": n, "what": f"block of {width}"}
         row |= {"unit_seconds": unit, "engine": plan.engine, "kept": plan.kept, "cost": cost}
+        row["seconds"] = {way: t.seconds for way, t in seconds.items()}
         rows.append(row)
         print(line(row), flush=True)
     for steps in options.steps if where == "streamed" else ():
@@ -149,40 +123,12 @@ def check(H: HessianOperator, rivals: Sequence[Any], n: int) -> None:
             raise SystemExit(f"{peer.name} differs by {difference:.1e}")
 
 
-def warm_up(H: HessianOperator, V: Tensor, most_seconds: float = 120) -> None:
-    """Multiply until tracing has been tried."""
-    start = time.perf_counter()
-    while time.perf_counter() - start < most_seconds:
-        H @ V
-        plan = next((p for p in H.plan if p.num_vectors == V.shape[1]), None)
-        if plan and any("forward over reverse" in text for text in (*plan.seconds, *plan.notes)):
-            H @ V
-            return
-
-
 def gradient(task: Problem, batches: Sequence[tuple[Tensor, Tensor]]) -> None:
     """One gradient of the mean loss over all of the data."""
     parameters = list(task.model.parameters())
     for x, y in batches:
         loss = F.cross_entropy(task.model(x), y) * (len(x) / len(task.inputs))
         torch.autograd.grad(loss, parameters)
-
-
-def interleaved(ways: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """The median seconds of each way, taken in turns so that all see the same machine."""
-    times: dict[str, list[float]] = {way: [] for way in ways}
-    for _ in range(repeats):
-        for way, run in ways.items():
-            times[way].append(seconds_of(run))
-            gc.collect()
-    return {way: statistics.median(t) for way, t in times.items()}
-
-
-def seconds_of(run: Callable[[], object]) -> float:
-    """Seconds that a call takes."""
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
 
 
 def line(row: dict[str, Any]) -> str:

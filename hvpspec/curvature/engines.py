@@ -107,18 +107,15 @@ class DoubleBackward(Engine):
 
     def multiply(self, prepared: ProductGraph, V: Tensor) -> Tensor:
         """Read the products with the vectors off the graph."""
-        if self._batched:
-            return self._product(prepared, V)
-        return torch.stack([self._product(prepared, v) for v in V])
+        product = torch.zeros_like(V)
+        for v, into in [(V, product)] if self._batched else zip(V, product, strict=True):
+            parts = prepared.multiply(self.risk.space.unflatten(v), batched=self._batched)
+            write(self.risk.space, parts, into)
+        return product
 
     def size(self, prepared: ProductGraph) -> int:
         """The bytes that the graph saves."""
         return saved_bytes(prepared.ends)
-
-    def _product(self, graph: ProductGraph, V: Tensor) -> Tensor:
-        """The product with a vector, or with each row."""
-        parts = graph.multiply(self.risk.space.unflatten(V), batched=V.ndim == 2)
-        return join(self.risk.space, parts, V)
 
 
 @dataclass(frozen=True)
@@ -191,17 +188,16 @@ class ForwardOverReverse(Engine):
 
     def multiply(self, prepared: _Residuals, V: Tensor) -> Tensor:
         """Evaluate what does."""
-        if self._width is None:
-            return torch.stack([self._product(prepared, v) for v in V])
-        return self._product(prepared, V)
-
-    def _product(self, prepared: _Residuals, V: Tensor) -> Tensor:
-        """Multiply a vector, or a block that was traced."""
-        rows = self.risk.space.unflatten(V)
-        with torch.no_grad():  # contiguous, as when it was traced
-            vectors = [v.contiguous() for v in rows.values()]
-            parts = prepared.split.multiply(prepared.tensors, vectors)
-        return join(self.risk.space, dict(zip(rows, parts, strict=True)), V).mul_(prepared.share)
+        product = torch.zeros_like(V)
+        batched = self._width is not None
+        for v, into in [(V, product)] if batched else zip(V, product, strict=True):
+            rows = self.risk.space.unflatten(v)
+            with torch.no_grad():  # contiguous, as when it was traced
+                vectors = [part.contiguous() for part in rows.values()]
+                parts = prepared.split.multiply(prepared.tensors, vectors)
+            del vectors
+            write(self.risk.space, dict(zip(rows, parts, strict=True)), into)
+        return product.mul_(prepared.share)
 
     def size(self, prepared: _Residuals) -> int:
         """The bytes of the intermediate results that are kept."""
@@ -233,10 +229,15 @@ class ForwardOverReverse(Engine):
 def join(space: ParameterSpace, parts: Mapping[str, Tensor], like: Tensor) -> Tensor:
     """Put the parts of derivatives into vectors of a shape (..., n), zero where there is none."""
     vectors = torch.zeros_like(like)
+    write(space, parts, vectors)
+    return vectors
+
+
+def write(space: ParameterSpace, parts: Mapping[str, Tensor], vectors: Tensor) -> None:
+    """Write the parts of derivatives to their places in vectors of shape (..., n)."""
     views = space.unflatten(vectors)
     for name, part in parts.items():
         views[name].copy_(part.detach().view_as(views[name]))
-    return vectors
 
 
 def saved_bytes(outputs: Iterable[Tensor]) -> int:

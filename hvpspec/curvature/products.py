@@ -228,14 +228,14 @@ class Products:
                     engine = self._engine(name, batch, len(V))
                     if self._shrink(engine, len(batch), len(V)):
                         return
-                    trial = _Trial.of(engine, k, batch, V)
+                    trial = _Trial.of(engine, k, batch, V, expected, scale)
                 except (HvpspecError, MemoryError, torch.OutOfMemoryError):
                     raise
                 except Exception as error:  # an operation may be beyond a tracer in any way
                     reason = (str(error) or type(error).__name__).splitlines()[0]
                     course.notes.append(f"{name}: not possible here ({reason})")
                     continue
-                if not _agree(trial.product, expected, scale):
+                if not trial.agrees:
                     warnings.warn(
                         f"{name} differs from double backward on the first chunk of the data and "
                         "is not used; please report this network",
@@ -290,12 +290,12 @@ class Products:
 
     def _pass(self, engine: Engine, V: Tensor, *, keep: bool) -> Tensor:
         """Add up the products with all chunks, from what was kept or anew."""
-        total = torch.zeros_like(V)
+        total: Tensor | None = None
         if self._kept is not None and self._kept.engine is engine:
             self._check_kept()
             for part_of, prepared in self._kept.parts:
-                total += part_of.multiply(prepared, V)
-            return total
+                total = _add(total, part_of.multiply(prepared, V))
+            return torch.zeros_like(V) if total is None else total
         if keep:
             self._kept = None  # what was kept for another way makes room
         parts: list[tuple[Engine, Any]] = []
@@ -310,13 +310,14 @@ class Products:
                 prepared = own.prepare(k, batch)
                 if prepared is None:
                     continue
-                total += own.multiply(prepared, V)
+                total = _add(total, own.multiply(prepared, V))
                 if keep:
                     parts.append((own, prepared))
                     data += versions
+                del prepared  # before the next chunk's is made
         if keep:
             self._kept = _Kept(engine, parts, data)
-        return total
+        return torch.zeros_like(V) if total is None else total
 
     def _check_kept(self) -> None:
         """Raise DataChangedError if parameters or data are others than when parts were kept."""
@@ -333,23 +334,25 @@ class _Trial:
     """A product with a block on one chunk, timed.
 
     Attributes:
-        product: shape (b, n).
+        agrees: whether it is what was expected.
         prepare_seconds: for what does not depend on the vectors.
         multiply_seconds: for what does.
         num_bytes: held by what was prepared.
     """
 
-    product: Tensor
+    agrees: bool
     prepare_seconds: float
     multiply_seconds: float
     num_bytes: int
 
     @classmethod
-    def of(cls, engine: Engine, k: int, batch: Batch, V: Tensor) -> _Trial:
+    def of(
+        cls, engine: Engine, k: int, batch: Batch, V: Tensor, expected: Tensor, scale: float
+    ) -> _Trial:
         """Try an engine on a chunk, twice or until the clock has something to measure."""
         prepare: list[float] = []
         multiply: list[float] = []
-        while len(multiply) < 2 or (sum(multiply) < _TRIAL_SECONDS and len(multiply) < 10):
+        while True:
             start = time.perf_counter()
             prepared = engine.prepare(k, batch)
             middle = time.perf_counter()
@@ -357,7 +360,16 @@ class _Trial:
             stop = time.perf_counter()
             prepare.append(middle - start)
             multiply.append(stop - middle)
-        return cls(product, min(prepare), min(multiply), engine.size(prepared))
+            if len(multiply) == 10 or (len(multiply) >= 2 and sum(multiply) >= _TRIAL_SECONDS):
+                break
+            del prepared, product  # before they are made again
+        agrees = _agree(product, expected, scale)
+        return cls(agrees, min(prepare), min(multiply), engine.size(prepared))
+
+
+def _add(total: Tensor | None, product: Tensor) -> Tensor:
+    """Add a product to what there is so far, in place; the first is the beginning."""
+    return product if total is None else total.add_(product)
 
 
 def _agree(product: Tensor, expected: Tensor, scale: float) -> bool:

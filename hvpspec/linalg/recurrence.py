@@ -109,7 +109,9 @@ def lanczos(
     )
     # Row j of a probe's basis is q_j; without reorthogonalisation rows 0 and 1 take turns.
     basis = torch.zeros(k, kept, n, dtype=A.dtype, device=A.device)
-    basis[:, 0] = (Z.double() / norms).T.to(A.dtype)
+    for i in range(k):
+        basis[i, 0] = Z[:, i].double() / norms[i]
+    del Z  # the caller may have let go of it
     alphas = torch.zeros(k, num_steps, dtype=torch.float64)
     betas = torch.zeros(k, num_steps, dtype=torch.float64)
     lengths = [0] * k
@@ -127,11 +129,11 @@ def lanczos(
         for w, i in zip(W, active, strict=True):
             if j:
                 w.sub_(basis[i, (j - 1) % kept], alpha=float(betas[i, j - 1]))
-            alpha = float(torch.sum(w * q[i], dtype=torch.float64))
+            alpha = dot(w, q[i])
             w.sub_(q[i], alpha=alpha)
             if reorthogonalize:
                 project_out_(w, basis[i, : j + 1])
-            beta = float(torch.linalg.vector_norm(w, dtype=torch.float64))
+            beta = norm(w)
             alphas[i, j], betas[i, j], lengths[i] = alpha, beta, j + 1
             scales[i] = max(scales[i], abs(alpha) + beta)
             # After n steps a basis kept orthogonal is complete; one with copies is not.
@@ -139,6 +141,7 @@ def lanczos(
             ended[i] = complete or beta <= breakdown_tolerance(A, scales[i])
             if not ended[i]:
                 torch.div(w, beta, out=basis[i, (j + 1) % kept])
+        del W, w  # before the next product is made
         if progress is not None:
             progress(done, k * num_steps)
     return tuple(
@@ -152,6 +155,23 @@ def lanczos(
         )
         for i in range(k)
     )
+
+
+def dot(x: Tensor, y: Tensor) -> float:
+    """``<x, y>`` of two vectors, accumulated in float64 without copies of all of them."""
+    pieces = zip(torch.split(x, _piece(x)), torch.split(y, _piece(y)), strict=True)
+    return float(sum(a.double() @ b.double() for a, b in pieces))
+
+
+def norm(x: Tensor) -> float:
+    """The Euclidean norm of all entries, accumulated in float64 without a copy of all of them."""
+    pieces = (piece.double() for piece in torch.split(x.flatten(), _piece(x)))
+    return math.sqrt(sum(a @ a for a in pieces))
+
+
+def _piece(x: Tensor) -> int:
+    """Entries converted at once: few enough for a CPU's cache, and many for each call to a GPU."""
+    return 2**16 if x.device.type == "cpu" else 2**24
 
 
 def require_scale(norm: float) -> None:
@@ -187,8 +207,7 @@ def project_out_(w: Tensor, basis: Tensor) -> Tensor:
         The coefficients that were removed, shape (m,) or (m, k).
     """
     removed = _project_once_(w, basis)
-    gone, left = (torch.linalg.vector_norm(x, dtype=torch.float64) for x in (removed, w))
-    if bool(gone > left):
+    if norm(removed) > norm(w):
         removed += _project_once_(w, basis)
     return removed
 

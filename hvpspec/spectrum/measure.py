@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hvpspec.linalg.operator import Progress, SymmetricOperator, as_operator
 from hvpspec.linalg.probes import ProbeKind, draw_probes, require_count
-from hvpspec.linalg.recurrence import lanczos, require_scale
+from hvpspec.linalg.recurrence import LanczosRun, lanczos, require_scale
 from hvpspec.spectrum.slq import SpectralMeasure
 
 
@@ -72,22 +72,23 @@ def spectral_measure(
         if progress is not None:
             progress(operator.num_matvecs - before, num_probes * min(num_steps, n))
 
-    width = block_size or num_probes
-    runs = tuple(
-        replace(run, basis=None, next_vector=None)
-        for i in range(0, num_probes, width)
-        for run in lanczos(
+    blocks = list(torch.split(Z, block_size or num_probes, dim=1))
+    del Z  # so that a single block goes as soon as its bases have begun
+    runs: list[LanczosRun] = []
+    while blocks:
+        found = lanczos(
             operator,
-            Z[:, i : i + width],
+            blocks.pop(0),
             num_steps,
             reorthogonalize=reorthogonalize,
             progress=report,
         )
-    )
+        runs += [replace(run, basis=None, next_vector=None) for run in found]
+        del found  # and with it the bases
     require_scale(max(run.scale for run in runs))
     return SpectralMeasure(
         dim=n,
-        runs=runs,
+        runs=tuple(runs),
         probes=probes,
         reorthogonalized=reorthogonalize,
         dtype=operator.dtype,

@@ -90,6 +90,26 @@ def test_all_ways_agree(name: str, width: int) -> None:
             assert H.num_matvecs == 1 + 2 * width
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_vectors_may_lie_anywhere_and_products_are_new(engine: str) -> None:
+    """Rows of a basis, as Lanczos has them, the columns of a matrix, and inference tensors."""
+    model, loss, data = problem("mlp2")
+    H = HessianOperator(model, loss, data, l2=0.3, chunk_size=2, engine=engine)
+    n = H.shape[0]
+    basis = torch.randn(3, 4, n, generator=torch.Generator().manual_seed(0)).double()
+    expected = H @ basis[:, 1].T.contiguous()
+    with torch.inference_mode():
+        inferred = basis.clone()[:, 1].T
+    for V in (basis[:, 1].T, basis[:, 1].T.contiguous(), inferred, basis[:, 1].T[:, :1]):
+        before = V.clone()
+        product = H @ V
+        torch.testing.assert_close(product, expected[:, : V.shape[1]], rtol=1e-11, atol=1e-13)
+        kept = product.clone()
+        H @ (V * 2)
+        assert torch.equal(product, kept)
+        assert torch.equal(V, before)
+
+
 def test_some_of_the_parameters() -> None:
     model, loss, data = problem("cnn")
     for engine in ENGINES:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,7 +12,7 @@ from hvpspec import DenseOperator, FunctionOperator, InputError, NonFiniteError
 from hvpspec.linalg.operator import SymmetricOperator
 from hvpspec.linalg.probes import draw_probes
 from hvpspec.linalg.quadrature import gauss
-from hvpspec.linalg.recurrence import LanczosRun, lanczos
+from hvpspec.linalg.recurrence import LanczosRun, dot, lanczos, norm
 from tests.linalg.test_dense import HOSTILE, rotated
 
 U = torch.finfo(torch.float64).eps / 2
@@ -200,6 +202,20 @@ def test_narrow_operators_have_wide_coefficients() -> None:
     # by little.
     torch.testing.assert_close(narrow.alphas, wide.alphas, rtol=0, atol=1e-4)
     torch.testing.assert_close(narrow.betas, wide.betas, rtol=0, atol=1e-4)
+
+
+def test_sums_over_long_vectors_are_those_of_float64() -> None:
+    """Over several pieces, the last shorter, and over strided entries."""
+    n = 3 * 2**16 + 5
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, n, 2, generator=generator)[..., 0]
+    xy, xx = x.double() * y.double(), x.double().square()
+    # n additions err by n u times the sum of sizes at most; float32 errs by 1e9 times as much.
+    assert abs(dot(x, y) - math.fsum(xy.tolist())) <= n * U * float(xy.abs().sum())
+    for shaped in (x, x[:-1].view(2, -1)):
+        exact = math.sqrt(math.fsum(xx[: shaped.numel()].tolist()))
+        assert norm(shaped) == pytest.approx(exact, rel=n * U)
+    assert norm(x[:0]) == 0.0
 
 
 def test_products_are_counted_and_inputs_left_alone() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import math
 import pickle
@@ -62,6 +63,25 @@ def test_products_memory_and_progress() -> None:
     assert A.num_matvecs == 35
     with pytest.raises(FrozenInstanceError):
         measure.dim = 3  # type: ignore[misc]
+
+
+def test_the_bases_of_one_block_are_gone_before_the_next() -> None:
+    n, num_steps = 10_000, 8
+    most = 0
+
+    def multiply(v: Tensor) -> Tensor:
+        nonlocal most
+        alive = [t for t in gc.get_objects() if type(t) is Tensor and t.dtype == torch.float64]
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in alive}
+        most = max(most, sum(storages.values()) // (8 * n) - before)
+        return 2 * v
+
+    alive = [t for t in gc.get_objects() if type(t) is Tensor and t.dtype == torch.float64]
+    before = sum(t.untyped_storage().nbytes() for t in alive) // (8 * n)
+    A = FunctionOperator(n, multiply)
+    spectral_measure(A, 3, num_steps, generator=generator(), block_size=1)
+    # Three start vectors, a basis, and a few vectors that come and go; two bases would be 18.
+    assert num_steps + 1 <= most < 3 + (num_steps + 1) + 5
 
 
 def test_block_size_changes_round_off_only() -> None:

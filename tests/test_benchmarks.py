@@ -1,0 +1,77 @@
+"""The benchmarks that are not run with every change still run, at a small size."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(name: str, folder: Path, options: str) -> tuple[list[dict[str, Any]], str]:
+    """The rows and the table of a benchmark, which writes to its folder alone."""
+    before = sorted(ROOT.iterdir())
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--out", str(folder), *options.split()]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert sorted(ROOT.iterdir()) == before
+    result = json.loads((folder / f"{name}.json").read_text())
+    assert result["machine"]["torch"]
+    return result["rows"], (folder / f"{name}.md").read_text()
+
+
+def test_growth(tmp_path):
+    rows, table = run(
+        "growth",
+        tmp_path,
+        "--ladders steps --steps 2 8 --size 3e3 --data 16 --chunk-size 8 --budgets 0 --repeats 1",
+    )
+    assert [row["point"]["steps"] for row in rows] == [2, 8]
+    for row in rows:
+        (cost,) = row["costs"]
+        n = 3 * 32 * 33 + 33 * 10
+        assert cost["n"] == n
+        assert cost["basis"] == (row["point"]["steps"] + 1) * n * 4
+        assert 0 < cost["product_seconds"] < cost["seconds"]
+    assert "| steps | 0 | all 2 |" in table
+
+
+@pytest.mark.oracle
+def test_exact(tmp_path):
+    rows, table = run(
+        "exact",
+        tmp_path,
+        "--data mnist-sample --images 60 --side 7 --activations tanh --repeats 1 --warm-up 0.1 "
+        "--batch-sizes 40 --widths 8 --columns 16",
+    )
+    ways = [(row["case"]["network"], row["case"]["n"], row["way"]) for row in rows]
+    assert ways == [
+        ("mlp2", 610, "hvpspec"),
+        ("mlp2", 610, "Gram matrices"),
+        ("mlp2", 610, "curvlinops"),
+        ("mlp2", 610, "torch.func, forward over reverse"),
+        ("mlp2", 610, "torch.func, reverse over reverse"),
+        ("mlp2", 610, "one LDL^T"),
+        ("mlp2", 610, "inertia: two LDL^T, both signs"),
+        ("mlp2", 610, "numpy.linalg.eigvalsh"),
+        ("mlp2", 610, "torch.linalg.eigvalsh"),
+        ("cnn", 552, "hvpspec"),
+        ("cnn", 552, "single products"),
+    ]
+    assert table.count("estimated from 16 of 610 columns, in blocks of 8, batches of 40") == 3
+
+
+def test_index_products(tmp_path):
+    (row,), _ = run(
+        "index_products",
+        tmp_path,
+        "--side 7 --epochs 1 --activations relu --ratios 1e-2 --multiply-by network",
+    )
+    assert row["lower"] == row["truth"] == row["upper"]
+    assert row["slq_lower"] <= row["truth"] <= row["slq_upper"]
+    assert len(row["times"]["seconds"]) == 1
