@@ -20,7 +20,7 @@ from hvpspec.linalg import SymmetricOperator
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    from curvlinops import HessianLinearOperator
+    from curvlinops import HessianLinearOperator, lanczos_approximate_spectrum
     from hessian_eigenthings import HessianOperator as EigenthingsOperator
     from hessian_eigenthings import spectral_density
     from pyhessian import hessian as PyHessian
@@ -40,11 +40,14 @@ class Peer:
         name: of the library.
         matmat: multiplies a block of columns, shape (n, k).
         density: runs a stochastic Lanczos density with so many probes and steps.
+        block_density: the same by our Lanczos on blocks, where the library's own takes one vector
+            at a time though its products take blocks.
     """
 
     name: str
     matmat: Matmat
     density: Callable[[int, int], object]
+    block_density: Callable[[int, int], object] | None = None
 
 
 def peers(problem: Problem, batches: Batches) -> list[Peer]:
@@ -115,14 +118,26 @@ def _own_density(n: int, matmat: Matmat) -> Callable[[int, int], object]:
 
 
 def _curvlinops(model: nn.Module, batches: Batches) -> Peer:
-    matmat = _curvlinops_matmat(model, batches)
-    return Peer("curvlinops", matmat, _own_density(_size(model), matmat))
+    operator = _curvlinops_operator(model, batches)
+
+    def matmat(V: Tensor) -> Tensor:
+        return (operator @ V).detach()
+
+    def density(k: int, m: int) -> object:
+        # With the boundaries given, which it would look for first.
+        return lanczos_approximate_spectrum(operator, m, num_repeats=k, boundaries=(-1.0, 10.0))
+
+    return Peer("curvlinops", matmat, density, _own_density(_size(model), matmat))
+
+
+def _curvlinops_operator(model: nn.Module, batches: Batches) -> HessianLinearOperator:
+    return HessianLinearOperator(
+        model, nn.CrossEntropyLoss(), list(model.parameters()), batches, check_deterministic=False
+    )
 
 
 def _curvlinops_matmat(model: nn.Module, batches: Batches) -> Matmat:
-    operator = HessianLinearOperator(
-        model, nn.CrossEntropyLoss(), list(model.parameters()), batches, check_deterministic=False
-    )
+    operator = _curvlinops_operator(model, batches)
     return lambda V: (operator @ V).detach()
 
 

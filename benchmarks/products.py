@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from benchmarks.measuring import interleaved, leave_out_compiling, seconds_of, w
 from benchmarks.networks import NAMES, Problem, problem
 from benchmarks.peers import peers
 from hvpspec import HessianOperator, spectral_measure
+from hvpspec.curvature.products import EngineName
 
 WIDTHS = (1, 8, 32)
 
@@ -37,6 +39,9 @@ def main() -> None:
     parser.add_argument("--probes", type=int, default=8)
     parser.add_argument("--steps", nargs="*", type=int, default=[20])
     parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument(
+        "--compiled", action="store_true", help="also compile, which takes a minute or more each"
+    )
     parser.add_argument("--out", type=Path, default=Path("out/products"))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -60,9 +65,9 @@ def measure(name: str, where: str, options: argparse.Namespace, rows: list[dict[
     n = sum(p.numel() for p in task.model.parameters())
     rivals = [] if options.no_peers else peers(task, batches)
 
-    def operator() -> HessianOperator:
+    def operator(engine: EngineName = "auto") -> HessianOperator:
         data = one[0] if where == "memory" else batches
-        return HessianOperator(task.model, nn.CrossEntropyLoss(), data, **size)
+        return HessianOperator(task.model, nn.CrossEntropyLoss(), data, engine=engine, **size)
 
     H = operator()
     check(H, rivals, n)
@@ -71,6 +76,10 @@ def measure(name: str, where: str, options: argparse.Namespace, rows: list[dict[
         warm_up(H, V)
         ways: dict[str, Callable[[], object]] = {"gradient": lambda: gradient(task, batches)}
         ways["hvpspec"] = lambda V=V: H @ V
+        if options.compiled:
+            C = operator("compiled forward over reverse")
+            warm_up(C, V)
+            ways["hvpspec, compiled"] = lambda V=V, C=C: C @ V
         ways.update({peer.name: (lambda p=peer, V=V: p.matmat(V)) for peer in rivals})
         seconds = interleaved(ways, options.repeats)
         unit = seconds["gradient"].median
@@ -82,28 +91,36 @@ def measure(name: str, where: str, options: argparse.Namespace, rows: list[dict[
         rows.append(row)
         print(line(row), flush=True)
     for steps in options.steps if where == "streamed" else ():
-        density(task, name, operator, rivals, options.probes, steps, rows)
+        density(task, name, operator, rivals, options, steps, rows)
 
 
 def density(
     task: Problem,
     name: str,
-    operator: Callable[[], HessianOperator],
+    operator: Callable[..., HessianOperator],
     rivals: Sequence[Any],
-    probes: int,
+    options: argparse.Namespace,
     steps: int,
     rows: list[dict[str, Any]],
 ) -> None:
     """Time a whole density, cold and warm, once each, beside the rivals'."""
+    probes = options.probes
     H = operator()
 
-    def run() -> object:
-        return spectral_measure(H, probes, steps, generator=torch.Generator().manual_seed(0))
+    def run(A: HessianOperator = H) -> object:
+        return spectral_measure(A, probes, steps, generator=torch.Generator().manual_seed(0))
 
     cost = {"hvpspec, cold": seconds_of(run), "hvpspec": min(seconds_of(run), seconds_of(run))}
+    if options.compiled:
+        C = operator("compiled forward over reverse")
+        run(C)
+        cost["hvpspec, compiled"] = min(seconds_of(lambda: run(C)), seconds_of(lambda: run(C)))
     for peer in rivals:
         cost[peer.name] = seconds_of(lambda p=peer: p.density(probes, steps))
         gc.collect()
+        if peer.block_density is not None:
+            blocks = seconds_of(lambda p=peer: p.block_density(probes, steps))
+            cost[f"{peer.name}, our Lanczos"] = blocks
     unit = seconds_of(lambda: gradient(task, task.batches))
     row = {"network": name, "data": "streamed", "n": H.shape[0], "unit_seconds": unit}
     row |= {"what": f"density, {probes} x {steps}, seconds", "cost": cost}
@@ -131,15 +148,29 @@ def gradient(task: Problem, batches: Sequence[tuple[Tensor, Tensor]]) -> None:
         torch.autograd.grad(loss, parameters)
 
 
+COLUMNS = (
+    "hvpspec, cold",
+    "hvpspec",
+    "hvpspec, compiled",
+    "PyHessian",
+    "curvlinops",
+    "hessian-eigenthings",
+    "curvlinops, our Lanczos",
+    "torch.func",
+)
+
+
 def line(row: dict[str, Any]) -> str:
     """One row of the table."""
     cost = row["cost"]
-    libraries = ("hvpspec, cold", "hvpspec", "PyHessian", "curvlinops", "hessian-eigenthings")
-    cells = [f"{cost[x]:.2f}" if x in cost else "" for x in (*libraries, "torch.func")]
-    rivals = [t for x, t in cost.items() if not x.startswith("hvpspec") and x != "torch.func"]
-    factor = f"{min(rivals) / cost['hvpspec']:.1f} x" if rivals else ""
-    if rivals and "hvpspec, cold" in cost:
-        factor += f" (cold {min(rivals) / cost['hvpspec, cold']:.1f} x)"
+    cells = [f"{cost[x]:.2f}" if x in cost else "" for x in COLUMNS]
+    rivals = [cost[x] for x in COLUMNS[3:6] if x in cost]
+    factor = ""
+    if rivals:
+        warm = min(cost["hvpspec"], cost.get("hvpspec, compiled", math.inf))
+        factor = f"{min(rivals) / warm:.1f} x"
+        if "hvpspec, cold" in cost:
+            factor += f" (cold {min(rivals) / cost['hvpspec, cold']:.1f} x)"
     engine = row["engine"] + (", kept" if row["kept"] else "")
     head = (row["network"], row["data"], row["what"], engine)
     return "| " + " | ".join([*head, *cells, factor]) + " |"
@@ -147,9 +178,9 @@ def line(row: dict[str, Any]) -> str:
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """A table with one line per network and width."""
-    head = "| network | data | what | way | hvpspec, cold | hvpspec | PyHessian | curvlinops "
-    head += "| hessian-eigenthings | torch.func | against the fastest of three |"
-    return "\n".join([head, "|---" * 11 + "|", *map(line, rows)]) + "\n"
+    names = ("network", "data", "what", "way", *COLUMNS, "against the fastest of three")
+    head = "| " + " | ".join(names) + " |"
+    return "\n".join([head, "|---" * len(names) + "|", *map(line, rows)]) + "\n"
 
 
 if __name__ == "__main__":
