@@ -169,7 +169,7 @@ def protocols(
         typer.Option(
             callback=_choice(*_SOLVERS),
             help="eigvalsh, for symmetric matrices, or eig, for any; repeatable.",
-            show_default="eigvalsh, for the cnn both",
+            show_default="eigvalsh; for the cnn up to 1,000 images both",
         ),
     ] = None,
     assembly: Annotated[

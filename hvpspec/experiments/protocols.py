@@ -16,7 +16,14 @@ from torch import Tensor
 
 from hvpspec import zoo
 from hvpspec.curvature import HessianOperator
-from hvpspec.experiments.points import STANDARD, Point, hessian_at, images_of, network_at
+from hvpspec.experiments.points import (
+    STANDARD,
+    Point,
+    hessian_at,
+    images_of,
+    network_at,
+    plain_hessian,
+)
 from hvpspec.experiments.results import Record
 from hvpspec.linalg.operator import unit_columns
 
@@ -30,8 +37,10 @@ CUTOFFS: Mapping[str, float | None] = {
 #: Fields of a run that decide how long it takes.
 COST = ("net", "images", "dtype", "solver", "assembly")
 
-# A column for each product takes minutes on more images, and round-off is all that it changes.
+# With more images a product for every row takes minutes, and the matrix more than its solver: what
+# differs by round-off alone is not tried there.
 _MOST_IMAGES_FOR_PRODUCTS = 128
+_MOST_IMAGES_FOR_EIG = 1000
 
 # Unit vectors that are multiplied at once.
 _COLUMNS = 256
@@ -78,8 +87,8 @@ def protocol_runs(
         epochs: lengths of training; 0 for initial weights.
         images: numbers of images in the Hessian.
         dtypes: names of floating-point types.
-        solvers: None for ``eigvalsh``, and for the CNN ``eig`` too, which takes a quarter of an
-            hour on a perceptron's matrix.
+        solvers: None for ``eigvalsh``, and for the CNN up to 1,000 images ``eig`` too, which takes
+            many minutes on a perceptron's matrix.
         assemblies: None for ``blocks``, and up to 128 images ``products`` too.
     """
     return [
@@ -97,13 +106,19 @@ def protocol_runs(
         for seed in range(seeds)
         for count in sorted(images)
         for net in nets
-        for solver in solvers or (("eigvalsh", "eig") if net == "cnn" else ("eigvalsh",))
+        for solver in solvers or _default_solvers(net, count)
         for assembly in assemblies or _default_assemblies(count)
         for dtype in dtypes
         for source in data
         for activation in activations
         for length in epochs
     ]
+
+
+def _default_solvers(net: str, images: int) -> tuple[str, ...]:
+    """The solvers that are cheap enough."""
+    small = net == "cnn" and images <= _MOST_IMAGES_FOR_EIG
+    return ("eigvalsh", "eig") if small else ("eigvalsh",)
 
 
 def _default_assemblies(images: int) -> tuple[str, ...]:
@@ -128,8 +143,13 @@ def measure_protocol(run: ProtocolRun, *, out: Path, data_dir: Path | None) -> R
     """
     model = network_at(run, out=out, data_dir=data_dir)
     data = images_of(run.data, data_dir).subset(run.images)
-    hessian = hessian_at(model, data, getattr(torch, run.dtype))
-    matrix = hessian.to_dense() if run.assembly == "blocks" else by_products(hessian)
+    dtype = getattr(torch, run.dtype)
+    if run.assembly == "blocks":
+        hessian = hessian_at(model, data, dtype)
+        matrix = hessian.to_dense()
+    else:
+        hessian = plain_hessian(model, data.tensors, dtype)
+        matrix = by_products(hessian)
     values = eigenvalues(matrix, run.solver).double()
     n, scale = len(values), float(values.abs().max())
     floor = n * torch.finfo(matrix.dtype).eps / 2
