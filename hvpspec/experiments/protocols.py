@@ -89,7 +89,7 @@ def protocol_runs(
         dtypes: names of floating-point types.
         solvers: None for ``eigvalsh``, and for the CNN up to 1,000 images ``eig`` too, which takes
             many minutes on a perceptron's matrix.
-        assemblies: None for ``blocks``, and up to 128 images ``products`` too.
+        assemblies: None for ``blocks``, and for the CNN up to 128 images ``products`` too.
     """
     return [
         ProtocolRun(
@@ -107,7 +107,7 @@ def protocol_runs(
         for count in sorted(images)
         for net in nets
         for solver in solvers or _default_solvers(net, count)
-        for assembly in assemblies or _default_assemblies(count)
+        for assembly in assemblies or _default_assemblies(net, count)
         for dtype in dtypes
         for source in data
         for activation in activations
@@ -121,9 +121,10 @@ def _default_solvers(net: str, images: int) -> tuple[str, ...]:
     return ("eigvalsh", "eig") if small else ("eigvalsh",)
 
 
-def _default_assemblies(images: int) -> tuple[str, ...]:
+def _default_assemblies(net: str, images: int) -> tuple[str, ...]:
     """The ways to assemble that are cheap enough."""
-    return ("blocks", "products") if images <= _MOST_IMAGES_FOR_PRODUCTS else ("blocks",)
+    small = net == "cnn" and images <= _MOST_IMAGES_FOR_PRODUCTS
+    return ("blocks", "products") if small else ("blocks",)
 
 
 def measure_protocol(run: ProtocolRun, *, out: Path, data_dir: Path | None) -> Record:

@@ -17,7 +17,8 @@ def records(path):
 def test_table_from_nothing_and_again(run, tmp_path, monkeypatch):
     out = tmp_path / "new" / "results"
     monkeypatch.delenv("HVPSPEC_DATA", raising=False)
-    outcome = run(f"{QUICK} --out {out}")
+    both = "--data mnist-sample --data fashion-mnist-sample"
+    outcome = run(f"{QUICK} {both} --out {out}")
     assert not outcome.code, outcome.err
     found = records(out / "table.jsonl")
     assert {(r["data"], r["activation"], r["state"]) for r in found} == {
@@ -35,13 +36,13 @@ def test_table_from_nothing_and_again(run, tmp_path, monkeypatch):
     page = (out / "table.md").read_text()
     assert all(f"{r['raw_count']:,.1f}" in page for r in found)
 
-    again = run(f"{QUICK} --out {out}")
+    again = run(f"{QUICK} {both} --out {out}")
     assert "8 runs, 8 done before, 0 to do" in again.err
     assert again.out == outcome.out
     assert records(out / "table.jsonl") == found
 
     # A new seed goes on from there.
-    narrow = "--data mnist-sample --activation relu --seeds 2"
+    narrow = "--activation relu --seeds 2"
     more = run(f"{QUICK} {narrow} --out {out}")
     assert "4 runs, 2 done before, 2 to do" in more.err
     assert records(out / "table.jsonl")[:8] == found
@@ -76,7 +77,7 @@ def test_a_failed_run_is_told_and_the_others_are_kept(run, tmp_path, monkeypatch
         raise ComputationError("training diverged: the loss is nan")
 
     monkeypatch.setattr(zoo, "train", diverge)
-    narrow = "--data mnist-sample --activation relu"
+    narrow = "--activation relu"
     outcome = run(f"{QUICK} {narrow} --out {tmp_path}")
     assert outcome.code == 1
     assert "failed: cnn relu mnist-sample 3 epochs seed 0" in outcome.err
@@ -120,7 +121,7 @@ def test_a_file_of_another_experiment_is_not_touched(run, tmp_path):
 
 
 def test_an_interrupt_from_the_keyboard(tmp_path):
-    narrow = "--data mnist-sample --activation relu --seeds 60 --jobs 2"
+    narrow = "--activation relu --seeds 60 --jobs 2"
     command = [sys.executable, "-m", "hvpspec", *f"{QUICK} {narrow} --out {tmp_path}".split()]
     path = tmp_path / "table.jsonl"
     with subprocess.Popen(

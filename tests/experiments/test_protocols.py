@@ -29,7 +29,7 @@ def test_the_plan_spares_what_is_dear():
     assert {r.solver for r in planned if r.net == "mlp2"} == {"eigvalsh"}
     eig = {(r.net, r.images) for r in planned if r.solver == "eig"}
     assert eig == {("cnn", 1000), ("cnn", 128)}
-    assert {r.images for r in planned if r.assembly == "products"} == {128}
+    assert {(r.net, r.images) for r in planned if r.assembly == "products"} == {("cnn", 128)}
     assert [r.images for r in planned] == sorted(r.images for r in planned)
     asked = runs(nets=["mlp2"], images=[1000], solvers=["eig"], assemblies=["products"])
     assert {(r.solver, r.assembly) for r in asked} == {("eig", "products")}
