@@ -59,3 +59,20 @@ def check_target(path: Path, suffixes: Sequence[str] = ()) -> None:
         raise InputError(f"cannot write {path}: the folder {folder} does not exist; create it")
     if not os.access(folder, os.W_OK):
         raise InputError(f"cannot write {path}: no permission to write to {folder}")
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, where they are not there yet.
+
+    Args:
+        folder: the folder.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"cannot make the folder {folder}: {error.strerror}; choose another with --out"
+        ) from error

@@ -11,7 +11,19 @@ from hvpspec.cli.app import app
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-COMMANDS = typer.main.get_command(app).commands
+
+
+def commands(group, path=()):
+    """All commands by the words that call them, those of groups too."""
+    found = {}
+    for name, command in group.commands.items():
+        words = (*path, name)
+        nested = hasattr(command, "commands")
+        found |= commands(command, words) if nested else {" ".join(words): command}
+    return found
+
+
+COMMANDS = commands(typer.main.get_command(app))
 
 
 def text(path: str) -> str:
@@ -52,8 +64,9 @@ def test_the_citation_has_the_version_of_the_package() -> None:
 def test_console_examples_name_commands_that_exist() -> None:
     pages = [*DOCS.rglob("*.md"), ROOT / "README.md"]
     lines = [line for page in pages for line in page.read_text(encoding="utf-8").splitlines()]
-    used = [line.split()[2:] for line in lines if line.startswith("$ hvpspec ")]
+    used = [line.removeprefix("$ hvpspec ") for line in lines if line.startswith("$ hvpspec ")]
     assert used
-    for name, *words in used:
+    for line in used:
+        (name,) = (name for name in COMMANDS if f"{line} ".startswith(f"{name} "))
         options = {flag for p in COMMANDS[name].params for flag in p.opts}
-        assert {word for word in words if word.startswith("--")} <= options
+        assert {word for word in line.split() if word.startswith("--")} <= options

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from hvpspec.errors import InputError
-from hvpspec.files import check_target
+from hvpspec.files import check_target, make_folder
 
 
 @pytest.mark.parametrize(
@@ -23,3 +23,12 @@ def test_folder_without_permission(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(InputError, match="no permission"):
         check_target(tmp_path / "x.json")
+
+
+def test_folders_are_made_with_those_above(tmp_path):
+    make_folder(tmp_path / "a" / "b")
+    make_folder(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot make the folder"):
+        make_folder(tmp_path / "file" / "b")

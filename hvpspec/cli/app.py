@@ -16,6 +16,7 @@ from hvpspec.cli.density import density
 from hvpspec.cli.eigs import eigs
 from hvpspec.cli.index import index
 from hvpspec.cli.info import info
+from hvpspec.cli.reproduce import reproduce
 from hvpspec.cli.trace import trace
 from hvpspec.cli.train import train
 from hvpspec.errors import HvpspecError, InputError
@@ -31,6 +32,7 @@ app = typer.Typer(
 )
 for command in (train, info, index, density, eigs, trace, demo):
     app.command()(command)
+app.add_typer(reproduce, name="reproduce")
 
 
 def _print_version(wanted: bool) -> None:

@@ -12,8 +12,7 @@ from hvpspec.cli.index import compute_index
 from hvpspec.cli.options import Seed
 from hvpspec.cli.problem import load_problem
 from hvpspec.cli.train import train_and_save
-from hvpspec.errors import InputError
-from hvpspec.files import check_target
+from hvpspec.files import check_target, make_folder
 from hvpspec.report import comparison_table, index_table, index_to_dict, write_json
 
 _EPOCHS = 50
@@ -30,7 +29,7 @@ def demo(
     checkpoint, result_file = out / "ckpt.pt", out / "index.json"
     certified_file, ladder = out / "certified.json", out / "certified.png"
     spectrum, curve = out / "spectrum.png", out / "index-curve.png"
-    _make_folder(out)
+    make_folder(out)
     for target in (checkpoint, result_file, certified_file, spectrum, curve, ladder):
         check_target(target)
     from hvpspec.plotting import plot_index_curve, plot_spectrum, save_figure
@@ -71,13 +70,3 @@ def demo(
         (ladder, "the same as far as it is certified without the matrix"),
     ):
         typer.echo(f"wrote {path}: {what}")
-
-
-def _make_folder(folder: Path) -> None:
-    """Make a folder, or say why not."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"cannot make the folder {folder}: {error.strerror}; choose another with --out"
-        ) from error

@@ -1,6 +1,7 @@
 """Results as JSON and as tables for people, and files written whole or not at all."""
 
 from hvpspec.report.checkpoint import checkpoint_tables, checkpoint_to_dict
+from hvpspec.report.grids import Grid, grid_markdown, grid_table
 from hvpspec.report.index import (
     CRITICAL_BELOW,
     NEARLY_CRITICAL_BELOW,
@@ -24,6 +25,7 @@ from hvpspec.report.tables import Subject, facts_table, network_text, write_json
 __all__ = [
     "CRITICAL_BELOW",
     "NEARLY_CRITICAL_BELOW",
+    "Grid",
     "Subject",
     "checkpoint_tables",
     "checkpoint_to_dict",
@@ -33,6 +35,8 @@ __all__ = [
     "eigenpairs_to_dict",
     "eigenvalue_table",
     "facts_table",
+    "grid_markdown",
+    "grid_table",
     "index_table",
     "index_to_dict",
     "measure_table",

@@ -5,6 +5,8 @@ import pytest
 
 from hvpspec.cli import app
 
+COMMANDS = ("train", "info", "index", "density", "eigs", "trace", "demo", "reproduce")
+
 
 def test_help_loads_nothing_heavy():
     code = (
@@ -16,11 +18,11 @@ def test_help_loads_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    for command in ("train", "info", "index", "density", "eigs", "trace", "demo"):
+    for command in COMMANDS:
         assert command in done.stdout
 
 
-@pytest.mark.parametrize("command", ["train", "info", "index", "density", "eigs", "trace", "demo"])
+@pytest.mark.parametrize("command", [*COMMANDS, "reproduce table"])
 def test_every_command_has_help(run, command):
     outcome = run(f"{command} --help")
     assert not outcome.code

@@ -1,40 +1,7 @@
 import os
-import struct
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
-
-from hvpspec.zoo.idx import FOLDERS, Split, idx_files
-
-
-def _write_idx(path: Path, array: NDArray[np.uint8]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    header = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
-    path.write_bytes(header + array.tobytes())
-
-
-@pytest.fixture
-def write_idx() -> Callable[[Path, NDArray[np.uint8]], None]:
-    return _write_idx
-
-
-@pytest.fixture
-def idx_folder(tmp_path: Path) -> Path:
-    """A folder in torchvision's layout with random images, 210 and 60 of every class."""
-    rng = np.random.default_rng(0)
-    folder = tmp_path / "idx"
-    sizes: dict[Split, int] = {"train": 210, "test": 60}
-    for name in FOLDERS:
-        for split, size in sizes.items():
-            labels = rng.permutation(np.repeat(np.arange(10, dtype=np.uint8), size))
-            images = rng.integers(0, 256, (len(labels), 28, 28), dtype=np.uint8)
-            images_file, labels_file = idx_files(folder, name, split)
-            _write_idx(images_file, images)
-            _write_idx(labels_file, labels)
-    return folder
 
 
 @pytest.fixture

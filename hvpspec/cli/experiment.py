@@ -1,0 +1,122 @@
+"""What the experiments of ``hvpspec reproduce`` share: check, carry out, show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+
+from hvpspec.cli.progress import sweep_bar
+from hvpspec.errors import ComputationError
+from hvpspec.files import check_target, make_folder, write_atomically
+
+if TYPE_CHECKING:
+    from hvpspec.experiments import Point
+    from hvpspec.experiments.results import Record
+    from hvpspec.experiments.sweep import Measure
+    from hvpspec.report import Grid
+
+# Characters, for a table that goes to a file and not to a terminal.
+_WIDEST = 1000
+
+
+def check_points(runs: Sequence[Point], images: int, data_dir: Path | None) -> None:
+    """Refuse, before the work starts, networks that cannot be built and data that do not suffice.
+
+    Args:
+        runs: what is to be done.
+        images: the most that any of them needs.
+        data_dir: folder of the full data sets.
+
+    Raises:
+        InputError: an activation is unknown, or data are not found or too few.
+    """
+    from hvpspec.experiments.points import images_of
+    from hvpspec.zoo import build_network
+
+    for net, activation in {(run.net, run.activation) for run in runs}:
+        build_network(net, {"activation": activation})
+    for source in {run.data for run in runs}:
+        images_of(source, data_dir).subset(images)
+
+
+def carry_out(
+    name: str,
+    runs: Sequence[Any],
+    measure: Measure[Any],
+    show: Callable[[list[Record]], list[Grid]],
+    *,
+    describe: Callable[[Any], str],
+    out: Path,
+    cost: Sequence[str] = (),
+    jobs: int = 1,
+) -> None:
+    """Carry out the runs that are left, and make the tables anew from all there are.
+
+    The first table is printed; all are written as Markdown.
+
+    Args:
+        name: of the experiment and its files.
+        runs: what is to be done, all of one kind.
+        measure: carries one out.
+        show: makes tables of the lines of all runs.
+        describe: names a run.
+        out: folder of the results.
+        cost: fields that decide how long a run takes.
+        jobs: processes.
+
+    Raises:
+        InputError: the files cannot be used.
+        ComputationError: some runs failed; the others are done and kept.
+    """
+    from hvpspec.experiments import finished, read, sweep
+    from hvpspec.report import grid_markdown, grid_table
+
+    make_folder(out)
+    path, page = out / f"{name}.jsonl", out / f"{name}.md"
+    check_target(path)
+    check_target(page)
+    try:
+        with sweep_bar(describe) as watch:
+            failures = sweep(runs, measure, path, cost=cost, jobs=jobs, watch=watch)
+    except KeyboardInterrupt:
+        typer.echo(f"what is done is kept in {path}; the same command goes on from there", err=True)
+        raise
+    records = finished(path, read(path), type(runs[0])).values()
+    if records:
+        grids = show(list(records))
+        console, table = Console(), grid_table(grids[0])
+        if not console.is_terminal:
+            wide = console.options.update_width(_WIDEST)
+            console.width = max(console.width, console.measure(table, options=wide).maximum)
+        console.print(table)
+        head = f"# {name.capitalize()}\n\nMade by `hvpspec reproduce {name}` from `{path.name}`.\n"
+        write_atomically(page, "\n".join([head, *map(grid_markdown, grids)]).encode())
+        typer.echo(f"wrote {path}: a line of JSON for each run")
+        typer.echo(f"wrote {page}: all tables, made from these lines")
+    if failures:
+        first = failures[0]
+        raise ComputationError(
+            f"{len(failures)} of {len(runs)} runs failed and have no line; the first,"
+            f" {describe(first.run)}:\n{type(first.error).__name__}: {first.error}"
+        ) from first.error
+
+
+def describe_point(run: Any) -> str:
+    """Name a run at a point, by what distinguishes it.
+
+    Args:
+        run: a point with the settings of its Hessian.
+    """
+    from dataclasses import fields
+
+    from hvpspec.experiments import Point
+
+    known = {field.name for field in fields(Point)}
+    others = [f"{f.name} {getattr(run, f.name)}" for f in fields(run) if f.name not in known]
+    epochs = f"{run.epochs} epochs" if run.epochs > 1 else ("1 epoch" if run.epochs else "random")
+    point = f"{run.net} {run.activation} {run.data} {epochs} seed {run.seed}"
+    return ", ".join([point, *others])

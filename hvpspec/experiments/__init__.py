@@ -1,0 +1,50 @@
+"""The paper's tables and figures as runs that can be interrupted and go on.
+
+A run is a frozen dataclass of settings; what it measures is one line of JSON beside them. ``sweep``
+carries out the runs that have no line yet, in processes side by side. What is shown of them is put
+together from the lines alone.
+"""
+
+from hvpspec.experiments.linear import LINEAR_RUNS, LinearRun, linear_grids, measure_linear
+from hvpspec.experiments.points import QUICK, STANDARD, Point, Protocol
+from hvpspec.experiments.protocols import CUTOFFS, ProtocolRun, measure_protocol, protocol_runs
+from hvpspec.experiments.published import PUBLISHED, SOURCE, Published
+from hvpspec.experiments.results import append, finished, read
+from hvpspec.experiments.scoring import Score, score_grids, scores
+from hvpspec.experiments.statistics import Spread, spread
+from hvpspec.experiments.summary import table_grids
+from hvpspec.experiments.sweep import Failure, Status, sweep
+from hvpspec.experiments.table import TableRun, measure_index, table_runs
+
+__all__ = [
+    "CUTOFFS",
+    "LINEAR_RUNS",
+    "PUBLISHED",
+    "QUICK",
+    "SOURCE",
+    "STANDARD",
+    "Failure",
+    "LinearRun",
+    "Point",
+    "Protocol",
+    "ProtocolRun",
+    "Published",
+    "Score",
+    "Spread",
+    "Status",
+    "TableRun",
+    "append",
+    "finished",
+    "linear_grids",
+    "measure_index",
+    "measure_linear",
+    "measure_protocol",
+    "protocol_runs",
+    "read",
+    "score_grids",
+    "scores",
+    "spread",
+    "sweep",
+    "table_grids",
+    "table_runs",
+]

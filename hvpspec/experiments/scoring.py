@@ -1,0 +1,195 @@
+"""How well each way of counting agrees with the published numbers: all, not only the best."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hvpspec.experiments.protocols import CUTOFFS
+from hvpspec.experiments.published import PUBLISHED, SOURCE
+from hvpspec.experiments.results import Record
+from hvpspec.report import Grid
+
+#: Network, data set and state: a number that was published.
+Cell = tuple[str, str, str]
+
+_WAY = ("activation", "images", "dtype", "assembly", "solver")
+_NETS = tuple(dict.fromkeys(net for net, _, _ in PUBLISHED))
+_HEADINGS = ("activation", "dtype", "assembly", "solver", "images", "epochs", "cutoff", "seeds")
+_SCORES = ("within 1 std", "within 2 std", *_NETS, "median distance")
+_NUM_WORDS = 4
+_NUM_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Score:
+    """One way of counting, held against what was published.
+
+    Attributes:
+        activation: of the networks.
+        images: in the Hessian.
+        dtype: of matrix and solver.
+        assembly: of the matrix.
+        solver: of its eigenvalues.
+        cutoff: one of `CUTOFFS`.
+        epochs: of the trained networks.
+        counts: for each published number that was computed, the mean count over the seeds.
+        seeds: the least number of seeds in one of these means.
+    """
+
+    activation: str
+    images: int
+    dtype: str
+    assembly: str
+    solver: str
+    cutoff: str
+    epochs: int
+    counts: dict[Cell, float]
+    seeds: int
+
+    @property
+    def distances(self) -> dict[Cell, float]:
+        """The distance of each count from the published mean, in published deviations."""
+        return {
+            cell: abs(count - PUBLISHED[cell].mean) / PUBLISHED[cell].std
+            for cell, count in self.counts.items()
+        }
+
+    def within(self, deviations: float, net: str | None = None) -> int:
+        """How many counts lie within so many published deviations of the published mean.
+
+        Args:
+            deviations: 1 for within the published spread.
+            net: of this network alone; None for all.
+        """
+        found = self.distances.items()
+        return sum(distance <= deviations for (name, *_), distance in found if net in (None, name))
+
+    @property
+    def median_distance(self) -> float:
+        """Half of the counts are nearer than this, in published deviations."""
+        return statistics.median(self.distances.values())
+
+
+def scores(records: Iterable[Record]) -> list[Score]:
+    """Score every way of counting, best first.
+
+    A way is an activation, images, dtype, assembly, solver, length of training and cutoff, the same
+    for all networks. Its random states are shared by all lengths of training.
+
+    Args:
+        records: as `measure_protocol` makes them, one for each run; those on data without a
+            published number are left out.
+
+    Returns:
+        Ordered by how many counts lie within one published deviation, then within two, then by the
+        median distance.
+    """
+    by_way: dict[tuple[Any, ...], dict[int, dict[Cell, list[Record]]]] = {}
+    for record in records:
+        cell = (record["net"], record["data"], record["state"])
+        if cell in PUBLISHED:
+            lengths = by_way.setdefault(tuple(record[name] for name in _WAY), {})
+            lengths.setdefault(record["epochs"], {}).setdefault(cell, []).append(record)
+    found = []
+    for way, lengths in by_way.items():
+        random = lengths.pop(0, {})
+        # A search without training still has its random states.
+        for epochs, trained in lengths.items() or [(0, {})]:
+            cells = random | trained
+            for cutoff in CUTOFFS:
+                counts = {
+                    cell: statistics.fmean(record["counts"][cutoff] for record in group)
+                    for cell, group in cells.items()
+                }
+                seeds = min(map(len, cells.values()))
+                settings: dict[str, Any] = dict(zip(_WAY, way, strict=True))
+                found.append(
+                    Score(**settings, cutoff=cutoff, epochs=epochs, counts=counts, seeds=seeds)
+                )
+    return sorted(
+        found, key=lambda score: (-score.within(1), -score.within(2), score.median_distance)
+    )
+
+
+def score_grids(records: Iterable[Record]) -> list[Grid]:
+    """Show the best way for each network, then the scores of all ways, and all counts.
+
+    Args:
+        records: as for :func:`scores`.
+    """
+    found = scores(records)
+    published = tuple(PUBLISHED)
+    rows = tuple(_row(score) for score in found)
+    means = [f"{PUBLISHED[cell].mean:,.1f} ± {PUBLISHED[cell].std:,.1f}" for cell in published]
+    counts = [(*_way(score), *(_count(score, cell) for cell in published)) for score in found]
+    best = [_best(found, net) for net in _NETS if any(_of(score, net) for score in found)]
+    return [
+        Grid(
+            "Best ways of counting",
+            (*_HEADINGS, *_SCORES),
+            rows[:_NUM_SHOWN],
+            _NUM_WORDS,
+            f"The first of {len(found):,} ways, held against {len(published)} published means"
+            f" ({SOURCE}). within 1 std: of the counts that were computed, those no farther from"
+            " the published mean than the published standard deviation; then the same by network."
+            " median distance: in published standard deviations. cutoff: relative to the largest"
+            " absolute eigenvalue; floor is n u. With so many ways, some numbers agree by chance.",
+        ),
+        Grid(
+            "Best way for each network alone",
+            ("network", *_HEADINGS, *_SCORES[:2]),
+            tuple(best),
+            _NUM_WORDS + 1,
+            "The way with the most of the network's own numbers within the published spread.",
+        ),
+        Grid("All ways", (*_HEADINGS, *_SCORES), rows, _NUM_WORDS),
+        Grid(
+            "All counts",
+            (*_HEADINGS, *(" ".join(cell) for cell in published)),
+            (("published", *[""] * (len(_HEADINGS) - 1), *means), *counts),
+            _NUM_WORDS,
+            "Mean over the seeds; a star marks counts within the published spread.",
+        ),
+    ]
+
+
+def _way(score: Score) -> tuple[str, ...]:
+    """Name a way of counting."""
+    words = (score.activation, score.dtype, score.assembly, score.solver)
+    return (*words, f"{score.images:,}", str(score.epochs), score.cutoff, str(score.seeds))
+
+
+def _of(score: Score, net: str) -> int:
+    """How many of a network's numbers were computed."""
+    return sum(name == net for name, *_ in score.counts)
+
+
+def _row(score: Score) -> tuple[str, ...]:
+    """One way of counting and how well it does."""
+    total = len(score.counts)
+    by_net = [f"{score.within(1, net)}/{_of(score, net)}" for net in _NETS]
+    ends = f"{score.within(1)}/{total}", f"{score.within(2)}/{total}"
+    return (*_way(score), *ends, *by_net, f"{score.median_distance:.2f}")
+
+
+def _best(found: Sequence[Score], net: str) -> tuple[str, ...]:
+    """The way that does best for one network."""
+    with_net = [score for score in found if _of(score, net)]
+    best = max(with_net, key=lambda score: (score.within(1, net), score.within(2, net)))
+    total = _of(best, net)
+    return (
+        net,
+        *_way(best),
+        f"{best.within(1, net)}/{total}",
+        f"{best.within(2, net)}/{total}",
+    )
+
+
+def _count(score: Score, cell: Cell) -> str:
+    """A count, marked if it agrees."""
+    if cell not in score.counts:
+        return "–"
+    return f"{score.counts[cell]:,.1f}{'*' if score.distances[cell] <= 1 else ''}"

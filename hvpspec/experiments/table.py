@@ -1,0 +1,163 @@
+"""The paper's table of indices: three networks, two data sets, trained and random."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from hvpspec import zoo
+from hvpspec.experiments.points import (
+    Assembled,
+    Point,
+    Protocol,
+    hessian_at,
+    images_of,
+    network_at,
+)
+from hvpspec.experiments.results import Record
+from hvpspec.files import make_folder, write_atomically
+from hvpspec.spectrum import IndexResult, index
+
+#: Further resolutions, in units of the norm.
+RATIOS = tuple(10.0**-k for k in range(3, 11))
+
+#: Fields of a run that decide how long it takes.
+COST = ("net", "images", "epochs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableRun(Point):
+    """One exact index.
+
+    Attributes:
+        images: the Hessian is that of the mean loss over so many first training images.
+    """
+
+    images: int
+
+
+def table_runs(
+    nets: Sequence[str],
+    data: Sequence[str],
+    activations: Sequence[str],
+    seeds: int,
+    images: int,
+    protocol: Protocol,
+) -> list[TableRun]:
+    """List the runs of the table: all of the first seed, then all of the next.
+
+    Args:
+        nets: names of networks.
+        data: names of data sets.
+        activations: of the networks.
+        seeds: how many, from 0.
+        images: in the Hessian.
+        protocol: of the training.
+    """
+    return [
+        TableRun(
+            net=net,
+            data=source,
+            activation=activation,
+            seed=seed,
+            images=images,
+            **state.training(net),
+        )
+        for seed in range(seeds)
+        for net in nets
+        for source in data
+        for activation in activations
+        for state in (protocol, protocol.for_epochs(0))
+    ]
+
+
+def measure_index(run: TableRun, *, out: Path, data_dir: Path | None) -> Record:
+    """Train, assemble the Hessian, compute all its eigenvalues and count.
+
+    Two raw counts are told: ``raw_count``, of the library, which sets rows that are exactly zero
+    aside, and ``raw_count_whole`` as LAPACK gives it for the whole matrix, which is what a plain
+    script would print. The spectrum of seed 0 is kept in ``spectra`` below ``out``.
+
+    Args:
+        run: what to measure.
+        out: folder of the results.
+        data_dir: folder of the full data sets.
+
+    Raises:
+        HvpspecError: the data are not found, do not suffice or do not fit into memory, or training
+            diverged.
+    """
+    start = time.perf_counter()
+    model = network_at(run, out=out, data_dir=data_dir)
+    trained = time.perf_counter()
+    data = images_of(run.data, data_dir).subset(run.images)
+    hessian = hessian_at(model, data, torch.float64)
+    matrix = hessian.to_dense()
+    assembled = time.perf_counter()
+    result = index(Assembled(hessian, matrix), method="exact")
+    counted = time.perf_counter()
+    raw_count_whole = int((torch.linalg.eigvalsh(matrix) < 0).sum())
+    whole = time.perf_counter()
+    if run.seed == 0:
+        save_spectrum(out / "spectra" / f"{run.stem}-images{run.images}.npz", result)
+    _, accuracy = zoo.evaluate(model, data)
+    eigenvalues = result.eigenvalues
+    assert eigenvalues is not None  # the exact method has them
+    ladder = result.curve(torch.tensor(RATIOS, dtype=torch.float64) * result.norm)
+    return {
+        "state": run.state,
+        "dtype": "float64",
+        "method": result.method,
+        "dim": result.dim,
+        "tau": result.tau,
+        "index": result.index,
+        "raw_count": result.raw_count,
+        "raw_count_whole": raw_count_whole,
+        "nullity": result.nullity,
+        "grad_norm": result.gradient_norm,
+        "loss": result.loss,
+        "accuracy": accuracy,
+        "noise_floor": result.noise_floor,
+        "norm": result.norm,
+        "lambda_min": float(eigenvalues[0]),
+        "lambda_max": float(eigenvalues[-1]),
+        "bound": result.bound.upper if result.bound else None,
+        # The ladder ascends in tau.
+        "ladder": {
+            f"{ratio:.0e}": int(count)
+            for ratio, count in zip(sorted(RATIOS), ladder.counts, strict=True)
+        },
+        "stages": {
+            "training": round(trained - start, 3),
+            "assembly": round(assembled - trained, 3),
+            "eigenvalues": round(counted - assembled, 3),
+            "whole_matrix": round(whole - counted, 3),
+        },
+    }
+
+
+def save_spectrum(path: Path, result: IndexResult) -> None:
+    """Keep all eigenvalues as ``eigenvalues`` (n,) in a ``.npz`` file, with ``noise_floor``.
+
+    Args:
+        path: the file; its folder is made if it is not there.
+        result: of the exact method.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    assert result.eigenvalues is not None
+    make_folder(path.parent)
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        eigenvalues=result.eigenvalues.numpy(),
+        noise_floor=np.float64(result.noise_floor),
+    )
+    write_atomically(path, buffer.getbuffer())

@@ -1,0 +1,140 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+QUICK = "reproduce table --quick --net cnn --images 10"
+
+
+def records(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_table_from_nothing_and_again(run, tmp_path, monkeypatch):
+    out = tmp_path / "new" / "results"
+    monkeypatch.delenv("HVPSPEC_DATA", raising=False)
+    both = "--data mnist-sample --data fashion-mnist-sample"
+    outcome = run(f"{QUICK} {both} --out {out}")
+    assert not outcome.code, outcome.err
+    found = records(out / "table.jsonl")
+    assert {(r["data"], r["activation"], r["state"]) for r in found} == {
+        (f"{data}-sample", activation, state)
+        for data in ("mnist", "fashion-mnist")
+        for activation in ("relu", "tanh")
+        for state in ("trained", "random")
+    }
+    promised = {"net", "data", "activation", "state", "seed", "images", "dtype", "tau", "index"}
+    promised |= {"raw_count", "nullity", "grad_norm", "loss", "accuracy"}
+    assert all(promised <= set(r) and r["index"] <= r["bound"] == 52 for r in found)
+    assert len(list((out / "checkpoints").iterdir())) == 4
+    assert "Negative eigenvalues" in outcome.out
+    assert "8 runs, 0 done before, 8 to do" in outcome.err
+    page = (out / "table.md").read_text()
+    assert all(f"{r['raw_count']:,.1f}" in page for r in found)
+
+    again = run(f"{QUICK} {both} --out {out}")
+    assert "8 runs, 8 done before, 0 to do" in again.err
+    assert again.out == outcome.out
+    assert records(out / "table.jsonl") == found
+
+    # A new seed goes on from there.
+    narrow = "--activation relu --seeds 2"
+    more = run(f"{QUICK} {narrow} --out {out}")
+    assert "4 runs, 2 done before, 2 to do" in more.err
+    assert records(out / "table.jsonl")[:8] == found
+    assert {r["seed"] for r in records(out / "table.jsonl")[8:]} == {1}
+
+
+def test_protocols(run, tmp_path, idx_folder):
+    narrow = "--net cnn --data mnist --activation relu --epochs 0 --images 3 --dtype float32"
+    outcome = run(f"reproduce protocols {narrow} --data-dir {idx_folder} --out {tmp_path}")
+    assert not outcome.code, outcome.err
+    found = records(tmp_path / "protocols.jsonl")
+    assert {(r["assembly"], r["solver"]) for r in found} == {
+        (assembly, solver) for assembly in ("blocks", "products") for solver in ("eigvalsh", "eig")
+    }
+    page = (tmp_path / "protocols.md").read_text()
+    assert all(f"{r['counts']['0']:,.1f}" in page for r in found)
+    assert "32 ways" in outcome.out  # 2 assemblies, 2 solvers, 8 cutoffs
+
+
+def test_linear(run, tmp_path):
+    outcome = run(f"reproduce linear --out {tmp_path}")
+    assert not outcome.code, outcome.err
+    assert all(r["nullity"] == r["expected_nullity"] for r in records(tmp_path / "linear.jsonl"))
+    assert "2 XᵀX" in (tmp_path / "linear.md").read_text()
+
+
+def test_a_failed_run_is_told_and_the_others_are_kept(run, tmp_path, monkeypatch):
+    from hvpspec import zoo
+    from hvpspec.errors import ComputationError
+
+    def diverge(*_):
+        raise ComputationError("training diverged: the loss is nan")
+
+    monkeypatch.setattr(zoo, "train", diverge)
+    narrow = "--activation relu"
+    outcome = run(f"{QUICK} {narrow} --out {tmp_path}")
+    assert outcome.code == 1
+    assert "failed: cnn relu mnist-sample 3 epochs seed 0" in outcome.err
+    assert "error: 1 of 2 runs failed" in outcome.err
+    assert "Traceback" not in outcome.err
+    assert [r["state"] for r in records(tmp_path / "table.jsonl")] == ["random"]
+    assert "random" in (tmp_path / "table.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "cause"),
+    [
+        ("table --net lenet", "'lenet' is not one of cnn, mlp2, mlp3"),
+        ("table --data cifar", "'cifar' is not one of"),
+        ("table --quick --activation cubic", "unknown activation 'cubic'"),
+        ("table --quick --images 2001", "subset is 2001"),
+        ("table --data-dir nowhere", "nowhere"),
+        ("table --jobs 0", "--jobs"),
+        ("protocols --dtype float16", "'float16' is not one of float32, float64"),
+        ("protocols --data mnist-sample", "'mnist-sample' is not one of mnist, fashion-mnist"),
+        ("linear --out file/results", "cannot make the folder"),
+        ("nothing", "nothing"),
+    ],
+)
+def test_bad_input(run, tmp_path, monkeypatch, options, cause):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    outcome = run(f"reproduce {options}")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert cause in outcome.err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_file_of_another_experiment_is_not_touched(run, tmp_path):
+    path = tmp_path / "linear.jsonl"
+    path.write_text('{"net": "cnn"}\n')
+    outcome = run(f"reproduce linear --out {tmp_path}")
+    assert outcome.code == 2
+    assert "another experiment" in outcome.err
+    assert path.read_text() == '{"net": "cnn"}\n'
+
+
+def test_an_interrupt_from_the_keyboard(tmp_path):
+    narrow = "--activation relu --seeds 60 --jobs 2"
+    command = [sys.executable, "-m", "hvpspec", *f"{QUICK} {narrow} --out {tmp_path}".split()]
+    path = tmp_path / "table.jsonl"
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        deadline = time.monotonic() + 120
+        while not path.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to all processes of a job
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "the same command goes on from there" in errors
+    assert "Traceback" not in errors
+    found = records(path)
+    assert 0 < len(found) < 120
+    assert path.read_bytes().endswith(b"\n")

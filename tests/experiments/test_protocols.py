@@ -1,0 +1,183 @@
+"""The search over ways of counting: spectra as a script would compute them, and their scores."""
+
+import pytest
+import torch
+from torch import nn
+
+from hvpspec import HessianOperator, zoo
+from hvpspec.experiments import PUBLISHED, measure_protocol, protocol_runs, score_grids, scores
+from hvpspec.experiments.points import plain_hessian
+from hvpspec.experiments.protocols import CUTOFFS, by_products, eigenvalues
+
+
+def runs(**changes):
+    settings = {
+        "nets": ["cnn"],
+        "data": ["mnist-sample"],
+        "activations": ["tanh"],
+        "seeds": 1,
+        "epochs": [0],
+        "images": [5],
+        "dtypes": ["float32", "float64"],
+    }
+    return protocol_runs(**{**settings, **changes})
+
+
+def test_the_plan_spares_what_is_dear():
+    planned = runs(nets=["cnn", "mlp2"], images=[1001, 1000, 128], epochs=[0, 20])
+    assert len(set(planned)) == len(planned)
+    assert {r.solver for r in planned if r.net == "mlp2"} == {"eigvalsh"}
+    eig = {(r.net, r.images) for r in planned if r.solver == "eig"}
+    assert eig == {("cnn", 1000), ("cnn", 128)}
+    assert {(r.net, r.images) for r in planned if r.assembly == "products"} == {("cnn", 128)}
+    assert [r.images for r in planned] == sorted(r.images for r in planned)
+    asked = runs(nets=["mlp2"], images=[1000], solvers=["eig"], assemblies=["products"])
+    assert {(r.solver, r.assembly) for r in asked} == {("eig", "products")}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rows_by_products_are_those_of_double_backward(dtype):
+    # What torch.autograd.functional.hessian does, on a network with few parameters.
+    data = zoo.load_data("mnist-sample", subset=6)
+    model = nn.Sequential(nn.AvgPool2d(7), nn.Flatten(), nn.Linear(16, 3), nn.Tanh())
+    model.append(nn.Linear(3, 10))
+    model = model.to(dtype)
+    matrix = by_products(plain_hessian(model, data.tensors, dtype))
+    parameters = dict(model.named_parameters())
+    loss = nn.functional.cross_entropy(model(data.inputs.to(dtype)), data.targets)
+    gradient = torch.autograd.grad(loss, list(parameters.values()), create_graph=True)
+    flat = torch.cat([g.flatten() for g in gradient])
+    rows = [torch.autograd.grad(g, list(parameters.values()), retain_graph=True) for g in flat]
+    reference = torch.stack([torch.cat([part.flatten() for part in row]) for row in rows])
+    assert matrix.dtype == dtype
+    # Sums over a few hundred terms, none of them larger than the matrix.
+    error = float((matrix - reference).abs().max() / reference.abs().max())
+    assert error <= 300 * torch.finfo(dtype).eps
+
+
+def test_eigenvalues_of_a_matrix_that_is_not_symmetric():
+    matrix = torch.tensor([[1.0, 5.0], [-5.0, -3.0]])
+    # -1 ± sqrt(4 - 25): complex, with real part -1; of the lower triangle, -1 ± sqrt(4 + 25).
+    assert eigenvalues(matrix, "eig").tolist() == pytest.approx([-1.0, -1.0])
+    assert eigenvalues(matrix, "eigvalsh").tolist() == pytest.approx([-1 - 29**0.5, -1 + 29**0.5])
+
+
+@pytest.mark.parametrize("run", runs())
+def test_a_line_counts_at_every_cutoff(tmp_path, run):
+    record = measure_protocol(run, out=tmp_path, data_dir=None)
+    data = zoo.load_data("mnist-sample", subset=5)
+    dtype = getattr(torch, run.dtype)
+    H = HessianOperator(zoo.cnn("tanh"), nn.CrossEntropyLoss(), data.tensors, dtype=torch.float64)
+    exact = torch.linalg.eigvalsh(H.to_dense())
+    norm = float(exact.abs().max())
+    assert record["norm"] == pytest.approx(norm, rel=1e-4)
+    assert record["tau"] == pytest.approx(552 * torch.finfo(dtype).eps / 2 * norm, rel=1e-4)
+    assert list(record["counts"]) == list(CUTOFFS)
+    counts = list(record["counts"].values())
+    assert counts[0] == record["raw_count"]
+    assert counts[2:] == sorted(counts[2:], reverse=True)
+    assert record["counts"]["floor"] == record["index"] <= record["bound"]
+    if run.dtype == "float64":
+        for cutoff in (1e-6, 1e-4, 1e-3):
+            assert record["counts"][f"{cutoff:.0e}"] == int((exact < -cutoff * norm).sum())
+
+
+def test_single_precision_counts_round_off_as_directions(tmp_path):
+    single = [run for run in runs() if run.dtype == "float32"]
+    # No index can be above 52, whatever the activation.
+    raw = [measure_protocol(run, out=tmp_path, data_dir=None)["raw_count"] for run in single]
+    assert min(raw) > 52
+
+
+def line(cell, counts, seed=0, epochs=20, **changes):
+    net, data, state = cell
+    return {
+        **{"net": net, "data": data, "state": state, "seed": seed},
+        **{"activation": "tanh", "images": 64, "dtype": "float32"},
+        **{"assembly": "blocks", "solver": "eigvalsh"},
+        "epochs": epochs if state == "trained" else 0,
+        "counts": {**dict.fromkeys(CUTOFFS, 0), **counts},
+        **changes,
+    }
+
+
+CNN = ("cnn", "mnist", "trained")
+RANDOM = ("cnn", "mnist", "random")
+
+
+def test_scores_by_hand():
+    # Published: 232.9 ± 2.88 trained, 182.91 ± 80.17 random.
+    records = [
+        line(CNN, {"0": 230, "1e-05": 52}, seed=0),
+        line(CNN, {"0": 240, "1e-05": 52}, seed=1),
+        line(CNN, {"0": 238, "1e-05": 52}, epochs=5),
+        line(RANDOM, {"0": 103, "1e-05": 50}),
+    ]
+    found = {(score.epochs, score.cutoff): score for score in scores(records)}
+    assert len(found) == 2 * len(CUTOFFS)
+    long = found[20, "0"]
+    assert long.counts == {CNN: 235, RANDOM: 103}
+    assert long.seeds == 1
+    # 2.1 / 2.88 and 79.91 / 80.17: both within one.
+    assert long.distances[CNN] == pytest.approx(2.1 / 2.88)
+    assert long.distances[RANDOM] == pytest.approx(79.91 / 80.17)
+    assert (long.within(1), long.within(2), long.within(1, "cnn"), long.within(1, "mlp2")) == (
+        *(2, 2),
+        *(2, 0),
+    )
+    assert long.median_distance == pytest.approx((2.1 / 2.88 + 79.91 / 80.17) / 2)
+    # 5.1 / 2.88 is within two; the random state is the same.
+    short = found[5, "0"]
+    assert (short.within(1), short.within(2)) == (1, 2)
+    # 180.9 / 2.88 and 132.91 / 80.17 = 1.66.
+    assert (found[20, "1e-05"].within(1), found[20, "1e-05"].within(2)) == (0, 1)
+    best, second, *_ = scores(records)
+    assert (best, second) == (long, short)
+
+
+def test_a_count_one_deviation_away_is_within():
+    exact = PUBLISHED[CNN].mean + PUBLISHED[CNN].std
+    (score, *_) = scores([line(CNN, {"0": exact})])
+    assert score.distances[CNN] == pytest.approx(1)
+    assert score.within(1.0001) == 1
+    assert score.within(0.9999) == 0
+
+
+def test_ways_of_counting_are_kept_apart():
+    records = [
+        line(CNN, {"0": 1}),
+        line(CNN, {"0": 2}, dtype="float64"),
+        line(CNN, {"0": 3}, images=128),
+        line(CNN, {"0": 4}, solver="eig"),
+        line(CNN, {"0": 5}, assembly="products"),
+        line(CNN, {"0": 6}, activation="relu"),
+        line(RANDOM, {"0": 7}, images=1),
+    ]
+    found = [score for score in scores(records) if score.cutoff == "0"]
+    assert sorted(next(iter(score.counts.values())) for score in found) == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_every_way_is_in_the_tables_and_the_best_in_front():
+    records = [
+        line(CNN, {"0": 233}),
+        line(RANDOM, {"0": 183}),
+        line(("mlp2", "mnist", "trained"), {"0": 1, "1e-03": 1980}),
+        line(CNN, {"0": 5}, activation="relu"),
+    ]
+    best, alone, every, counts = score_grids(records)
+    assert len(every.rows) == len(counts.rows) - 1 == 2 * len(CUTOFFS)
+    assert best.rows == every.rows[:10]
+    top = dict(zip(every.headings, every.rows[0], strict=True))
+    assert (top["activation"], top["cutoff"], top["within 1 std"]) == ("tanh", "0", "2/3")
+    assert (top["cnn"], top["mlp2"], top["mlp3"]) == ("2/2", "0/1", "0/0")
+    assert [row[0] for row in alone.rows] == ["cnn", "mlp2"]
+    by_net = {row[0]: dict(zip(alone.headings, row, strict=True)) for row in alone.rows}
+    assert (by_net["mlp2"]["cutoff"], by_net["mlp2"]["within 1 std"]) == ("1e-03", "1/1")
+    first = dict(zip(counts.headings, counts.rows[1], strict=True))
+    assert (first["cnn mnist trained"], first["mlp2 mnist trained"]) == ("233.0*", "1.0")
+    assert first["mlp3 mnist trained"] == "–"
+    assert counts.rows[0][-1] == "2,721.9 ± 272.1"
+
+
+def test_data_without_a_published_number_are_not_scored():
+    assert scores([line(("cnn", "mnist-sample", "trained"), {"0": 233})]) == []
