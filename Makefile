@@ -12,7 +12,7 @@ test: $(VENV)/.developer
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist worksteal
 
 docs: $(VENV)/.developer
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html

@@ -90,7 +90,7 @@ def interleaved(ways: Mapping[str, Callable[[], object]], repeats: int) -> dict[
 
 def leave_out_compiling() -> None:
     """Never compile: it takes a minute or more, which would fall into one repeat or another."""
-    planning._PRICES["compile"] = (float("inf"), 0.0)
+    planning._PRICES["compile"] = (float("inf"), 0.0, 0.0)
 
 
 def warm_up(

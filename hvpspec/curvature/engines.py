@@ -33,10 +33,12 @@ class Engine(ABC):
 
     Attributes:
         name: what a plan calls it.
+        batched: whether it takes all vectors of a block at once.
         leaves: the parameters of the present pass, to differentiate by.
     """
 
     name: str
+    batched: bool
 
     def __init__(self, risk: EmpiricalRisk, matrix: Matrix) -> None:
         self.risk, self.matrix = risk, matrix
@@ -86,7 +88,7 @@ class DoubleBackward(Engine):
         self.name = "batched double backward" if batched else "double backward"
         self.reached: set[str] = set()
         self.num_nodes = 0
-        self._batched = batched
+        self.batched = batched
 
     def begin(self) -> None:
         """Take all parameters anew."""
@@ -108,8 +110,8 @@ class DoubleBackward(Engine):
     def multiply(self, prepared: ProductGraph, V: Tensor) -> Tensor:
         """Read the products with the vectors off the graph."""
         product = torch.zeros_like(V)
-        for v, into in [(V, product)] if self._batched else zip(V, product, strict=True):
-            parts = prepared.multiply(self.risk.space.unflatten(v), batched=self._batched)
+        for v, into in [(V, product)] if self.batched else zip(V, product, strict=True):
+            parts = prepared.multiply(self.risk.space.unflatten(v), batched=self.batched)
             write(self.risk.space, parts, into)
         return product
 
@@ -164,6 +166,7 @@ class ForwardOverReverse(Engine):
         super().__init__(risk, matrix)
         way = "compiled " if compiled else "batched " if width is not None else ""
         self.name = f"{way}forward over reverse"
+        self.batched = width is not None
         self._width = width
         split = self._trace(batch)
         self.largest = split.largest
@@ -189,8 +192,7 @@ class ForwardOverReverse(Engine):
     def multiply(self, prepared: _Residuals, V: Tensor) -> Tensor:
         """Evaluate what does."""
         product = torch.zeros_like(V)
-        batched = self._width is not None
-        for v, into in [(V, product)] if batched else zip(V, product, strict=True):
+        for v, into in [(V, product)] if self.batched else zip(V, product, strict=True):
             rows = self.risk.space.unflatten(v)
             with torch.no_grad():  # contiguous, as when it was traced
                 vectors = [part.contiguous() for part in rows.values()]

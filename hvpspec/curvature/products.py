@@ -30,15 +30,21 @@ EngineName = Literal[
 
 #: The widest block multiplied at once: wider ones gain little, and take as much more memory.
 _MOST_VECTORS = 32
-# Steps of planning: what each tries, and the seconds it is expected to take, at least and for each
-# node of the gradient's graph. It is taken only after the products have taken as long.
+# Steps of planning: what each tries, and the seconds it is expected to take: at least, for each
+# node of the gradient's graph, and for each second of a block on one chunk by plain double
+# backward. It is taken only when the products would have taken as long.
 _STEPS = {
     "compare": ("double backward", "batched double backward"),
     "trace": ("forward over reverse", "batched forward over reverse"),
     "compile": ("compiled forward over reverse",),
 }
-_PRICES = {"compare": (0.1, 0.0), "trace": (0.8, 1.2e-2), "compile": (60.0, 0.1)}
-# A trial is repeated until it has taken so long: the least of a few short times is no accident.
+_PRICES = {
+    "compare": (0.1, 0.0, 1.5),
+    "trace": (0.8, 1.2e-2, 0.5),
+    "compile": (60.0, 0.1, 0.5),
+}
+# A trial is repeated until it has taken so long, and once unless it takes ten times as long: the
+# least of a few short times is no accident.
 _TRIAL_SECONDS = 0.05
 # The C library takes pieces of memory beyond 32 MB from the system each time, which clears them
 # first: half of the time went there (mallopt(3), M_MMAP_THRESHOLD). Smaller ones stay in the cache.
@@ -180,8 +186,12 @@ class Products:
             course = _Course(self._plain, self._steps(), expected=self._first_seconds * width)
             self._courses[width] = course
         # What is to come for certain is this block, at the present speed.
-        while course.steps and course.spent + course.expected >= self._price(course.steps[0]):
-            self._take(course.steps.pop(0), course, V)
+        while course.steps:
+            price, step = min((self._price(step, width), step) for step in course.steps)
+            if course.spent + course.expected < price:
+                break
+            course.steps.remove(step)
+            self._take(step, course, V)
             course = self._courses[width]
         if width > self._widest:  # as has just been found out
             del self._courses[width]
@@ -196,11 +206,12 @@ class Products:
         """What is to be tried."""
         return list(_STEPS) if self._wish == "auto" else [self._wish]
 
-    def _price(self, step: str) -> float:
+    def _price(self, step: str, width: int) -> float:
         """The seconds that a step of planning is expected to take; 0 for a way asked for."""
         assert self._plain is not None
-        least, per_node = _PRICES.get(step, (0.0, 0.0))
-        return max(least, per_node * self._plain.num_nodes)
+        least, per_node, blocks = _PRICES.get(step, (0.0, 0.0, 0.0))
+        one_chunk = self._first_seconds * width / self._risk.num_chunks
+        return max(least, per_node * self._plain.num_nodes) + blocks * one_chunk
 
     def _take(self, step: str, course: _Course, V: Tensor) -> None:
         """Take a step of planning: time some ways on the first chunk, and go the fastest."""
@@ -217,9 +228,11 @@ class Products:
             if len(V) > self._widest:
                 return
             # Not the block itself: it may lie where the matrix is zero, and all ways agree.
-            V = torch.randn(V.shape, generator=torch.Generator().manual_seed(0)).to(V)
-            expected = self._plain.multiply(graph, V)
-            scale = self._risk.reference.scale * float(torch.linalg.vector_norm(V))
+            generator = torch.Generator().manual_seed(0)
+            V = torch.randn(V.shape, generator=generator).to(V)
+            mix = torch.randn(min(2, len(V)), len(V), generator=generator).to(V)
+            expected = self._plain.multiply(graph, mix @ V)
+            scale = self._risk.reference.scale * float(torch.linalg.vector_norm(mix @ V))
             del graph
             for name in _STEPS.get(step, (step,)):
                 if len(V) == 1 and name.startswith("batched") and name != self._wish:
@@ -228,14 +241,14 @@ class Products:
                     engine = self._engine(name, batch, len(V))
                     if self._shrink(engine, len(batch), len(V)):
                         return
-                    trial = _Trial.of(engine, k, batch, V, expected, scale)
+                    trial = _Trial.of(engine, k, batch, V, mix)
                 except (HvpspecError, MemoryError, torch.OutOfMemoryError):
                     raise
                 except Exception as error:  # an operation may be beyond a tracer in any way
                     reason = (str(error) or type(error).__name__).splitlines()[0]
                     course.notes.append(f"{name}: not possible here ({reason})")
                     continue
-                if not trial.agrees:
+                if not _agree(trial.product, expected, scale):
                     warnings.warn(
                         f"{name} differs from double backward on the first chunk of the data and "
                         "is not used; please report this network",
@@ -334,37 +347,37 @@ class _Trial:
     """A product with a block on one chunk, timed.
 
     Attributes:
-        agrees: whether it is what was expected.
+        product: mixtures of the block's rows multiplied, of which each has a share in each.
         prepare_seconds: for what does not depend on the vectors.
         multiply_seconds: for what does.
         num_bytes: held by what was prepared.
     """
 
-    agrees: bool
+    product: Tensor
     prepare_seconds: float
     multiply_seconds: float
     num_bytes: int
 
     @classmethod
-    def of(
-        cls, engine: Engine, k: int, batch: Batch, V: Tensor, expected: Tensor, scale: float
-    ) -> _Trial:
-        """Try an engine on a chunk, twice or until the clock has something to measure."""
+    def of(cls, engine: Engine, k: int, batch: Batch, V: Tensor, mix: Tensor) -> _Trial:
+        """Try an engine on a chunk, with the whole block only where it takes that at once."""
+        block = V if engine.batched else mix @ V
         prepare: list[float] = []
         multiply: list[float] = []
         while True:
             start = time.perf_counter()
             prepared = engine.prepare(k, batch)
             middle = time.perf_counter()
-            product = engine.multiply(prepared, V)
+            product = engine.multiply(prepared, block)
             stop = time.perf_counter()
             prepare.append(middle - start)
-            multiply.append(stop - middle)
-            if len(multiply) == 10 or (len(multiply) >= 2 and sum(multiply) >= _TRIAL_SECONDS):
+            multiply.append((stop - middle) * len(V) / len(block))
+            enough = _TRIAL_SECONDS if len(multiply) > 1 else 10 * _TRIAL_SECONDS
+            if len(multiply) == 10 or sum(multiply) >= enough:
                 break
             del prepared, product  # before they are made again
-        agrees = _agree(product, expected, scale)
-        return cls(agrees, min(prepare), min(multiply), engine.size(prepared))
+        mixed = mix @ product if engine.batched else product
+        return cls(mixed, min(prepare), min(multiply), engine.size(prepared))
 
 
 def _add(total: Tensor | None, product: Tensor) -> Tensor:

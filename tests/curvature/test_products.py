@@ -120,7 +120,7 @@ def test_some_of_the_parameters() -> None:
 
 
 def test_planning_finds_the_fastest_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "_PRICES", {"compile": (float("inf"), 0.0)})
+    monkeypatch.setattr(products, "_PRICES", {"compile": (float("inf"), 0.0, 0.0)})
     model, loss, data = problem("mlp2")
     H = HessianOperator(model, loss, data)
     V = torch.randn(H.shape[0], 4, dtype=torch.float64)
