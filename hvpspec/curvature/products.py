@@ -15,6 +15,7 @@ from hvpspec.curvature.batches import Batch
 from hvpspec.curvature.engines import DoubleBackward, Engine, ForwardOverReverse
 from hvpspec.curvature.matrices import Matrix
 from hvpspec.curvature.risk import EmpiricalRisk
+from hvpspec.curvature.trials import Trial, agree
 from hvpspec.errors import DataChangedError, HvpspecError, InputError
 from hvpspec.linalg.memory import available_memory
 
@@ -43,9 +44,6 @@ _PRICES = {
     "trace": (0.8, 1.2e-2, 0.5),
     "compile": (60.0, 0.1, 0.5),
 }
-# A trial is repeated until it has taken so long, and once unless it takes ten times as long: the
-# least of a few short times is no accident.
-_TRIAL_SECONDS = 0.05
 # The C library takes pieces of memory beyond 32 MB from the system each time, which clears them
 # first: half of the time went there (mallopt(3), M_MMAP_THRESHOLD). Smaller ones stay in the cache.
 _LARGEST = 2**24
@@ -241,14 +239,14 @@ class Products:
                     engine = self._engine(name, batch, len(V))
                     if self._shrink(engine, len(batch), len(V)):
                         return
-                    trial = _Trial.of(engine, k, batch, V, mix)
+                    trial = Trial.of(engine, k, batch, V, mix)
                 except (HvpspecError, MemoryError, torch.OutOfMemoryError):
                     raise
                 except Exception as error:  # an operation may be beyond a tracer in any way
                     reason = (str(error) or type(error).__name__).splitlines()[0]
                     course.notes.append(f"{name}: not possible here ({reason})")
                     continue
-                if not _agree(trial.product, expected, scale):
+                if not agree(trial.product, expected, scale):
                     warnings.warn(
                         f"{name} differs from double backward on the first chunk of the data and "
                         "is not used; please report this network",
@@ -342,58 +340,6 @@ class Products:
             )
 
 
-@dataclass(frozen=True)
-class _Trial:
-    """A product with a block on one chunk, timed.
-
-    Attributes:
-        product: mixtures of the block's rows multiplied, of which each has a share in each.
-        prepare_seconds: for what does not depend on the vectors.
-        multiply_seconds: for what does.
-        num_bytes: held by what was prepared.
-    """
-
-    product: Tensor
-    prepare_seconds: float
-    multiply_seconds: float
-    num_bytes: int
-
-    @classmethod
-    def of(cls, engine: Engine, k: int, batch: Batch, V: Tensor, mix: Tensor) -> _Trial:
-        """Try an engine on a chunk, with the whole block only where it takes that at once."""
-        block = V if engine.batched else mix @ V
-        prepare: list[float] = []
-        multiply: list[float] = []
-        while True:
-            start = time.perf_counter()
-            prepared = engine.prepare(k, batch)
-            middle = time.perf_counter()
-            product = engine.multiply(prepared, block)
-            stop = time.perf_counter()
-            prepare.append(middle - start)
-            multiply.append((stop - middle) * len(V) / len(block))
-            enough = _TRIAL_SECONDS if len(multiply) > 1 else 10 * _TRIAL_SECONDS
-            if len(multiply) == 10 or sum(multiply) >= enough:
-                break
-            del prepared, product  # before they are made again
-        mixed = mix @ product if engine.batched else product
-        return cls(mixed, min(prepare), min(multiply), engine.size(prepared))
-
-
 def _add(total: Tensor | None, product: Tensor) -> Tensor:
     """Add a product to what there is so far, in place; the first is the beginning."""
     return product if total is None else total.add_(product)
-
-
-def _agree(product: Tensor, expected: Tensor, scale: float) -> bool:
-    """Whether two products are equal to half the digits, which is far beyond round-off.
-
-    Args:
-        product: shape (b, n).
-        expected: shape (b, n).
-        scale: what is round-off where the product is zero but for round-off, in units of it.
-    """
-    eps = torch.finfo(expected.dtype).eps
-    difference = float(torch.linalg.vector_norm(product - expected))
-    size = float(torch.linalg.vector_norm(expected))
-    return difference <= math.sqrt(eps) * size + eps * scale
