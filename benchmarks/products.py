@@ -3,7 +3,7 @@
 Every network is measured on one batch in memory and on the same data in a list of batches. Times
 are medians over interleaved repeats, in units of one gradient of the same loss on the same data,
 per vector. hvpspec's plan is warm; what a cold start costs is shown for the density. All libraries
-are checked to give the same product first.
+are compared with hvpspec's first product, and those that differ are marked.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def measure(name: str, where: str, options: argparse.Namespace, rows: list[dict[
         return HessianOperator(task.model, nn.CrossEntropyLoss(), data, engine=engine, **size)
 
     H = operator()
-    check(H, rivals, n)
+    differing = check(H, rivals, n)
     for width in options.widths:
         V = torch.randn(n, width, generator=torch.Generator().manual_seed(0))
         warm_up(H, V)
@@ -88,10 +88,11 @@ def measure(name: str, where: str, options: argparse.Namespace, rows: list[dict[
         row = {"network": name, "data": where, "n": n, "what": f"block of {width}"}
         row |= {"unit_seconds": unit, "engine": plan.engine, "kept": plan.kept, "cost": cost}
         row["seconds"] = {way: t.seconds for way, t in seconds.items()}
+        row["differing"] = differing
         rows.append(row)
         print(line(row), flush=True)
     for steps in options.steps if where == "streamed" else ():
-        density(task, name, operator, rivals, options, steps, rows)
+        density(task, name, operator, rivals, differing, options, steps, rows)
 
 
 def density(
@@ -99,6 +100,7 @@ def density(
     name: str,
     operator: Callable[..., HessianOperator],
     rivals: Sequence[Any],
+    differing: dict[str, float],
     options: argparse.Namespace,
     steps: int,
     rows: list[dict[str, Any]],
@@ -125,19 +127,22 @@ def density(
     row = {"network": name, "data": "streamed", "n": H.shape[0], "unit_seconds": unit}
     row |= {"what": f"density, {probes} x {steps}, seconds", "cost": cost}
     plan = next(p for p in H.plan if p.num_vectors == probes)
-    row |= {"engine": plan.engine, "kept": plan.kept}
+    row |= {"engine": plan.engine, "kept": plan.kept, "differing": differing}
     rows.append(row)
     print(line(row), flush=True)
 
 
-def check(H: HessianOperator, rivals: Sequence[Any], n: int) -> None:
-    """Stop if a library gives another product."""
+def check(H: HessianOperator, rivals: Sequence[Any], n: int) -> dict[str, float]:
+    """By how much other libraries' products differ from ours, where it is more than round-off."""
     V = torch.randn(n, 2, generator=torch.Generator().manual_seed(1))
     expected = H @ V
-    for peer in rivals:
-        difference = float((peer.matmat(V) - expected).norm() / expected.norm())
-        if difference > 1e-3:
-            raise SystemExit(f"{peer.name} differs by {difference:.1e}")
+    differences = {p.name: float((p.matmat(V) - expected).norm() / expected.norm()) for p in rivals}
+    differing = {name: size for name, size in differences.items() if size > 1e-4}
+    for name, size in differing.items():
+        print(f"{name} differs by {size:.1e}", flush=True)
+    if differing and len(differing) == len(rivals):
+        raise SystemExit("all other libraries differ, so that it is ours that is wrong")
+    return differing
 
 
 def gradient(task: Problem, batches: Sequence[tuple[Tensor, Tensor]]) -> None:
@@ -163,7 +168,10 @@ COLUMNS = (
 def line(row: dict[str, Any]) -> str:
     """One row of the table."""
     cost = row["cost"]
-    cells = [f"{cost[x]:.2f}" if x in cost else "" for x in COLUMNS]
+    differing = row.get("differing", {})
+    cells = [
+        f"{cost[x]:.2f}" + ("*" if x in differing else "") if x in cost else "" for x in COLUMNS
+    ]
     rivals = [cost[x] for x in COLUMNS[3:6] if x in cost]
     factor = ""
     if rivals:
@@ -177,7 +185,7 @@ def line(row: dict[str, Any]) -> str:
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """A table with one line per network and width."""
+    """A table with one line per network and width; a star marks products that are not ours."""
     names = ("network", "data", "what", "way", *COLUMNS, "against the fastest of three")
     head = "| " + " | ".join(names) + " |"
     return "\n".join([head, "|---" * len(names) + "|", *map(line, rows)]) + "\n"
