@@ -123,9 +123,13 @@ def test_processes_side_by_side(tmp_path):
     assert failure.run == unknown
     assert isinstance(failure.error, InputError)
     assert sorted(r["seed"] for r in read(path)) == [0, 1, 2]
-    alone = {**measure_linear(small(1))}
+    # Another process has another number of threads, and round-off of its own.
+    alone = measure_linear(small(1))
     (same,) = [r for r in read(path) if r["seed"] == 1]
-    assert {name: same[name] for name in alone} == alone
+    for name in ("index", "nullity", "expected_nullity", "rank_of_X"):
+        assert same[name] == alone[name]
+    for name in ("norm", "loss", "grad_norm", "relative_error_without_2"):
+        assert same[name] == pytest.approx(alone[name], rel=1e-12)
     assert multiprocessing.active_children() == []
 
 
