@@ -10,12 +10,13 @@ from typing import Annotated
 import typer
 
 from hvpspec.cli.experiment import carry_out, check_points, describe_point
-from hvpspec.cli.options import DataDir
+from hvpspec.cli.options import DataDir, OptimizerName
 
 _NETS = ("cnn", "mlp2", "mlp3")
 _DATA = ("mnist", "fashion-mnist")
 _SAMPLES = ("mnist-sample", "fashion-mnist-sample")
 _DTYPES = ("float32", "float64")
+_OPTIMIZERS: tuple[OptimizerName, ...] = ("sgd", "adam", "lbfgs")
 _SOLVERS = ("eigvalsh", "eig")
 _ASSEMBLIES = ("blocks", "products")
 
@@ -197,6 +198,73 @@ def protocols(
         score_grids,
         describe=describe_point,
         out=out,
+        cost=COST,
+        jobs=jobs,
+    )
+
+
+@reproduce.command()
+def curves(
+    net: Annotated[
+        list[str] | None,
+        typer.Option(
+            callback=_choice(*_NETS), help="cnn, mlp2 or mlp3; repeatable.", show_default="mlp2"
+        ),
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            callback=_choice(*_DATA, *_SAMPLES),
+            help="mnist, fashion-mnist, mnist-sample or fashion-mnist-sample; repeatable.",
+            show_default="mnist",
+        ),
+    ] = None,
+    activation: Annotated[
+        list[str] | None,
+        typer.Option(help="Activation; repeatable.", show_default="relu, tanh"),
+    ] = None,
+    optimizer: Annotated[
+        list[str] | None,
+        typer.Option(
+            callback=_choice(*_OPTIMIZERS),
+            help="sgd, adam or lbfgs; repeatable.",
+            show_default="all three",
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each kind.")] = 1,
+    epochs: Annotated[int, typer.Option(min=1, help="Length of training.")] = 20,
+    every: Annotated[int, typer.Option(min=1, help="Epochs from one count to the next.")] = 2,
+    images: Annotated[
+        int, typer.Option(min=1, help="First training images in the Hessian.")
+    ] = 10_000,
+    jobs: Jobs = 1,
+    out: Out = _RESULTS,
+    data_dir: DataDir = None,
+) -> None:
+    """Follow the index and the loss along training, by SGD, Adam and L-BFGS."""
+    from hvpspec.experiments import curve_grids, curve_runs, draw_curves, measure_curve
+    from hvpspec.experiments.curves import COST
+    from hvpspec.experiments.points import images_of
+
+    moments = sorted({*range(0, epochs, every), epochs})
+    runs = curve_runs(
+        net or ("mlp2",),
+        {source: len(images_of(source, data_dir)) for source in data or ("mnist",)},
+        activation or ("relu", "tanh"),
+        [name for name in _OPTIMIZERS if name in (optimizer or _OPTIMIZERS)],
+        seeds,
+        moments,
+        images,
+    )
+    check_points(runs, images, data_dir)
+    carry_out(
+        "curves",
+        runs,
+        partial(measure_curve, epochs=moments, out=out, data_dir=data_dir),
+        curve_grids,
+        describe=describe_point,
+        out=out,
+        draw=draw_curves,
         cost=COST,
         jobs=jobs,
     )

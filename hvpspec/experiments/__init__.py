@@ -5,6 +5,13 @@ carries out the runs that have no line yet, in processes side by side. What is s
 together from the lines alone.
 """
 
+from hvpspec.experiments.curves import (
+    CurveRun,
+    curve_grids,
+    curve_runs,
+    draw_curves,
+    measure_curve,
+)
 from hvpspec.experiments.linear import LINEAR_RUNS, LinearRun, linear_grids, measure_linear
 from hvpspec.experiments.points import QUICK, STANDARD, Point, Protocol
 from hvpspec.experiments.protocols import CUTOFFS, ProtocolRun, measure_protocol, protocol_runs
@@ -23,6 +30,7 @@ __all__ = [
     "QUICK",
     "SOURCE",
     "STANDARD",
+    "CurveRun",
     "Failure",
     "LinearRun",
     "Point",
@@ -34,8 +42,12 @@ __all__ = [
     "Status",
     "TableRun",
     "append",
+    "curve_grids",
+    "curve_runs",
+    "draw_curves",
     "finished",
     "linear_grids",
+    "measure_curve",
     "measure_index",
     "measure_linear",
     "measure_protocol",

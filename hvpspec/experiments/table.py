@@ -107,37 +107,47 @@ def measure_index(run: TableRun, *, out: Path, data_dir: Path | None) -> Record:
     if run.seed == 0:
         save_spectrum(out / "spectra" / f"{run.stem}-images{run.images}.npz", result)
     _, accuracy = zoo.evaluate(model, data)
-    eigenvalues = result.eigenvalues
-    assert eigenvalues is not None  # the exact method has them
-    ladder = result.curve(torch.tensor(RATIOS, dtype=torch.float64) * result.norm)
     return {
         "state": run.state,
+        **index_record(result),
+        "raw_count_whole": raw_count_whole,
+        "accuracy": accuracy,
+        "stages": {
+            "training": round(trained - start, 3),
+            "assembly": round(assembled - trained, 3),
+            "eigenvalues": round(counted - assembled, 3),
+            "whole_matrix": round(whole - counted, 3),
+        },
+    }
+
+
+def index_record(result: IndexResult) -> Record:
+    """What a line tells of an index.
+
+    Args:
+        result: of the exact method, for a float64 Hessian.
+    """
+    assert result.eigenvalues is not None  # the exact method has them
+    ladder = result.curve(torch.tensor(RATIOS, dtype=torch.float64) * result.norm)
+    return {
         "dtype": "float64",
         "method": result.method,
         "dim": result.dim,
         "tau": result.tau,
         "index": result.index,
         "raw_count": result.raw_count,
-        "raw_count_whole": raw_count_whole,
         "nullity": result.nullity,
         "grad_norm": result.gradient_norm,
         "loss": result.loss,
-        "accuracy": accuracy,
         "noise_floor": result.noise_floor,
         "norm": result.norm,
-        "lambda_min": float(eigenvalues[0]),
-        "lambda_max": float(eigenvalues[-1]),
+        "lambda_min": float(result.eigenvalues[0]),
+        "lambda_max": float(result.eigenvalues[-1]),
         "bound": result.bound.upper if result.bound else None,
         # The ladder ascends in tau.
         "ladder": {
             f"{ratio:.0e}": int(count)
             for ratio, count in zip(sorted(RATIOS), ladder.counts, strict=True)
-        },
-        "stages": {
-            "training": round(trained - start, 3),
-            "assembly": round(assembled - trained, 3),
-            "eigenvalues": round(counted - assembled, 3),
-            "whole_matrix": round(whole - counted, 3),
         },
     }
 

@@ -1,4 +1,4 @@
-"""Pictures of a spectrum, of a density and of an index as a function of its resolution.
+"""Pictures of spectra, of densities and of indices, by resolution and along training.
 
 Figures are made without pyplot, so nothing here opens a window or keeps state.
 """
@@ -13,16 +13,19 @@ from hvpspec.plotting.spectrum import (
     plot_spectrum,
     spectrum_histogram,
 )
+from hvpspec.plotting.trajectories import Trajectory, plot_trajectories
 
 __all__ = [
     "PICTURE_SUFFIXES",
     "Scale",
     "SpectrumHistogram",
+    "Trajectory",
     "check_picture",
     "draw_spectrum",
     "plot_density",
     "plot_index_curve",
     "plot_spectrum",
+    "plot_trajectories",
     "save_figure",
     "spectrum_histogram",
 ]

@@ -62,6 +62,18 @@ def test_protocols(run, tmp_path, idx_folder):
     assert "32 ways" in outcome.out  # 2 assemblies, 2 solvers, 8 cutoffs
 
 
+def test_curves(run, tmp_path):
+    narrow = "--net cnn --data mnist-sample --activation relu --optimizer lbfgs --epochs 1"
+    outcome = run(f"reproduce curves {narrow} --images 3 --out {tmp_path}")
+    assert not outcome.code, outcome.err
+    found = records(tmp_path / "curves.jsonl")
+    assert [(r["epochs"], r["optimizer"]) for r in found] == [(1, "lbfgs"), (0, None)]
+    assert found[0]["batch_size"] == 2000
+    assert found[0]["loss"] < found[1]["loss"]
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "rank correlation" in (tmp_path / "curves.md").read_text()
+
+
 def test_linear(run, tmp_path):
     outcome = run(f"reproduce linear --out {tmp_path}")
     assert not outcome.code, outcome.err
@@ -96,6 +108,8 @@ def test_a_failed_run_is_told_and_the_others_are_kept(run, tmp_path, monkeypatch
         ("table --quick --images 2001", "subset is 2001"),
         ("table --data-dir nowhere", "nowhere"),
         ("table --jobs 0", "--jobs"),
+        ("curves --optimizer newton", "'newton' is not one of sgd, adam, lbfgs"),
+        ("curves --data mnist-sample --images 2001", "subset is 2001"),
         ("protocols --dtype float16", "'float16' is not one of float32, float64"),
         ("protocols --data mnist-sample", "'mnist-sample' is not one of mnist, fashion-mnist"),
         ("linear --out file/results", "cannot make the folder"),
