@@ -271,6 +271,74 @@ def curves(
 
 
 @reproduce.command()
+def regularised(
+    net: Nets = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            callback=_choice(*_DATA, *_SAMPLES),
+            help="mnist, fashion-mnist, mnist-sample or fashion-mnist-sample; repeatable.",
+            show_default="mnist, fashion-mnist",
+        ),
+    ] = None,
+    activation: Annotated[
+        list[str] | None,
+        typer.Option(help="Activation; repeatable.", show_default="relu, tanh"),
+    ] = None,
+    l2: Annotated[
+        list[float] | None,
+        typer.Option(
+            min=0,
+            help="λ to train with; repeatable.",
+            show_default="0, 1e-5, 1e-4, 1e-3, 1e-2",
+        ),
+    ] = None,
+    retrain: Annotated[
+        bool, typer.Option(help="Also train with each λ; without, spectra of table suffice.")
+    ] = True,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each kind.")] = 1,
+    epochs: Annotated[int, typer.Option(min=1, help="Length of training.")] = 20,
+    images: Annotated[
+        int, typer.Option(min=1, help="First training images in the Hessian.")
+    ] = 10_000,
+    jobs: Jobs = 1,
+    out: Out = _RESULTS,
+    data_dir: DataDir = None,
+) -> None:
+    """Add λ‖θ‖² to the loss: index and nullity by λ, at fixed weights and trained with it."""
+    from hvpspec.experiments import (
+        STANDARD,
+        draw_regularised,
+        measure_regularised,
+        regularised_grids,
+        regularised_runs,
+    )
+    from hvpspec.experiments.regularised import COST, RETRAINED
+
+    runs = regularised_runs(
+        net or _NETS,
+        data or _DATA,
+        activation or ("relu", "tanh"),
+        seeds,
+        images,
+        STANDARD.for_epochs(epochs),
+        (l2 or RETRAINED) if retrain else (),
+    )
+    check_points(runs, images, data_dir)
+    carry_out(
+        "regularised",
+        runs,
+        partial(measure_regularised, out=out, data_dir=data_dir),
+        regularised_grids,
+        describe=describe_point,
+        out=out,
+        draw=draw_regularised,
+        cost=COST,
+        jobs=jobs,
+    )
+
+
+@reproduce.command()
 def linear(out: Out = _RESULTS) -> None:
     """Check the counts on linear regression, and the paper's Example 1: seconds."""
     from hvpspec.experiments import LINEAR_RUNS, LinearRun, linear_grids, measure_linear

@@ -16,6 +16,13 @@ from hvpspec.experiments.linear import LINEAR_RUNS, LinearRun, linear_grids, mea
 from hvpspec.experiments.points import QUICK, STANDARD, Point, Protocol
 from hvpspec.experiments.protocols import CUTOFFS, ProtocolRun, measure_protocol, protocol_runs
 from hvpspec.experiments.published import PUBLISHED, SOURCE, Published
+from hvpspec.experiments.regularised import (
+    RegularisedRun,
+    draw_regularised,
+    measure_regularised,
+    regularised_grids,
+    regularised_runs,
+)
 from hvpspec.experiments.results import append, finished, read
 from hvpspec.experiments.scoring import Score, score_grids, scores
 from hvpspec.experiments.statistics import Spread, spread
@@ -37,6 +44,7 @@ __all__ = [
     "Protocol",
     "ProtocolRun",
     "Published",
+    "RegularisedRun",
     "Score",
     "Spread",
     "Status",
@@ -45,14 +53,18 @@ __all__ = [
     "curve_grids",
     "curve_runs",
     "draw_curves",
+    "draw_regularised",
     "finished",
     "linear_grids",
     "measure_curve",
     "measure_index",
     "measure_linear",
     "measure_protocol",
+    "measure_regularised",
     "protocol_runs",
     "read",
+    "regularised_grids",
+    "regularised_runs",
     "score_grids",
     "scores",
     "spread",

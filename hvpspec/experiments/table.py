@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from hvpspec import zoo
@@ -21,7 +19,7 @@ from hvpspec.experiments.points import (
     network_at,
 )
 from hvpspec.experiments.results import Record
-from hvpspec.files import make_folder, write_atomically
+from hvpspec.experiments.spectra_kept import save_spectrum, spectrum_path
 from hvpspec.spectrum import IndexResult, index
 
 #: Further resolutions, in units of the norm.
@@ -105,7 +103,7 @@ def measure_index(run: TableRun, *, out: Path, data_dir: Path | None) -> Record:
     raw_count_whole = int((torch.linalg.eigvalsh(matrix) < 0).sum())
     whole = time.perf_counter()
     if run.seed == 0:
-        save_spectrum(out / "spectra" / f"{run.stem}-images{run.images}.npz", result)
+        save_spectrum(spectrum_path(run, run.images, out), result)
     _, accuracy = zoo.evaluate(model, data)
     return {
         "state": run.state,
@@ -150,24 +148,3 @@ def index_record(result: IndexResult) -> Record:
             for ratio, count in zip(sorted(RATIOS), ladder.counts, strict=True)
         },
     }
-
-
-def save_spectrum(path: Path, result: IndexResult) -> None:
-    """Keep all eigenvalues as ``eigenvalues`` (n,) in a ``.npz`` file, with ``noise_floor``.
-
-    Args:
-        path: the file; its folder is made if it is not there.
-        result: of the exact method.
-
-    Raises:
-        InputError: it cannot be written.
-    """
-    assert result.eigenvalues is not None
-    make_folder(path.parent)
-    buffer = io.BytesIO()
-    np.savez(
-        buffer,
-        eigenvalues=result.eigenvalues.numpy(),
-        noise_floor=np.float64(result.noise_floor),
-    )
-    write_atomically(path, buffer.getbuffer())

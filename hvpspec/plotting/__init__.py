@@ -6,6 +6,7 @@ Figures are made without pyplot, so nothing here opens a window or keeps state.
 from hvpspec.plotting.density import plot_density
 from hvpspec.plotting.figures import PICTURE_SUFFIXES, check_picture, save_figure
 from hvpspec.plotting.index_curve import plot_index_curve
+from hvpspec.plotting.regularised import LambdaCurve, plot_regularised
 from hvpspec.plotting.spectrum import (
     Scale,
     SpectrumHistogram,
@@ -17,6 +18,7 @@ from hvpspec.plotting.trajectories import Trajectory, plot_trajectories
 
 __all__ = [
     "PICTURE_SUFFIXES",
+    "LambdaCurve",
     "Scale",
     "SpectrumHistogram",
     "Trajectory",
@@ -24,6 +26,7 @@ __all__ = [
     "draw_spectrum",
     "plot_density",
     "plot_index_curve",
+    "plot_regularised",
     "plot_spectrum",
     "plot_trajectories",
     "save_figure",

@@ -74,6 +74,21 @@ def test_curves(run, tmp_path):
     assert "rank correlation" in (tmp_path / "curves.md").read_text()
 
 
+def test_regularised(run, tmp_path):
+    narrow = "--net cnn --data mnist-sample --activation tanh --epochs 1 --images 3"
+    outcome = run(f"reproduce regularised {narrow} --no-retrain --out {tmp_path}")
+    assert not outcome.code, outcome.err
+    found = records(tmp_path / "regularised.jsonl")
+    assert [(r["state"], r["l2"]) for r in found] == [("trained", None), ("random", None)]
+    assert len(list((tmp_path / "spectra").iterdir())) == 2
+    again = run(f"reproduce regularised {narrow} --l2 0.01 --out {tmp_path}")
+    assert "3 runs, 2 done before, 1 to do" in again.err
+    (more,) = records(tmp_path / "regularised.jsonl")[2:]
+    assert more["l2"] == 0.01
+    assert (tmp_path / "regularised.png").read_bytes().startswith(b"\x89PNG")
+    assert "minimised anew" in (tmp_path / "regularised.md").read_text()
+
+
 def test_linear(run, tmp_path):
     outcome = run(f"reproduce linear --out {tmp_path}")
     assert not outcome.code, outcome.err
@@ -110,6 +125,7 @@ def test_a_failed_run_is_told_and_the_others_are_kept(run, tmp_path, monkeypatch
         ("table --jobs 0", "--jobs"),
         ("curves --optimizer newton", "'newton' is not one of sgd, adam, lbfgs"),
         ("curves --data mnist-sample --images 2001", "subset is 2001"),
+        ("regularised --l2 -1", "--l2"),
         ("protocols --dtype float16", "'float16' is not one of float32, float64"),
         ("protocols --data mnist-sample", "'mnist-sample' is not one of mnist, fashion-mnist"),
         ("linear --out file/results", "cannot make the folder"),
