@@ -339,6 +339,56 @@ def regularised(
 
 
 @reproduce.command()
+def spectra(
+    net: Nets = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            callback=_choice(*_DATA, *_SAMPLES),
+            help="mnist, fashion-mnist, mnist-sample or fashion-mnist-sample; repeatable.",
+            show_default="mnist, fashion-mnist",
+        ),
+    ] = None,
+    activation: Annotated[
+        list[str] | None,
+        typer.Option(help="Activation; repeatable.", show_default="relu, tanh"),
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Length of training.")] = 20,
+    images: Annotated[
+        int, typer.Option(min=1, help="First training images in the matrices.")
+    ] = 10_000,
+    jobs: Jobs = 1,
+    out: Out = _RESULTS,
+    data_dir: DataDir = None,
+) -> None:
+    """Draw the spectra of trained networks; measure bulk, gaps, layers, Gauss-Newton part."""
+    from hvpspec.experiments import (
+        STANDARD,
+        draw_spectra,
+        measure_spectra,
+        spectra_grids,
+        spectra_runs,
+    )
+    from hvpspec.experiments.spectra import COST
+
+    protocol = STANDARD.for_epochs(epochs)
+    names = net or _NETS, data or _DATA, activation or ("relu", "tanh")
+    runs = spectra_runs(*names, images, protocol)
+    check_points(runs, images, data_dir)
+    carry_out(
+        "spectra",
+        runs,
+        partial(measure_spectra, out=out, data_dir=data_dir),
+        spectra_grids,
+        describe=describe_point,
+        out=out,
+        draw=partial(draw_spectra, out=out),
+        cost=COST,
+        jobs=jobs,
+    )
+
+
+@reproduce.command()
 def linear(out: Out = _RESULTS) -> None:
     """Check the counts on linear regression, and the paper's Example 1: seconds."""
     from hvpspec.experiments import LINEAR_RUNS, LinearRun, linear_grids, measure_linear

@@ -25,6 +25,13 @@ from hvpspec.experiments.regularised import (
 )
 from hvpspec.experiments.results import append, finished, read
 from hvpspec.experiments.scoring import Score, score_grids, scores
+from hvpspec.experiments.spectra import (
+    SpectraRun,
+    draw_spectra,
+    measure_spectra,
+    spectra_grids,
+    spectra_runs,
+)
 from hvpspec.experiments.statistics import Spread, spread
 from hvpspec.experiments.summary import table_grids
 from hvpspec.experiments.sweep import Failure, Status, sweep
@@ -46,6 +53,7 @@ __all__ = [
     "Published",
     "RegularisedRun",
     "Score",
+    "SpectraRun",
     "Spread",
     "Status",
     "TableRun",
@@ -54,6 +62,7 @@ __all__ = [
     "curve_runs",
     "draw_curves",
     "draw_regularised",
+    "draw_spectra",
     "finished",
     "linear_grids",
     "measure_curve",
@@ -61,12 +70,15 @@ __all__ = [
     "measure_linear",
     "measure_protocol",
     "measure_regularised",
+    "measure_spectra",
     "protocol_runs",
     "read",
     "regularised_grids",
     "regularised_runs",
     "score_grids",
     "scores",
+    "spectra_grids",
+    "spectra_runs",
     "spread",
     "sweep",
     "table_grids",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from hvpspec import zoo
-from hvpspec.curvature import HessianOperator
+from hvpspec.curvature import GGNOperator, HessianOperator
 from hvpspec.errors import InputError
 from hvpspec.experiments.pooling import FixedPooling
 from hvpspec.files import make_folder
@@ -205,15 +205,41 @@ def hessian_at(
         dtype: to compute in.
         l2: coefficient of the squared norm of the parameters.
     """
+    near, examples, chunk_size = _prepared(model, data, dtype)
+    return plain_hessian(near, examples, dtype, l2=l2, chunk_size=chunk_size)
+
+
+def gauss_newton_at(model: nn.Module, data: zoo.Dataset, dtype: torch.dtype) -> GGNOperator:
+    """The Gauss-Newton part of `hessian_at`, computed in the same way.
+
+    Args:
+        model: one of the paper's networks.
+        data: the images.
+        dtype: to compute in.
+    """
+    near, examples, chunk_size = _prepared(model, data, dtype)
+    return GGNOperator(
+        near,
+        nn.CrossEntropyLoss(),
+        examples,
+        dtype=dtype,
+        engine="double backward",
+        chunk_size=chunk_size,
+    )
+
+
+def _prepared(
+    model: nn.Module, data: zoo.Dataset, dtype: torch.dtype
+) -> tuple[nn.Module, Any, int | None]:
+    """The network or what equals it near its weights, its data, and the images in one graph."""
     if not any(isinstance(module, nn.Conv2d) for module in model.modules()):
-        return plain_hessian(model, data.tensors, dtype, l2=l2)
+        return model, data.tensors, None
     # A copy, since near ties the dtype may decide which entry a pooling chooses.
     near = FixedPooling(copy.deepcopy(model).to(dtype))
     images, labels = data.tensors
     chunks = [near.inputs_for(chunk) for chunk in torch.split(images.to(dtype), _CNN_CHUNK)]
     inputs = (torch.cat(parts) for parts in zip(*chunks, strict=True))
-    examples = TensorDataset(*inputs, labels)
-    return plain_hessian(near, examples, dtype, l2=l2, chunk_size=_CNN_CHUNK)
+    return near, TensorDataset(*inputs, labels), _CNN_CHUNK
 
 
 def plain_hessian(

@@ -56,15 +56,17 @@ def spectrum_at(point: Point, images: int, *, out: Path, data_dir: Path | None) 
     return read_spectrum(path)
 
 
-def spectrum_path(point: Point, images: int, out: Path) -> Path:
-    """Where the spectrum of a point's Hessian is kept.
+def spectrum_path(point: Point, images: int, out: Path, matrix: str | None = None) -> Path:
+    """Where the spectrum of a point's Hessian is kept, or that of another matrix there.
 
     Args:
         point: which.
         images: in the Hessian.
         out: folder of the results.
+        matrix: a name for it; None for the Hessian.
     """
-    return out / "spectra" / f"{point.stem}-images{images}.npz"
+    name = f"{point.stem}-images{images}" + (f"-{matrix}" if matrix else "")
+    return out / "spectra" / f"{name}.npz"
 
 
 def read_spectrum(path: Path) -> Spectrum:

@@ -7,6 +7,7 @@ from hvpspec.plotting.density import plot_density
 from hvpspec.plotting.figures import PICTURE_SUFFIXES, check_picture, save_figure
 from hvpspec.plotting.index_curve import plot_index_curve
 from hvpspec.plotting.regularised import LambdaCurve, plot_regularised
+from hvpspec.plotting.spectra import SpectrumPanel, plot_ranks, plot_spectra
 from hvpspec.plotting.spectrum import (
     Scale,
     SpectrumHistogram,
@@ -21,12 +22,15 @@ __all__ = [
     "LambdaCurve",
     "Scale",
     "SpectrumHistogram",
+    "SpectrumPanel",
     "Trajectory",
     "check_picture",
     "draw_spectrum",
     "plot_density",
     "plot_index_curve",
+    "plot_ranks",
     "plot_regularised",
+    "plot_spectra",
     "plot_spectrum",
     "plot_trajectories",
     "save_figure",

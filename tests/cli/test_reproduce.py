@@ -89,6 +89,18 @@ def test_regularised(run, tmp_path):
     assert "minimised anew" in (tmp_path / "regularised.md").read_text()
 
 
+def test_spectra(run, tmp_path):
+    narrow = "--net cnn --data mnist-sample --activation tanh --epochs 1 --images 3"
+    outcome = run(f"reproduce spectra {narrow} --out {tmp_path}")
+    assert not outcome.code, outcome.err
+    found = records(tmp_path / "spectra.jsonl")
+    assert [r["part"] for r in found] == ["hessian", "gauss-newton", "layers"]
+    for kind in ("linear", "symlog", "parts"):
+        picture = tmp_path / f"spectra-tanh-{kind}.png"
+        assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "gap below" in (tmp_path / "spectra.md").read_text()
+
+
 def test_linear(run, tmp_path):
     outcome = run(f"reproduce linear --out {tmp_path}")
     assert not outcome.code, outcome.err
