@@ -12,6 +12,7 @@ from hvpspec.experiments.curves import (
     draw_curves,
     measure_curve,
 )
+from hvpspec.experiments.ensemble import EnsembleSettings, trained_ensemble
 from hvpspec.experiments.linear import LINEAR_RUNS, LinearRun, linear_grids, measure_linear
 from hvpspec.experiments.points import QUICK, STANDARD, Point, Protocol
 from hvpspec.experiments.protocols import CUTOFFS, ProtocolRun, measure_protocol, protocol_runs
@@ -25,6 +26,13 @@ from hvpspec.experiments.regularised import (
 )
 from hvpspec.experiments.results import append, finished, read
 from hvpspec.experiments.scoring import Score, score_grids, scores
+from hvpspec.experiments.solutions import (
+    SolutionRun,
+    draw_solutions,
+    measure_solution,
+    solution_grids,
+    solution_runs,
+)
 from hvpspec.experiments.spectra import (
     SpectraRun,
     draw_spectra,
@@ -45,6 +53,7 @@ __all__ = [
     "SOURCE",
     "STANDARD",
     "CurveRun",
+    "EnsembleSettings",
     "Failure",
     "LinearRun",
     "Point",
@@ -53,6 +62,7 @@ __all__ = [
     "Published",
     "RegularisedRun",
     "Score",
+    "SolutionRun",
     "SpectraRun",
     "Spread",
     "Status",
@@ -62,6 +72,7 @@ __all__ = [
     "curve_runs",
     "draw_curves",
     "draw_regularised",
+    "draw_solutions",
     "draw_spectra",
     "finished",
     "linear_grids",
@@ -70,6 +81,7 @@ __all__ = [
     "measure_linear",
     "measure_protocol",
     "measure_regularised",
+    "measure_solution",
     "measure_spectra",
     "protocol_runs",
     "read",
@@ -77,10 +89,13 @@ __all__ = [
     "regularised_runs",
     "score_grids",
     "scores",
+    "solution_grids",
+    "solution_runs",
     "spectra_grids",
     "spectra_runs",
     "spread",
     "sweep",
     "table_grids",
     "table_runs",
+    "trained_ensemble",
 ]

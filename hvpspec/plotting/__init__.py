@@ -7,6 +7,7 @@ from hvpspec.plotting.density import plot_density
 from hvpspec.plotting.figures import PICTURE_SUFFIXES, check_picture, save_figure
 from hvpspec.plotting.index_curve import plot_index_curve
 from hvpspec.plotting.regularised import LambdaCurve, plot_regularised
+from hvpspec.plotting.solutions import SolutionMap, plot_solutions
 from hvpspec.plotting.spectra import SpectrumPanel, plot_ranks, plot_spectra
 from hvpspec.plotting.spectrum import (
     Scale,
@@ -21,6 +22,7 @@ __all__ = [
     "PICTURE_SUFFIXES",
     "LambdaCurve",
     "Scale",
+    "SolutionMap",
     "SpectrumHistogram",
     "SpectrumPanel",
     "Trajectory",
@@ -30,6 +32,7 @@ __all__ = [
     "plot_index_curve",
     "plot_ranks",
     "plot_regularised",
+    "plot_solutions",
     "plot_spectra",
     "plot_spectrum",
     "plot_trajectories",

@@ -101,6 +101,21 @@ def test_spectra(run, tmp_path):
     assert "gap below" in (tmp_path / "spectra.md").read_text()
 
 
+def test_solutions(run, tmp_path):
+    narrow = "--data mnist-sample --activation relu --count 4 --images 6 --epochs 2"
+    outcome = run(f"reproduce solutions {narrow} --indexed 1 --out {tmp_path}")
+    assert not outcome.code, outcome.err
+    found = records(tmp_path / "solutions.jsonl")
+    assert [(r["seed"], r["indexed"], "index" in r) for r in found] == [
+        *((0, True, True), (1, False, False), (2, False, False), (3, False, False))
+    ]
+    assert (tmp_path / "solutions.png").read_bytes().startswith(b"\x89PNG")
+    # One more index: a line of its own, and the networks are not trained again.
+    again = run(f"reproduce solutions {narrow} --indexed 2 --out {tmp_path}")
+    assert "4 runs, 3 done before, 1 to do" in again.err
+    assert "| 4 | 6 | 2 |" in (tmp_path / "solutions.md").read_text()
+
+
 def test_linear(run, tmp_path):
     outcome = run(f"reproduce linear --out {tmp_path}")
     assert not outcome.code, outcome.err
@@ -138,6 +153,8 @@ def test_a_failed_run_is_told_and_the_others_are_kept(run, tmp_path, monkeypatch
         ("curves --optimizer newton", "'newton' is not one of sgd, adam, lbfgs"),
         ("curves --data mnist-sample --images 2001", "subset is 2001"),
         ("regularised --l2 -1", "--l2"),
+        ("solutions --count 1", "--count"),
+        ("solutions --data mnist-sample --images 2001", "subset is 2001"),
         ("protocols --dtype float16", "'float16' is not one of float32, float64"),
         ("protocols --data mnist-sample", "'mnist-sample' is not one of mnist, fashion-mnist"),
         ("linear --out file/results", "cannot make the folder"),
