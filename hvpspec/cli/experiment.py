@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,8 @@ from hvpspec.errors import ComputationError
 from hvpspec.files import check_target, make_folder, write_atomically
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from hvpspec.experiments import Point
     from hvpspec.experiments.results import Record
     from hvpspec.experiments.sweep import Measure
@@ -51,12 +53,13 @@ def carry_out(
     *,
     describe: Callable[[Any], str],
     out: Path,
+    draw: Callable[[list[Record]], Mapping[str, Figure]] | None = None,
     cost: Sequence[str] = (),
     jobs: int = 1,
 ) -> None:
     """Carry out the runs that are left, and make the tables anew from all there are.
 
-    The first table is printed; all are written as Markdown.
+    The first table is printed; all are written as Markdown, and figures as PNG.
 
     Args:
         name: of the experiment and its files.
@@ -65,6 +68,7 @@ def carry_out(
         show: makes tables of the lines of all runs.
         describe: names a run.
         out: folder of the results.
+        draw: makes figures, by the names of their files without ending, of the same lines.
         cost: fields that decide how long a run takes.
         jobs: processes.
 
@@ -97,6 +101,12 @@ def carry_out(
         write_atomically(page, "\n".join([head, *map(grid_markdown, grids)]).encode())
         typer.echo(f"wrote {path}: a line of JSON for each run")
         typer.echo(f"wrote {page}: all tables, made from these lines")
+        if draw is not None:
+            from hvpspec.plotting import save_figure
+
+            for stem, figure in draw(list(records)).items():
+                save_figure(figure, out / f"{stem}.png")
+                typer.echo(f"wrote {out / stem}.png")
     if failures:
         first = failures[0]
         raise ComputationError(

@@ -14,7 +14,7 @@ from hvpspec.errors import InputError
 
 LossName = Literal["cross_entropy", "mse"]
 MethodName = Literal["auto", "exact", "ldl", "certified", "slq", "chebyshev"]
-OptimizerName = Literal["sgd", "adam"]
+OptimizerName = Literal["sgd", "adam", "lbfgs"]
 
 _AS_TRAINED = "as it was trained"
 

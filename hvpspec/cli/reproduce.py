@@ -2,61 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from hvpspec.cli.experiment import carry_out, check_points, describe_point
+from hvpspec.cli.experiment_options import (
+    DATA,
+    NETS,
+    RESULTS,
+    SAMPLES,
+    Activations,
+    Jobs,
+    Nets,
+    Out,
+    Sources,
+    choice,
+)
+from hvpspec.cli.landscape import curves, regularised, solutions, spectra
 from hvpspec.cli.options import DataDir
 
-_NETS = ("cnn", "mlp2", "mlp3")
-_DATA = ("mnist", "fashion-mnist")
-_SAMPLES = ("mnist-sample", "fashion-mnist-sample")
 _DTYPES = ("float32", "float64")
 _SOLVERS = ("eigvalsh", "eig")
 _ASSEMBLIES = ("blocks", "products")
-
-
-def _choice(*allowed: str) -> Callable[[list[str] | None], list[str] | None]:
-    """Make a callback that refuses other values; Typer has no choices for repeated options."""
-
-    def check(values: list[str] | None) -> list[str] | None:
-        for value in values or ():
-            if value not in allowed:
-                raise typer.BadParameter(f"{value!r} is not one of {', '.join(allowed)}")
-        return values
-
-    return check
-
-
-Out = Annotated[
-    Path,
-    typer.Option(
-        "--out", help="Folder of the results; made if it is not there, gone on with if it is."
-    ),
-]
-Jobs = Annotated[int, typer.Option("--jobs", min=1, help="Runs side by side, each a process.")]
-Nets = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--net",
-        callback=_choice(*_NETS),
-        help="cnn, mlp2 or mlp3; repeatable.",
-        show_default="all three",
-    ),
-]
-Sources = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--data",
-        callback=_choice(*_DATA, *_SAMPLES),
-        help="mnist, fashion-mnist, mnist-sample or fashion-mnist-sample; repeatable.",
-        show_default="mnist, fashion-mnist; mnist-sample with --quick",
-    ),
-]
 
 reproduce = typer.Typer(
     help="Reproduce the experiments of 'Connectedness of loss landscapes via the lens of Morse"
@@ -64,17 +33,12 @@ reproduce = typer.Typer(
     no_args_is_help=True,
 )
 
-_RESULTS = Path("results")
-
 
 @reproduce.command()
 def table(
     net: Nets = None,
     data: Sources = None,
-    activation: Annotated[
-        list[str] | None,
-        typer.Option(help="Activation; repeatable.", show_default="relu, tanh"),
-    ] = None,
+    activation: Activations = None,
     seeds: Annotated[
         int | None,
         typer.Option(min=1, help="Runs of each kind.", show_default="10; 1 with --quick"),
@@ -92,7 +56,7 @@ def table(
         typer.Option("--quick", help="Bundled images, few and one seed, short training: minutes."),
     ] = False,
     jobs: Jobs = 1,
-    out: Out = _RESULTS,
+    out: Out = RESULTS,
     data_dir: DataDir = None,
 ) -> None:
     """Count negative eigenvalues, trained and random, beside the published numbers."""
@@ -100,8 +64,8 @@ def table(
     from hvpspec.experiments.table import COST
 
     runs = table_runs(
-        net or _NETS,
-        data or (_SAMPLES[:1] if quick else _DATA),
+        net or NETS,
+        data or (SAMPLES[:1] if quick else DATA),
         activation or ("relu", "tanh"),
         seeds or (1 if quick else 10),
         images or (50 if quick else 10_000),
@@ -126,7 +90,7 @@ def protocols(
     net: Nets = None,
     data: Annotated[
         list[str] | None,
-        typer.Option(callback=_choice(*_DATA), help="mnist or fashion-mnist.", show_default="both"),
+        typer.Option(callback=choice(*DATA), help="mnist or fashion-mnist.", show_default="both"),
     ] = None,
     activation: Annotated[
         list[str] | None,
@@ -150,13 +114,13 @@ def protocols(
     dtype: Annotated[
         list[str] | None,
         typer.Option(
-            callback=_choice(*_DTYPES), help="float32 or float64; repeatable.", show_default="both"
+            callback=choice(*_DTYPES), help="float32 or float64; repeatable.", show_default="both"
         ),
     ] = None,
     solver: Annotated[
         list[str] | None,
         typer.Option(
-            callback=_choice(*_SOLVERS),
+            callback=choice(*_SOLVERS),
             help="eigvalsh, for symmetric matrices, or eig, for any; repeatable.",
             show_default="eigvalsh; for the cnn up to 1,000 images both",
         ),
@@ -164,13 +128,13 @@ def protocols(
     assembly: Annotated[
         list[str] | None,
         typer.Option(
-            callback=_choice(*_ASSEMBLIES),
+            callback=choice(*_ASSEMBLIES),
             help="blocks, hvpspec's own way, or products, one for every row; repeatable.",
             show_default="blocks; for the cnn up to 128 images both",
         ),
     ] = None,
     jobs: Jobs = 1,
-    out: Out = _RESULTS,
+    out: Out = RESULTS,
     data_dir: DataDir = None,
 ) -> None:
     """Search for the way of counting that gives the published numbers; keep every score."""
@@ -178,8 +142,8 @@ def protocols(
     from hvpspec.experiments.protocols import COST
 
     runs = protocol_runs(
-        net or _NETS,
-        data or _DATA,
+        net or NETS,
+        data or DATA,
         activation or ("relu", "tanh", "sigmoid"),
         seeds,
         epochs or (0, 1, 5, 20),
@@ -202,8 +166,12 @@ def protocols(
     )
 
 
+for command in (curves, regularised, spectra, solutions):
+    reproduce.command()(command)
+
+
 @reproduce.command()
-def linear(out: Out = _RESULTS) -> None:
+def linear(out: Out = RESULTS) -> None:
     """Check the counts on linear regression, and the paper's Example 1: seconds."""
     from hvpspec.experiments import LINEAR_RUNS, LinearRun, linear_grids, measure_linear
 

@@ -47,7 +47,9 @@ def train(
     optimizer: Annotated[OptimizerName, typer.Option(help="How to descend.")] = "sgd",
     lr: Annotated[
         float | None,
-        typer.Option(help="Learning rate.", show_default="0.1 for sgd, 0.001 for adam"),
+        typer.Option(
+            help="Learning rate.", show_default="0.1 for sgd, 0.001 for adam, 1 for lbfgs"
+        ),
     ] = None,
     momentum: Annotated[float, typer.Option(help="Momentum of sgd.")] = 0.0,
     batch_size: Annotated[int, typer.Option(help="Examples per step.")] = 64,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from hvpspec import zoo
-from hvpspec.curvature import HessianOperator
+from hvpspec.curvature import GGNOperator, HessianOperator
 from hvpspec.errors import InputError
 from hvpspec.experiments.pooling import FixedPooling
 from hvpspec.files import make_folder
@@ -112,13 +112,22 @@ class Point:
         return "-".join(parts)
 
 
-def network_at(point: Point, *, out: Path, data_dir: Path | None) -> nn.Module:
+def network_at(
+    point: Point,
+    *,
+    out: Path,
+    data_dir: Path | None,
+    l2: float = 0.0,
+    milestones: Collection[int] = (),
+) -> nn.Module:
     """Train the network of a point, or read it if that was done before.
 
     Args:
         point: which.
         out: folder of the results; checkpoints lie in ``checkpoints`` below it.
         data_dir: folder of the full data sets.
+        l2: coefficient of the squared norm in what is minimised.
+        milestones: epochs at which training passes by points that will be asked for, too.
 
     Raises:
         HvpspecError: the data are not found, a file cannot be used, or training diverged.
@@ -127,20 +136,46 @@ def network_at(point: Point, *, out: Path, data_dir: Path | None) -> nn.Module:
     model = zoo.build_network(network.name, network.arguments, seed=point.seed)
     if point.optimizer is None or point.batch_size is None:
         return model
-    path = out / "checkpoints" / f"{point.stem}.pt"
-    if path.exists():
-        return zoo.load_checkpoint(path).model
+    regularised = f"-l2{l2:g}" if l2 else ""
+
+    def path_at(epochs: int) -> Path:
+        """The checkpoint after so many epochs."""
+        return out / "checkpoints" / f"{replace(point, epochs=epochs).stem}{regularised}.pt"
+
+    if path_at(point.epochs).exists():
+        return zoo.load_checkpoint(path_at(point.epochs)).model
+    data = images_of(point.data, data_dir)
     settings = zoo.TrainingSettings(
         optimizer=point.optimizer,
         lr=point.lr,
         batch_size=point.batch_size,
         epochs=point.epochs,
+        l2=l2,
         seed=point.seed,
     )
-    history = zoo.train(model, images_of(point.data, data_dir), settings)
-    make_folder(path.parent)
-    source = zoo.DataSource(point.data)
-    zoo.save_checkpoint(path, model, network, data=source, settings=settings, history=history)
+    make_folder(out / "checkpoints")
+
+    def save(history: zoo.TrainingHistory) -> None:
+        """Keep the weights after so many epochs as the history has."""
+        epochs = len(history.epoch_losses)
+        zoo.save_checkpoint(
+            path_at(epochs),
+            model,
+            network,
+            data=zoo.DataSource(point.data),
+            settings=replace(settings, epochs=epochs),
+            history=history,
+        )
+
+    objectives: list[float] = []
+
+    def pass_by(epoch: int, objective: float) -> None:
+        """Keep the weights at a milestone: the first epochs are those of a shorter training."""
+        objectives.append(objective)
+        if epoch in milestones and epoch < point.epochs:
+            save(zoo.TrainingHistory(tuple(objectives), *zoo.evaluate(model, data)))
+
+    save(zoo.train(model, data, settings, progress=pass_by))
     return model
 
 
@@ -157,8 +192,10 @@ def images_of(data: str, data_dir: Path | None) -> zoo.Dataset:
     return found
 
 
-def hessian_at(model: nn.Module, data: zoo.Dataset, dtype: torch.dtype) -> HessianOperator:
-    """The Hessian of the mean cross-entropy over some images.
+def hessian_at(
+    model: nn.Module, data: zoo.Dataset, dtype: torch.dtype, *, l2: float = 0.0
+) -> HessianOperator:
+    """The Hessian of the mean cross-entropy over some images, plus ``l2 ‖θ‖²``.
 
     That of the CNN is computed as in :class:`FixedPooling`, which is the same up to round-off.
 
@@ -166,34 +203,69 @@ def hessian_at(model: nn.Module, data: zoo.Dataset, dtype: torch.dtype) -> Hessi
         model: one of the paper's networks.
         data: the images.
         dtype: to compute in.
+        l2: coefficient of the squared norm of the parameters.
     """
+    near, examples, chunk_size = _prepared(model, data, dtype)
+    return plain_hessian(near, examples, dtype, l2=l2, chunk_size=chunk_size)
+
+
+def gauss_newton_at(model: nn.Module, data: zoo.Dataset, dtype: torch.dtype) -> GGNOperator:
+    """The Gauss-Newton part of `hessian_at`, computed in the same way.
+
+    Args:
+        model: one of the paper's networks.
+        data: the images.
+        dtype: to compute in.
+    """
+    near, examples, chunk_size = _prepared(model, data, dtype)
+    return GGNOperator(
+        near,
+        nn.CrossEntropyLoss(),
+        examples,
+        dtype=dtype,
+        engine="double backward",
+        chunk_size=chunk_size,
+    )
+
+
+def _prepared(
+    model: nn.Module, data: zoo.Dataset, dtype: torch.dtype
+) -> tuple[nn.Module, Any, int | None]:
+    """The network or what equals it near its weights, its data, and the images in one graph."""
     if not any(isinstance(module, nn.Conv2d) for module in model.modules()):
-        return plain_hessian(model, data.tensors, dtype)
+        return model, data.tensors, None
     # A copy, since near ties the dtype may decide which entry a pooling chooses.
     near = FixedPooling(copy.deepcopy(model).to(dtype))
     images, labels = data.tensors
     chunks = [near.inputs_for(chunk) for chunk in torch.split(images.to(dtype), _CNN_CHUNK)]
     inputs = (torch.cat(parts) for parts in zip(*chunks, strict=True))
-    return plain_hessian(near, TensorDataset(*inputs, labels), dtype, chunk_size=_CNN_CHUNK)
+    return near, TensorDataset(*inputs, labels), _CNN_CHUNK
 
 
 def plain_hessian(
-    model: nn.Module, data: Any, dtype: torch.dtype, *, chunk_size: int | None = None
+    model: nn.Module,
+    data: Any,
+    dtype: torch.dtype,
+    *,
+    l2: float = 0.0,
+    chunk_size: int | None = None,
 ) -> HessianOperator:
-    """The Hessian of the mean cross-entropy, by double backward through the network as it is.
+    """The Hessian of the mean cross-entropy plus ``l2 ‖θ‖²``, through the network as it is.
 
-    Products are made in one and the same way, so that a run gives the same bits again.
+    Products are made in one and the same way, by double backward: a run gives the same bits again.
 
     Args:
         model: the network.
         data: as for `HessianOperator`.
         dtype: to compute in.
+        l2: coefficient of the squared norm of the parameters.
         chunk_size: most images in one graph.
     """
     return HessianOperator(
         model,
         nn.CrossEntropyLoss(),
         data,
+        l2=l2,
         dtype=dtype,
         engine="double backward",
         chunk_size=chunk_size,

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from hvpspec import zoo
@@ -21,7 +19,7 @@ from hvpspec.experiments.points import (
     network_at,
 )
 from hvpspec.experiments.results import Record
-from hvpspec.files import make_folder, write_atomically
+from hvpspec.experiments.spectra_kept import save_spectrum, spectrum_path
 from hvpspec.spectrum import IndexResult, index
 
 #: Further resolutions, in units of the norm.
@@ -105,34 +103,13 @@ def measure_index(run: TableRun, *, out: Path, data_dir: Path | None) -> Record:
     raw_count_whole = int((torch.linalg.eigvalsh(matrix) < 0).sum())
     whole = time.perf_counter()
     if run.seed == 0:
-        save_spectrum(out / "spectra" / f"{run.stem}-images{run.images}.npz", result)
+        save_spectrum(spectrum_path(run, run.images, out), result)
     _, accuracy = zoo.evaluate(model, data)
-    eigenvalues = result.eigenvalues
-    assert eigenvalues is not None  # the exact method has them
-    ladder = result.curve(torch.tensor(RATIOS, dtype=torch.float64) * result.norm)
     return {
         "state": run.state,
-        "dtype": "float64",
-        "method": result.method,
-        "dim": result.dim,
-        "tau": result.tau,
-        "index": result.index,
-        "raw_count": result.raw_count,
+        **index_record(result),
         "raw_count_whole": raw_count_whole,
-        "nullity": result.nullity,
-        "grad_norm": result.gradient_norm,
-        "loss": result.loss,
         "accuracy": accuracy,
-        "noise_floor": result.noise_floor,
-        "norm": result.norm,
-        "lambda_min": float(eigenvalues[0]),
-        "lambda_max": float(eigenvalues[-1]),
-        "bound": result.bound.upper if result.bound else None,
-        # The ladder ascends in tau.
-        "ladder": {
-            f"{ratio:.0e}": int(count)
-            for ratio, count in zip(sorted(RATIOS), ladder.counts, strict=True)
-        },
         "stages": {
             "training": round(trained - start, 3),
             "assembly": round(assembled - trained, 3),
@@ -142,22 +119,32 @@ def measure_index(run: TableRun, *, out: Path, data_dir: Path | None) -> Record:
     }
 
 
-def save_spectrum(path: Path, result: IndexResult) -> None:
-    """Keep all eigenvalues as ``eigenvalues`` (n,) in a ``.npz`` file, with ``noise_floor``.
+def index_record(result: IndexResult) -> Record:
+    """What a line tells of an index.
 
     Args:
-        path: the file; its folder is made if it is not there.
-        result: of the exact method.
-
-    Raises:
-        InputError: it cannot be written.
+        result: of the exact method, for a float64 Hessian.
     """
-    assert result.eigenvalues is not None
-    make_folder(path.parent)
-    buffer = io.BytesIO()
-    np.savez(
-        buffer,
-        eigenvalues=result.eigenvalues.numpy(),
-        noise_floor=np.float64(result.noise_floor),
-    )
-    write_atomically(path, buffer.getbuffer())
+    assert result.eigenvalues is not None  # the exact method has them
+    ladder = result.curve(torch.tensor(RATIOS, dtype=torch.float64) * result.norm)
+    return {
+        "dtype": "float64",
+        "method": result.method,
+        "dim": result.dim,
+        "tau": result.tau,
+        "index": result.index,
+        "raw_count": result.raw_count,
+        "nullity": result.nullity,
+        "grad_norm": result.gradient_norm,
+        "loss": result.loss,
+        "noise_floor": result.noise_floor,
+        "norm": result.norm,
+        "lambda_min": float(result.eigenvalues[0]),
+        "lambda_max": float(result.eigenvalues[-1]),
+        "bound": result.bound.upper if result.bound else None,
+        # The ladder ascends in tau.
+        "ladder": {
+            f"{ratio:.0e}": int(count)
+            for ratio, count in zip(sorted(RATIOS), ladder.counts, strict=True)
+        },
+    }

@@ -20,6 +20,8 @@ Floats = NDArray[np.float64]
 
 # Vermilion and blue stay apart for colour-blind readers; grey is what means nothing.
 NEGATIVE, POSITIVE, NOISE = "#D55E00", "#0072B2", "#8C8C8C"
+#: Colours of further kinds, as far apart as two of them can be for all readers (Okabe and Ito).
+SERIES = (POSITIVE, NEGATIVE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _PANEL = (9.0, 4.2)  # inches; at 110 dots per inch a picture is 990 pixels wide
 _SMALL_PANEL = (5.2, 4.0)
 _DPI = 110

@@ -134,6 +134,39 @@ def split_bulk(
     )
 
 
+def split_eigenvalues(eigenvalues: Tensor, *, noise_floor: float, min_gap: float = 0.1) -> Outliers:
+    """Tell the bulk from the outliers where all eigenvalues are known.
+
+    As `split_bulk` from its third step, with every eigenvalue resolved: the bulk starts as the
+    smallest interval that holds the central half of the eigenvalues, and grows. Those that cannot
+    be told apart are one, of their mean value.
+
+    Args:
+        eigenvalues: in any order, at least one, shape (n,).
+        noise_floor: bound on the error of each.
+        min_gap: the narrowest gap, in widths of the bulk.
+
+    Returns:
+        The bulk, the outliers and the gaps; ``residual`` is the noise floor.
+    """
+    values = eigenvalues.double().sort().values
+    dim = len(values)
+    ends = (torch.nonzero(values.diff() > 2 * noise_floor).flatten() + 1).tolist()
+    groups = values.tensor_split(ends)
+    measure = [(float(group.mean()), len(group) / dim) for group in groups]
+    first, last = _first_quartile(measure), -_first_quartile([(-x, w) for x, w in measure[::-1]])
+    low, high = _grow(min(first, last), max(first, last), measure, dim, min_gap)
+    below = tuple(Outlier(x, noise_floor, dim * w) for x, w in measure if x < low)
+    above = tuple(Outlier(x, noise_floor, dim * w) for x, w in measure if x > high)
+    return Outliers(
+        bottom=below,
+        top=above,
+        bulk=(low, high),
+        gap_below=low - below[-1].value if below else None,
+        gap_above=above[0].value - high if above else None,
+    )
+
+
 @dataclass(frozen=True)
 class _Seen:
     """A Ritz value, or several that cannot be told apart."""

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, TypeGuard, get_args
 
 import torch
@@ -15,9 +16,11 @@ from hvpspec.errors import ComputationError, InputError
 from hvpspec.zoo.datasets import Dataset
 from hvpspec.zoo.seeding import check_seed, seeded
 
-Optimizer = Literal["sgd", "adam"]
+Optimizer = Literal["sgd", "adam", "lbfgs"]
 Loss = Literal["cross_entropy", "mse"]
 Progress = Callable[[int, float], None]
+
+_DEFAULT_LR = {"sgd": 0.1, "adam": 1e-3, "lbfgs": 1.0}
 
 _EVALUATION_BATCH = 1000
 
@@ -27,10 +30,13 @@ class TrainingSettings:
     """How to train. `dataclasses.asdict` gives plain data, ready for JSON.
 
     Attributes:
-        optimizer: ``sgd`` or ``adam``.
-        lr: Learning rate; None stands for 0.1 with ``sgd`` and 0.001 with ``adam``.
+        optimizer: ``sgd``, ``adam``, or ``lbfgs``: in each step up to 20 iterations of L-BFGS
+            with a line search for the strong Wolfe conditions. What L-BFGS learns of the curvature
+            in one step it uses in the next, which only makes sense if a batch is all of the data.
+        lr: Learning rate; None stands for 0.1 with ``sgd``, 0.001 with ``adam`` and 1 with
+            ``lbfgs``, whose line search starts from it.
         momentum: Momentum of ``sgd``, in [0, 1).
-        batch_size: Examples per step.
+        batch_size: Examples per step; with fewer, all of them.
         epochs: Passes over the data; 0 leaves the initial weights.
         l2: Factor λ of the term λ‖θ‖² in the objective, over all trainable parameters.
         seed: Seed of the order of the examples and of dropout.
@@ -53,9 +59,10 @@ class TrainingSettings:
     loss: Loss = "cross_entropy"
 
     def __post_init__(self) -> None:
-        _check("optimizer", self.optimizer, self.optimizer in get_args(Optimizer), "sgd or adam")
+        known = self.optimizer in get_args(Optimizer)
+        _check("optimizer", self.optimizer, known, "sgd, adam or lbfgs")
         if self.lr is None:
-            object.__setattr__(self, "lr", 0.1 if self.optimizer == "sgd" else 1e-3)
+            object.__setattr__(self, "lr", _DEFAULT_LR[self.optimizer])
         lr, momentum, l2 = self.lr, self.momentum, self.l2
         _check("lr", lr, _is_real(lr) and lr > 0, "a positive number")
         _check("momentum", momentum, _is_real(momentum) and 0 <= momentum < 1, "in [0, 1)")
@@ -65,8 +72,10 @@ class TrainingSettings:
         _check("epochs", epochs, _is_whole(epochs) and epochs >= 0, "a whole number, 0 or more")
         _check("loss", self.loss, self.loss in get_args(Loss), "cross_entropy or mse")
         check_seed(self.seed)
-        if self.optimizer == "adam" and momentum != 0:
-            raise InputError(f"momentum is {momentum}, but adam has none; use sgd or leave it out")
+        if self.optimizer != "sgd" and momentum != 0:
+            raise InputError(
+                f"momentum is {momentum}, but {self.optimizer} has none; use sgd or leave it out"
+            )
 
 
 @dataclass(frozen=True)
@@ -74,7 +83,8 @@ class TrainingHistory:
     """What training came to.
 
     Attributes:
-        epoch_losses: Mean of the objective over the steps of each epoch, weighted by batch size.
+        epoch_losses: Mean of the objective over the steps of each epoch, each on its batch and
+            before it is made, weighted by batch size.
         loss: Mean loss over the training data at the end, without the l2 term.
         accuracy: Fraction of the training data classified rightly, or None where the targets
             are no classes.
@@ -140,18 +150,21 @@ def train(
     inputs, targets = _for_model(model, data)
     criterion, optimizer = build_loss(settings.loss), _optimizer(parameters, settings)
     n, order = len(data), torch.Generator().manual_seed(settings.seed)
+
+    def objective(rows: torch.Tensor) -> torch.Tensor:
+        """What training minimises, on some of the examples."""
+        loss = _compare(criterion, _outputs(model, inputs[rows]), targets[rows])
+        if settings.l2:
+            loss = loss + settings.l2 * sum(p.square().sum() for p in parameters)
+        return loss
+
     epoch_losses = []
     with seeded(settings.seed), _training(model):
         for epoch in range(1, settings.epochs + 1):
             total = 0.0
             for rows in torch.split(torch.randperm(n, generator=order), settings.batch_size):
-                optimizer.zero_grad()
-                objective = _compare(criterion, _outputs(model, inputs[rows]), targets[rows])
-                if settings.l2:
-                    objective = objective + settings.l2 * sum(p.square().sum() for p in parameters)
-                total += _finite(objective.item(), epoch, settings) * len(rows)
-                torch.autograd.backward(objective)
-                optimizer.step()
+                checked = partial(_finite, epoch=epoch, settings=settings)
+                total += _step(optimizer, partial(objective, rows), checked) * len(rows)
             epoch_losses.append(total / n)
             if progress:
                 progress(epoch, epoch_losses[-1])
@@ -197,7 +210,29 @@ def _optimizer(parameters: list[nn.Parameter], settings: TrainingSettings) -> to
     assert settings.lr is not None  # __post_init__ has set it
     if settings.optimizer == "adam":
         return torch.optim.Adam(parameters, lr=settings.lr)
+    if settings.optimizer == "lbfgs":
+        return torch.optim.LBFGS(parameters, lr=settings.lr, line_search_fn="strong_wolfe")
     return torch.optim.SGD(parameters, lr=settings.lr, momentum=settings.momentum)
+
+
+def _step(
+    optimizer: torch.optim.Optimizer,
+    objective: Callable[[], torch.Tensor],
+    checked: Callable[[float], float],
+) -> float:
+    """Make one step and return the objective before it; each one evaluated is checked."""
+    values = []
+
+    def descend() -> float:
+        """Evaluate the objective, and give the parameters its gradient."""
+        optimizer.zero_grad()
+        value = objective()
+        values.append(checked(value.item()))
+        torch.autograd.backward(value)
+        return values[-1]
+
+    optimizer.step(descend)
+    return values[0]
 
 
 def _for_model(model: nn.Module, data: Dataset) -> tuple[torch.Tensor, torch.Tensor]:

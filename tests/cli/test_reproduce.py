@@ -62,6 +62,60 @@ def test_protocols(run, tmp_path, idx_folder):
     assert "32 ways" in outcome.out  # 2 assemblies, 2 solvers, 8 cutoffs
 
 
+def test_curves(run, tmp_path):
+    narrow = "--net cnn --data mnist-sample --activation relu --optimizer lbfgs --epochs 1"
+    outcome = run(f"reproduce curves {narrow} --images 3 --out {tmp_path}")
+    assert not outcome.code, outcome.err
+    found = records(tmp_path / "curves.jsonl")
+    assert [(r["epochs"], r["optimizer"]) for r in found] == [(1, "lbfgs"), (0, None)]
+    assert found[0]["batch_size"] == 2000
+    assert found[0]["loss"] < found[1]["loss"]
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "rank correlation" in (tmp_path / "curves.md").read_text()
+
+
+def test_regularised(run, tmp_path):
+    narrow = "--net cnn --data mnist-sample --activation tanh --epochs 1 --images 3"
+    outcome = run(f"reproduce regularised {narrow} --no-retrain --out {tmp_path}")
+    assert not outcome.code, outcome.err
+    found = records(tmp_path / "regularised.jsonl")
+    assert [(r["state"], r["l2"]) for r in found] == [("trained", None), ("random", None)]
+    assert len(list((tmp_path / "spectra").iterdir())) == 2
+    again = run(f"reproduce regularised {narrow} --l2 0.01 --out {tmp_path}")
+    assert "3 runs, 2 done before, 1 to do" in again.err
+    (more,) = records(tmp_path / "regularised.jsonl")[2:]
+    assert more["l2"] == 0.01
+    assert (tmp_path / "regularised.png").read_bytes().startswith(b"\x89PNG")
+    assert "minimised anew" in (tmp_path / "regularised.md").read_text()
+
+
+def test_spectra(run, tmp_path):
+    narrow = "--net cnn --data mnist-sample --activation tanh --epochs 1 --images 3"
+    outcome = run(f"reproduce spectra {narrow} --out {tmp_path}")
+    assert not outcome.code, outcome.err
+    found = records(tmp_path / "spectra.jsonl")
+    assert [r["part"] for r in found] == ["hessian", "gauss-newton", "layers"]
+    for kind in ("linear", "symlog", "parts"):
+        picture = tmp_path / f"spectra-tanh-{kind}.png"
+        assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "gap below" in (tmp_path / "spectra.md").read_text()
+
+
+def test_solutions(run, tmp_path):
+    narrow = "--data mnist-sample --activation relu --count 4 --images 6 --epochs 2"
+    outcome = run(f"reproduce solutions {narrow} --indexed 1 --out {tmp_path}")
+    assert not outcome.code, outcome.err
+    found = records(tmp_path / "solutions.jsonl")
+    assert [(r["seed"], r["indexed"], "index" in r) for r in found] == [
+        *((0, True, True), (1, False, False), (2, False, False), (3, False, False))
+    ]
+    assert (tmp_path / "solutions.png").read_bytes().startswith(b"\x89PNG")
+    # One more index: a line of its own, and the networks are not trained again.
+    again = run(f"reproduce solutions {narrow} --indexed 2 --out {tmp_path}")
+    assert "4 runs, 3 done before, 1 to do" in again.err
+    assert "| 4 | 6 | 2 |" in (tmp_path / "solutions.md").read_text()
+
+
 def test_linear(run, tmp_path):
     outcome = run(f"reproduce linear --out {tmp_path}")
     assert not outcome.code, outcome.err
@@ -96,6 +150,11 @@ def test_a_failed_run_is_told_and_the_others_are_kept(run, tmp_path, monkeypatch
         ("table --quick --images 2001", "subset is 2001"),
         ("table --data-dir nowhere", "nowhere"),
         ("table --jobs 0", "--jobs"),
+        ("curves --optimizer newton", "'newton' is not one of sgd, adam, lbfgs"),
+        ("curves --data mnist-sample --images 2001", "subset is 2001"),
+        ("regularised --l2 -1", "--l2"),
+        ("solutions --count 1", "--count"),
+        ("solutions --data mnist-sample --images 2001", "subset is 2001"),
         ("protocols --dtype float16", "'float16' is not one of float32, float64"),
         ("protocols --data mnist-sample", "'mnist-sample' is not one of mnist, fashion-mnist"),
         ("linear --out file/results", "cannot make the folder"),

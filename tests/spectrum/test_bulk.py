@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hvpspec.spectrum.bulk import Outlier, Outliers
+from hvpspec.spectrum.bulk import Outlier, Outliers, split_eigenvalues
 from hvpspec.spectrum.measure import spectral_measure
 from tests.linalg.test_dense import HOSTILE, rotated
 
@@ -132,3 +132,23 @@ def test_the_gap_can_be_chosen() -> None:
     # Gaps are 0.25 (below 1.5), 0.4, 0.43 and 0.5 (below -2) of the width of what they bound.
     assert values(measure.outliers(min_gap=0.3).top) == pytest.approx([2.5, 4.0])
     assert measure.outliers(min_gap=2.0).top == ()
+
+
+def test_of_known_eigenvalues_the_ends_come_apart_from_the_bulk() -> None:
+    bulk = torch.linspace(-1, 1, 101, dtype=torch.float64)
+    outliers = torch.tensor([-9.0, 4.0, 4.0 + 1e-12, 7.0], dtype=torch.float64)
+    found = split_eigenvalues(torch.cat([bulk, outliers]).flip(0), noise_floor=1e-10)
+    assert found.bulk == (-1, 1)
+    assert [outlier.value for outlier in found.bottom] == [-9]
+    assert [outlier.value for outlier in found.top] == pytest.approx([4, 7])
+    assert [outlier.multiplicity for outlier in found.top] == pytest.approx([2, 1])
+    assert {outlier.residual for outlier in (*found.bottom, *found.top)} == {1e-10}
+    assert (found.gap_below, found.gap_above) == (pytest.approx(8), pytest.approx(3))
+
+
+def test_of_known_eigenvalues_an_exact_null_space_is_within_the_bulk() -> None:
+    tail = torch.linspace(0.005, 1, 200, dtype=torch.float64)
+    found = split_eigenvalues(torch.cat([torch.zeros(950).double(), tail]), noise_floor=1e-12)
+    assert (found.bulk, found.bottom, found.top) == ((0, 1), (), ())
+    nothing = split_eigenvalues(torch.zeros(4), noise_floor=0.0)
+    assert (nothing.bulk, nothing.bottom, nothing.top) == ((0, 0), (), ())
