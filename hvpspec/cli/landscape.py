@@ -104,9 +104,9 @@ def regularised(
             show_default="0, 1e-5, 1e-4, 1e-3, 1e-2",
         ),
     ] = None,
-    retrain: Annotated[
-        bool, typer.Option(help="Also train with each λ; without, spectra of table suffice.")
-    ] = True,
+    fixed: Annotated[
+        bool, typer.Option("--fixed", help="Fixed weights only: the spectra of table suffice.")
+    ] = False,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each kind.")] = 1,
     epochs: Annotated[int, typer.Option(min=1, help="Length of training.")] = 20,
     images: Annotated[
@@ -133,7 +133,7 @@ def regularised(
         seeds,
         images,
         STANDARD.for_epochs(epochs),
-        (l2 or RETRAINED) if retrain else (),
+        () if fixed else l2 or RETRAINED,
     )
     check_points(runs, images, data_dir)
     carry_out(

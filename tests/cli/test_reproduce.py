@@ -76,7 +76,7 @@ def test_curves(run, tmp_path):
 
 def test_regularised(run, tmp_path):
     narrow = "--net cnn --data mnist-sample --activation tanh --epochs 1 --images 3"
-    outcome = run(f"reproduce regularised {narrow} --no-retrain --out {tmp_path}")
+    outcome = run(f"reproduce regularised {narrow} --fixed --out {tmp_path}")
     assert not outcome.code, outcome.err
     found = records(tmp_path / "regularised.jsonl")
     assert [(r["state"], r["l2"]) for r in found] == [("trained", None), ("random", None)]
