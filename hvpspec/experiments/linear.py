@@ -65,7 +65,9 @@ def measure_linear(run: LinearRun) -> Record:
     model = zoo.linear(run.features, bias=False).double()
     solution, rank = _least_squares(X, y, run.l2)
     model.load_state_dict({"output.weight": solution.T})
-    hessian = HessianOperator(model, nn.MSELoss(reduction="sum"), (X, y), l2=run.l2)
+    loss = nn.MSELoss(reduction="sum")
+    # One named engine, so that a run gives the same bits again.
+    hessian = HessianOperator(model, loss, (X, y), l2=run.l2, engine="double backward")
     result = index(hessian, method="exact")
     matrix = hessian.to_dense()
     gram = X.T @ X + run.l2 * torch.eye(run.features, dtype=X.dtype)
