@@ -116,22 +116,7 @@ def split_bulk(
         one.value for seen in probes for one in seen[len(bottom) : max(len(seen) - len(top), 0)]
     ]
     everything = sorted((one.value, one.weight / len(probes)) for seen in probes for one in seen)
-    first, last = (
-        _first_quartile(everything),
-        -_first_quartile([(-x, w) for x, w in everything[::-1]]),
-    )
-    low, high = _grow(
-        min(first, *unlisted, last), max(first, *unlisted, last), everything, dim, min_gap
-    )
-    below = tuple(outlier for outlier in bottom if outlier.value < low)
-    above = tuple(outlier for outlier in reversed(top) if outlier.value > high)
-    return Outliers(
-        bottom=below,
-        top=above,
-        bulk=(low, high),
-        gap_below=low - below[-1].value if below else None,
-        gap_above=above[0].value - high if above else None,
-    )
+    return _outside(bottom, top[::-1], unlisted, everything, dim, min_gap)
 
 
 def split_eigenvalues(eigenvalues: Tensor, *, noise_floor: float, min_gap: float = 0.1) -> Outliers:
@@ -154,10 +139,34 @@ def split_eigenvalues(eigenvalues: Tensor, *, noise_floor: float, min_gap: float
     ends = (torch.nonzero(values.diff() > 2 * noise_floor).flatten() + 1).tolist()
     groups = values.tensor_split(ends)
     measure = [(float(group.mean()), len(group) / dim) for group in groups]
+    listed = [Outlier(x, noise_floor, dim * weight) for x, weight in measure]
+    return _outside(listed, listed, [], measure, dim, min_gap)
+
+
+def _outside(
+    bottom: Sequence[Outlier],
+    top: Sequence[Outlier],
+    unlisted: Sequence[float],
+    measure: Sequence[tuple[float, float]],
+    dim: int,
+    min_gap: float,
+) -> Outliers:
+    """Grow the bulk from the central half and what is not listed; what is left are the outliers.
+
+    Args:
+        bottom: the eigenvalues known from the bottom, ascending.
+        top: those known from the top, ascending.
+        unlisted: values that are on neither list.
+        measure: all values, ascending, with their weights.
+        dim: n.
+        min_gap: the narrowest gap, in widths of the bulk.
+    """
     first, last = _first_quartile(measure), -_first_quartile([(-x, w) for x, w in measure[::-1]])
-    low, high = _grow(min(first, last), max(first, last), measure, dim, min_gap)
-    below = tuple(Outlier(x, noise_floor, dim * w) for x, w in measure if x < low)
-    above = tuple(Outlier(x, noise_floor, dim * w) for x, w in measure if x > high)
+    low, high = _grow(
+        min(first, *unlisted, last), max(first, *unlisted, last), measure, dim, min_gap
+    )
+    below = tuple(outlier for outlier in bottom if outlier.value < low)
+    above = tuple(outlier for outlier in top if outlier.value > high)
     return Outliers(
         bottom=below,
         top=above,
