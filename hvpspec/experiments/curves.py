@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from scipy.stats import spearmanr
 
 from hvpspec import zoo
 from hvpspec.experiments.points import Point, hessian_at, images_of, network_at
 from hvpspec.experiments.results import Record
-from hvpspec.experiments.statistics import spread
+from hvpspec.experiments.statistics import cells, over, rank_correlation, spread
 from hvpspec.experiments.table import index_record
 from hvpspec.report import Grid
 from hvpspec.spectrum import index
@@ -173,9 +171,8 @@ def draw_curves(records: Sequence[Record]) -> dict[str, Figure]:
     ]
     if not drawn:
         return {}
-    taus = [r["tau"] for r in records]
-    seeds = sorted({r["seed"] for r in records})
-    return {"curves": plot_trajectories(drawn, taus=(min(taus), max(taus)), seeds=seeds)}
+    taus, seeds = [r["tau"] for r in records], [r["seed"] for r in records]
+    return {"curves": plot_trajectories(drawn, taus=taus, seeds=seeds)}
 
 
 def _training(optimizer: Optimizer, size: int) -> dict[str, Any]:
@@ -191,21 +188,17 @@ def _start(record: Record) -> tuple[object, ...]:
 
 def _points(records: Sequence[Record]) -> Grid:
     """Every moment, over the seeds."""
-    cells: dict[tuple[object, ...], list[Record]] = {}
-    for record in records:
-        cells.setdefault(tuple(record[name] for name in _CELL), []).append(record)
+    found = cells(records, _CELL)
     rows = []
-    for cell in sorted(cells, key=lambda cell: (*cell[:3], str(cell[3] or ""), *cell[4:])):
+    for cell in sorted(found, key=lambda cell: (*cell[:3], str(cell[3] or ""), *cell[4:])):
         net, data, activation, optimizer, images, epochs = cell
         forms = {
             **{"loss": ".4g", "accuracy": ".4f", "grad_norm": ".2g", "index": ",.1f"},
             **{"index_fraction": ".4f", "raw_count": ",.1f", "nullity": ",.1f", "tau": ".1e"},
         }
-        numbers = [
-            spread([r[name] for r in cells[cell]]).text(form) for name, form in forms.items()
-        ]
+        numbers = [over(found[cell], name, form) for name, form in forms.items()]
         words = (f"{net} {activation}", str(data), str(optimizer or "initial weights"))
-        rows.append((*words, f"{images:,}", f"{epochs}", str(len(cells[cell])), *numbers))
+        rows.append((*words, f"{images:,}", f"{epochs}", str(len(found[cell])), *numbers))
     return Grid(
         "Along training",
         (
@@ -223,16 +216,14 @@ def _points(records: Sequence[Record]) -> Grid:
 
 def _correlations(records: Sequence[Record]) -> Grid:
     """Whether the index falls with the loss along single trainings."""
-    groups: dict[tuple[str, ...], list[float]] = {}
+    groups: dict[tuple[str, ...], list[float | None]] = {}
     for (net, data, activation, optimizer, _, _, images, _), lines in trajectories(records).items():
         kind = (f"{net} {activation}", str(data), str(optimizer), f"{images:,}")
-        losses, indices = [r["loss"] for r in lines], [r["index"] for r in lines]
-        constant = len(set(losses)) < 2 or len(set(indices)) < 2
-        correlation = math.nan if constant else float(spearmanr(losses, indices).statistic)
+        correlation = rank_correlation([r["loss"] for r in lines], [r["index"] for r in lines])
         groups.setdefault(kind, []).append(correlation)
     rows = []
     for words, found in groups.items():
-        told = [value for value in found if not math.isnan(value)]
+        told = [value for value in found if value is not None]
         text = spread(told).text(".2f") if told else "–"
         rows.append((*words, str(len(told)), text))
     return Grid(

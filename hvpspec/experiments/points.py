@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,8 @@ from hvpspec.linalg import SymmetricOperator
 from hvpspec.linalg.facts import PointFacts
 from hvpspec.linalg.operator import Progress
 from hvpspec.zoo.training import Optimizer
+
+OperatorT = TypeVar("OperatorT", HessianOperator, GGNOperator)
 
 #: The paper's networks, and with what it trained each.
 OPTIMIZERS: Mapping[str, Optimizer] = {"cnn": "adam", "mlp2": "sgd", "mlp3": "sgd"}
@@ -218,14 +220,7 @@ def gauss_newton_at(model: nn.Module, data: zoo.Dataset, dtype: torch.dtype) -> 
         dtype: to compute in.
     """
     near, examples, chunk_size = _prepared(model, data, dtype)
-    return GGNOperator(
-        near,
-        nn.CrossEntropyLoss(),
-        examples,
-        dtype=dtype,
-        engine="double backward",
-        chunk_size=chunk_size,
-    )
+    return _reproducible(GGNOperator, near, examples, dtype, chunk_size=chunk_size)
 
 
 def _prepared(
@@ -252,8 +247,6 @@ def plain_hessian(
 ) -> HessianOperator:
     """The Hessian of the mean cross-entropy plus ``l2 ‖θ‖²``, through the network as it is.
 
-    Products are made in one and the same way, by double backward: a run gives the same bits again.
-
     Args:
         model: the network.
         data: as for `HessianOperator`.
@@ -261,15 +254,18 @@ def plain_hessian(
         l2: coefficient of the squared norm of the parameters.
         chunk_size: most images in one graph.
     """
-    return HessianOperator(
-        model,
-        nn.CrossEntropyLoss(),
-        data,
-        l2=l2,
-        dtype=dtype,
-        engine="double backward",
-        chunk_size=chunk_size,
-    )
+    return _reproducible(HessianOperator, model, data, dtype, l2=l2, chunk_size=chunk_size)
+
+
+def _reproducible(
+    kind: type[OperatorT], model: nn.Module, data: Any, dtype: torch.dtype, **options: Any
+) -> OperatorT:
+    """An operator of the mean cross-entropy that gives the same bits again.
+
+    Its products are made in one and the same way, by double backward.
+    """
+    loss = nn.CrossEntropyLoss()
+    return kind(model, loss, data, dtype=dtype, engine="double backward", **options)
 
 
 class Assembled(SymmetricOperator):

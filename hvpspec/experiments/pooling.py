@@ -3,7 +3,7 @@
 Next to almost every point the same entries stay the largest of their windows, and all derivatives
 of the network are those of the function that takes these entries from the outset. That function
 computes a quarter of the convolutions, as small matrix products: in float64 a product with its
-Hessian takes a fifth of the time.
+Hessian takes two fifths of what it takes at the fastest otherwise.
 """
 
 from __future__ import annotations

@@ -235,9 +235,8 @@ def draw_regularised(records: Sequence[Record]) -> dict[str, Figure]:
         )
         for r in sorted(records, key=lambda r: (_label(r), r["l2"] is not None))
     ]
-    taus = [r["tau"] for r in records]
-    seeds = sorted({r["seed"] for r in records})
-    return {"regularised": plot_regularised(drawn, taus=(min(taus), max(taus)), seeds=seeds)}
+    taus, seeds = [r["tau"] for r in records], [r["seed"] for r in records]
+    return {"regularised": plot_regularised(drawn, taus=taus, seeds=seeds)}
 
 
 def _label(record: Record) -> tuple[str, ...]:

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.spatial.distance import pdist, squareform
-from scipy.stats import spearmanr
 
 from hvpspec.experiments.ensemble import (
     Ensemble,
@@ -22,7 +21,7 @@ from hvpspec.experiments.ensemble import (
 )
 from hvpspec.experiments.points import hessian_at, images_of
 from hvpspec.experiments.results import Record
-from hvpspec.experiments.statistics import spread
+from hvpspec.experiments.statistics import over, rank_correlation, spread
 from hvpspec.experiments.table import index_record
 from hvpspec.report import Grid
 from hvpspec.spectrum import index
@@ -166,29 +165,30 @@ def solution_grids(records: Iterable[Record]) -> list[Grid]:
                 *trained,
                 spread(losses).text(".4f"),
                 f"{min(losses):.4f}–{max(losses):.4f}",
-                _over(group, "accuracy", ".4f"),
+                over(group, "accuracy", ".4f"),
                 f"{one:.1%}",
                 f"{two:.1%}",
-                _over(group, "mean_distance", ".3f"),
+                over(group, "mean_distance", ".3f"),
                 f"{min(r['nearest'] for r in group):.3f}",
-                _over(group, "moved", ".3f"),
+                over(group, "moved", ".3f"),
             )
         )
         indexed = [r for r in group if r["indexed"]]
         if indexed:
-            indices, some = [r["index"] for r in indexed], [r["loss"] for r in indexed]
-            constant = len(set(indices)) < 2 or len(set(some)) < 2
+            correlation = rank_correlation(
+                [r["loss"] for r in indexed], [r["index"] for r in indexed]
+            )
             sampled.append(
                 (
                     *label,
                     *(f"{len(indexed):,}", f"{first['images']:,}"),
-                    _over(indexed, "index"),
-                    _over(indexed, "raw_count"),
-                    _over(indexed, "nullity"),
+                    over(indexed, "index"),
+                    over(indexed, "raw_count"),
+                    over(indexed, "nullity"),
                     str(indexed[0]["bound"]),
-                    _over(indexed, "grad_norm", ".2g"),
-                    _over(indexed, "tau", ".1e"),
-                    "–" if constant else f"{spearmanr(some, indices).statistic:.2f}",
+                    over(indexed, "grad_norm", ".2g"),
+                    over(indexed, "tau", ".1e"),
+                    "–" if correlation is None else f"{correlation:.2f}",
                 )
             )
     return [
@@ -262,8 +262,3 @@ def _placed(
     """An ensemble and where its networks are, worked out once for all of them."""
     ensemble = trained_ensemble(settings, out=out, data_dir=data_dir)
     return ensemble, principal_components(ensemble.final.double().numpy())
-
-
-def _over(group: Sequence[Record], name: str, form: str = ",.1f") -> str:
-    """A number over networks."""
-    return spread([r[name] for r in group]).text(form)

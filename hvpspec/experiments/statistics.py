@@ -1,11 +1,15 @@
-"""What a number is over several runs."""
+"""What a number is over several runs, and whether two go together."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+
+from scipy.stats import spearmanr
+
+from hvpspec.experiments.results import Record
 
 
 @dataclass(frozen=True)
@@ -44,3 +48,47 @@ def spread(values: Sequence[float]) -> Spread:
     """
     std = statistics.stdev(values) if len(values) > 1 else None
     return Spread(math.fsum(values) / len(values), std, len(values))
+
+
+def over(records: Iterable[Record], name: str, form: str = ",.1f") -> str:
+    """The mean and standard deviation of a field over runs, as text.
+
+    Args:
+        records: the lines of the runs.
+        name: of the field.
+        form: of each of the two numbers.
+    """
+    return spread([record[name] for record in records]).text(form)
+
+
+def cells(
+    records: Iterable[Record], names: Sequence[str]
+) -> dict[tuple[Hashable, ...], list[Record]]:
+    """Put together the lines that agree in some fields.
+
+    Args:
+        records: the lines.
+        names: of the fields.
+
+    Returns:
+        By the values of the fields, in the order of their first lines.
+    """
+    found: dict[tuple[Hashable, ...], list[Record]] = {}
+    for record in records:
+        found.setdefault(tuple(record[name] for name in names), []).append(record)
+    return found
+
+
+def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float | None:
+    """Spearman's rank correlation; None where one of the two is constant.
+
+    Args:
+        x: numbers.
+        y: as many.
+
+    >>> rank_correlation([1, 2, 3], [10, 30, 20])
+    0.5
+    """
+    if len(set(x)) < 2 or len(set(y)) < 2:
+        return None
+    return float(spearmanr(x, y).statistic)

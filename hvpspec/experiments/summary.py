@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from hvpspec.experiments.published import PUBLISHED, SOURCE
 from hvpspec.experiments.results import Record
-from hvpspec.experiments.statistics import spread
+from hvpspec.experiments.statistics import cells, over, spread
 from hvpspec.report import Grid
 
 # What a cell is: runs that differ in nothing but the seed.
@@ -29,11 +29,9 @@ def table_grids(records: Iterable[Record]) -> list[Grid]:
     Returns:
         The counts, the points they were counted at, and the index at further resolutions.
     """
-    cells: dict[tuple[object, ...], list[Record]] = {}
-    for record in records:
-        cells.setdefault(tuple(record[name] for name in _CELL), []).append(record)
+    found = cells(records, _CELL)
     # By network, data, activation and state; the others may be None.
-    groups = [cells[cell] for cell in sorted(cells, key=lambda cell: (cell[:5], str(cell)))]
+    groups = [found[cell] for cell in sorted(found, key=lambda cell: (cell[:5], str(cell)))]
     return [_counts(groups), _points(groups), _ladder(groups)]
 
 
@@ -58,11 +56,11 @@ def _counts(groups: Sequence[Sequence[Record]]) -> Grid:
         (
             *_label(group),
             published_text(group[0]["net"], group[0]["data"], group[0]["state"]),
-            _over(group, "raw_count_whole"),
-            _over(group, "raw_count"),
-            _over(group, "index"),
+            over(group, "raw_count_whole"),
+            over(group, "raw_count"),
+            over(group, "index"),
             "–" if group[0]["bound"] is None else f"{group[0]['bound']:,}",
-            _over(group, "nullity"),
+            over(group, "nullity"),
         )
         for group in groups
     ]
@@ -84,11 +82,11 @@ def _points(groups: Sequence[Sequence[Record]]) -> Grid:
         (
             *_label(group),
             _training(group[0]),
-            _over(group, "grad_norm", ".3g"),
-            _over(group, "loss", ".4g"),
-            _over(group, "accuracy", ".4f"),
-            _over(group, "norm", ".3g"),
-            _over(group, "tau", ".2g"),
+            over(group, "grad_norm", ".3g"),
+            over(group, "loss", ".4g"),
+            over(group, "accuracy", ".4f"),
+            over(group, "norm", ".3g"),
+            over(group, "tau", ".2g"),
         )
         for group in groups
     ]
@@ -135,8 +133,3 @@ def _training(record: Record) -> str:
         f"{record['optimizer']} {record['lr']:g}, batch {record['batch_size']},"
         f" {record['epochs']} epochs"
     )
-
-
-def _over(group: Sequence[Record], name: str, form: str = ",.1f") -> str:
-    """A number over the runs of a cell."""
-    return spread([record[name] for record in group]).text(form)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from hvpspec.files import check_target, write_atomically
@@ -74,3 +77,15 @@ def short(x: float) -> str:
     """A number to two digits, with a power of ten where Python would write an exponent."""
     digits, _, exponent = f"{x:.2g}".partition("e")
     return rf"${digits}\times10^{{{int(exponent)}}}$" if exponent else digits
+
+
+def resolutions(taus: Sequence[float]) -> str:
+    """In words, which resolutions several counts were made at; at least one."""
+    low, high = short(min(taus)), short(max(taus))
+    return f"τ = {low}" if low == high else f"τ from {low} to {high}"
+
+
+def scale_counts(ax: Axes) -> None:
+    """Put whole numbers at the ticks of the vertical axis."""
+    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))

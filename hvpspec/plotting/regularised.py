@@ -8,9 +8,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from hvpspec.plotting.figures import SERIES, new_figure, short
+from hvpspec.plotting.figures import SERIES, new_figure, resolutions, scale_counts
 
 
 @dataclass(frozen=True)
@@ -33,13 +32,13 @@ class LambdaCurve:
 
 
 def plot_regularised(
-    drawn: Sequence[LambdaCurve], *, taus: tuple[float, float], seeds: Sequence[int]
+    drawn: Sequence[LambdaCurve], *, taus: Sequence[float], seeds: Sequence[int]
 ) -> Figure:
     """Draw indices at the left and nullities at the right, a row for each network and data set.
 
     Args:
         drawn: at least one.
-        taus: smallest and largest resolution.
+        taus: resolutions.
         seeds: of the networks.
     """
     rows, labels = (list(dict.fromkeys(getattr(c, x) for c in drawn)) for x in ("row", "label"))
@@ -65,20 +64,18 @@ def plot_regularised(
             ax.set_ylim(bottom=0)
             ax.set_ylabel(what)
             ax.grid(alpha=0.25)
-            ax.yaxis.set_major_locator(MaxNLocator(integer=True))
-            ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
+            scale_counts(ax)
             ax.set_title(row, fontsize=10)
     handles = [
         Line2D([], [], color=colours[label], label=label, **marks.get(label, {}))
         for label in labels
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=3, fontsize=9)
-    low, high = (short(tau) for tau in taus)
-    between = f"τ = {low}" if low == high else f"τ from {low} to {high}"
+    which = ", ".join(map(str, sorted(set(seeds))))
     figure.supxlabel(
         "λ of L + λ‖θ‖² (logarithmic; λ = 0 at the left end)\n"
-        f"index: eigenvalues of H + 2λI below −τ; nullity: within ±τ; {between} (noise floors);"
-        f" seed {', '.join(map(str, seeds))}",
+        "index: eigenvalues of H + 2λI below −τ; nullity: within ±τ;"
+        f" {resolutions(taus)} (noise floors); seed {which}",
         fontsize=10,
     )
     return figure

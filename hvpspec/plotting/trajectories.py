@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from hvpspec.plotting.figures import SERIES, new_figure, short
+from hvpspec.plotting.figures import SERIES, new_figure, resolutions, scale_counts
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,13 @@ class Trajectory:
 
 
 def plot_trajectories(
-    drawn: Sequence[Trajectory], *, taus: tuple[float, float], seeds: Sequence[int]
+    drawn: Sequence[Trajectory], *, taus: Sequence[float], seeds: Sequence[int]
 ) -> Figure:
     """Draw indices against losses, and below that against epochs.
 
     Args:
         drawn: the trainings, at least one.
-        taus: smallest and largest resolution of an index.
+        taus: resolutions of the indices.
         seeds: of the trainings.
     """
     rows, columns = list(dict.fromkeys(t.row for t in drawn)), sorted({t.column for t in drawn})
@@ -79,11 +79,10 @@ def plot_trajectories(
     if any(t.bound is not None for t in drawn):
         handles.append(Line2D([], [], color="black", ls="--", lw=1, label="structural upper bound"))
     figure.legend(handles=handles, loc="outside upper center", ncols=3, fontsize=9)
-    low, high = (short(tau) for tau in taus)
-    between = f"τ = {low}" if low == high else f"τ from {low} to {high}"
-    which = ", ".join(map(str, seeds))
+    which = ", ".join(map(str, sorted(set(seeds))))
     figure.supxlabel(
-        f"index: eigenvalues λ < −τ, {between} (noise floors); one line per seed ({which})",
+        f"index: eigenvalues λ < −τ, {resolutions(taus)} (noise floors);"
+        f" one line per seed ({which})",
         fontsize=10,
     )
     return figure
@@ -109,5 +108,4 @@ def _finish(ax: Axes, here: Sequence[Trajectory], x: str) -> None:
             ax.axhline(bound, ls="--", color="black", lw=1)
             top = max(top, bound)
     ax.set_ylim(0, max(1.1 * top, 1))
-    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
+    scale_counts(ax)
