@@ -65,7 +65,7 @@ def block_products(problem: Problem, batches: Batches) -> dict[str, Matmat]:
     """The ways to multiply blocks with which others assemble a Hessian, by their names."""
     model = problem.model
     ways = (
-        _curvlinops_matmat(model, batches),
+        _curvlinops_matmat(_curvlinops_operator(model, batches)),
         _torch_func_matmat(model, batches),
         _torch_func_matmat(model, batches, forward=False),
     )
@@ -119,9 +119,7 @@ def _own_density(n: int, matmat: Matmat) -> Callable[[int, int], object]:
 
 def _curvlinops(model: nn.Module, batches: Batches) -> Peer:
     operator = _curvlinops_operator(model, batches)
-
-    def matmat(V: Tensor) -> Tensor:
-        return (operator @ V).detach()
+    matmat = _curvlinops_matmat(operator)
 
     def density(k: int, m: int) -> object:
         # With the boundaries given, which it would look for first.
@@ -136,8 +134,7 @@ def _curvlinops_operator(model: nn.Module, batches: Batches) -> HessianLinearOpe
     )
 
 
-def _curvlinops_matmat(model: nn.Module, batches: Batches) -> Matmat:
-    operator = _curvlinops_operator(model, batches)
+def _curvlinops_matmat(operator: HessianLinearOperator) -> Matmat:
     return lambda V: (operator @ V).detach()
 
 
