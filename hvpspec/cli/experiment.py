@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,33 +17,12 @@ from hvpspec.files import check_target, make_folder, write_atomically
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from hvpspec.experiments import Point
     from hvpspec.experiments.results import Record
     from hvpspec.experiments.sweep import Measure
     from hvpspec.report import Grid
 
 # Characters, for a table that goes to a file and not to a terminal.
 _WIDEST = 1000
-
-
-def check_points(runs: Sequence[Point], images: int, data_dir: Path | None) -> None:
-    """Refuse, before the work starts, networks that cannot be built and data that do not suffice.
-
-    Args:
-        runs: what is to be done.
-        images: the most that any of them needs.
-        data_dir: folder of the full data sets.
-
-    Raises:
-        InputError: an activation is unknown, or data are not found or too few.
-    """
-    from hvpspec.experiments.points import images_of
-    from hvpspec.zoo import build_network
-
-    for net, activation in {(run.net, run.activation) for run in runs}:
-        build_network(net, {"activation": activation})
-    for source in {run.data for run in runs}:
-        images_of(source, data_dir).subset(images)
 
 
 def carry_out(
@@ -113,6 +93,57 @@ def carry_out(
             f"{len(failures)} of {len(runs)} runs failed and have no line; the first,"
             f" {describe(first.run)}:\n{type(first.error).__name__}: {first.error}"
         ) from first.error
+
+
+def carry_out_at_points(
+    name: str,
+    runs: Sequence[Any],
+    measure: Callable[..., Record],
+    show: Callable[[list[Record]], list[Grid]],
+    *,
+    out: Path,
+    data_dir: Path | None,
+    draw: Callable[[list[Record]], Mapping[str, Figure]] | None = None,
+    cost: Sequence[str],
+    jobs: int,
+) -> None:
+    """Carry out runs at points with images, when networks and data are found to be good.
+
+    Args:
+        name: as for :func:`carry_out`, like what is not named here.
+        runs: points with ``images``.
+        measure: takes a run, ``out`` and ``data_dir``.
+        show: makes tables.
+        out: folder of the results.
+        data_dir: folder of the full data sets.
+        draw: makes figures.
+        cost: fields that decide how long a run takes.
+        jobs: processes.
+
+    Raises:
+        InputError: an activation is unknown, data are not found or too few, or the files cannot be
+            used.
+        ComputationError: some runs failed; the others are done and kept.
+    """
+    from hvpspec.experiments.points import images_of
+    from hvpspec.zoo import build_network
+
+    for net, activation in {(run.net, run.activation) for run in runs}:
+        build_network(net, {"activation": activation})
+    most = max(run.images for run in runs)
+    for source in {run.data for run in runs}:
+        images_of(source, data_dir).subset(most)
+    carry_out(
+        name,
+        runs,
+        partial(measure, out=out, data_dir=data_dir),
+        show,
+        describe=describe_point,
+        out=out,
+        draw=draw,
+        cost=cost,
+        jobs=jobs,
+    )
 
 
 def describe_point(run: Any) -> str:

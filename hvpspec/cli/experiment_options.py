@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -33,6 +33,16 @@ def choice(*allowed: str) -> Callable[[list[str] | None], list[str] | None]:
     return check
 
 
+def _sources(default: str) -> Any:
+    """The option for data sets, with the words for what they are if nothing is said."""
+    return typer.Option(
+        "--data",
+        callback=choice(*DATA, *SAMPLES),
+        help="mnist, fashion-mnist, mnist-sample or fashion-mnist-sample; repeatable.",
+        show_default=default,
+    )
+
+
 Out = Annotated[
     Path,
     typer.Option(
@@ -49,15 +59,9 @@ Nets = Annotated[
         show_default="all three",
     ),
 ]
-Sources = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--data",
-        callback=choice(*DATA, *SAMPLES),
-        help="mnist, fashion-mnist, mnist-sample or fashion-mnist-sample; repeatable.",
-        show_default="mnist, fashion-mnist",
-    ),
-]
+Sources = Annotated[list[str] | None, _sources("mnist, fashion-mnist")]
+MnistSources = Annotated[list[str] | None, _sources("mnist")]
+Epochs = Annotated[int, typer.Option("--epochs", min=1, help="Length of training.")]
 Activations = Annotated[
     list[str] | None, typer.Option(help="Activation; repeatable.", show_default="relu, tanh")
 ]

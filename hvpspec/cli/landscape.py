@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hvpspec.cli.experiment import carry_out, check_points, describe_point
+from hvpspec.cli.experiment import carry_out, carry_out_at_points
 from hvpspec.cli.experiment_options import (
     DATA,
     NETS,
     OPTIMIZERS,
     RESULTS,
-    SAMPLES,
     Activations,
+    Epochs,
     Jobs,
+    MnistSources,
     Nets,
     Out,
     Sources,
@@ -36,14 +37,7 @@ def curves(
             callback=choice(*NETS), help="cnn, mlp2 or mlp3; repeatable.", show_default="mlp2"
         ),
     ] = None,
-    data: Annotated[
-        list[str] | None,
-        typer.Option(
-            callback=choice(*DATA, *SAMPLES),
-            help="mnist, fashion-mnist, mnist-sample or fashion-mnist-sample; repeatable.",
-            show_default="mnist",
-        ),
-    ] = None,
+    data: MnistSources = None,
     activation: Activations = None,
     optimizer: Annotated[
         list[str] | None,
@@ -54,7 +48,7 @@ def curves(
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of each kind.")] = 1,
-    epochs: Annotated[int, typer.Option(min=1, help="Length of training.")] = 20,
+    epochs: Epochs = 20,
     every: Annotated[int, typer.Option(min=1, help="Epochs from one count to the next.")] = 2,
     images: Annotated[
         int, typer.Option(min=1, help="First training images in the Hessian.")
@@ -78,14 +72,13 @@ def curves(
         moments,
         images,
     )
-    check_points(runs, images, data_dir)
-    carry_out(
+    carry_out_at_points(
         "curves",
         runs,
-        partial(measure_curve, epochs=moments, out=out, data_dir=data_dir),
+        partial(measure_curve, epochs=moments),
         curve_grids,
-        describe=describe_point,
         out=out,
+        data_dir=data_dir,
         draw=draw_curves,
         cost=COST,
         jobs=jobs,
@@ -108,7 +101,7 @@ def regularised(
         bool, typer.Option("--fixed", help="Fixed weights only: the spectra of table suffice.")
     ] = False,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each kind.")] = 1,
-    epochs: Annotated[int, typer.Option(min=1, help="Length of training.")] = 20,
+    epochs: Epochs = 20,
     images: Annotated[
         int, typer.Option(min=1, help="First training images in the Hessian.")
     ] = 10_000,
@@ -135,14 +128,13 @@ def regularised(
         STANDARD.for_epochs(epochs),
         () if fixed else l2 or RETRAINED,
     )
-    check_points(runs, images, data_dir)
-    carry_out(
+    carry_out_at_points(
         "regularised",
         runs,
-        partial(measure_regularised, out=out, data_dir=data_dir),
+        measure_regularised,
         regularised_grids,
-        describe=describe_point,
         out=out,
+        data_dir=data_dir,
         draw=draw_regularised,
         cost=COST,
         jobs=jobs,
@@ -153,7 +145,7 @@ def spectra(
     net: Nets = None,
     data: Sources = None,
     activation: Activations = None,
-    epochs: Annotated[int, typer.Option(min=1, help="Length of training.")] = 20,
+    epochs: Epochs = 20,
     images: Annotated[
         int, typer.Option(min=1, help="First training images in the matrices.")
     ] = 10_000,
@@ -174,14 +166,13 @@ def spectra(
     protocol = STANDARD.for_epochs(epochs)
     names = net or NETS, data or DATA, activation or ("relu", "tanh")
     runs = spectra_runs(*names, images, protocol)
-    check_points(runs, images, data_dir)
-    carry_out(
+    carry_out_at_points(
         "spectra",
         runs,
-        partial(measure_spectra, out=out, data_dir=data_dir),
+        measure_spectra,
         spectra_grids,
-        describe=describe_point,
         out=out,
+        data_dir=data_dir,
         draw=partial(draw_spectra, out=out),
         cost=COST,
         jobs=jobs,
@@ -189,21 +180,14 @@ def spectra(
 
 
 def solutions(
-    data: Annotated[
-        list[str] | None,
-        typer.Option(
-            callback=choice(*DATA, *SAMPLES),
-            help="mnist, fashion-mnist, mnist-sample or fashion-mnist-sample; repeatable.",
-            show_default="mnist",
-        ),
-    ] = None,
+    data: MnistSources = None,
     activation: Activations = None,
     count: Annotated[int, typer.Option(min=2, help="Initialisations.")] = 500,
     indexed: Annotated[int, typer.Option(min=0, help="Of how many the index is computed.")] = 20,
     images: Annotated[
         int, typer.Option(min=1, help="First training images, for training and Hessian.")
     ] = 2000,
-    epochs: Annotated[int, typer.Option(min=1, help="Length of training.")] = 50,
+    epochs: Epochs = 50,
     jobs: Jobs = 1,
     out: Out = RESULTS,
     data_dir: DataDir = None,

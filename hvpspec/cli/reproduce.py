@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Annotated
 
 import typer
 
-from hvpspec.cli.experiment import carry_out, check_points, describe_point
+from hvpspec.cli.experiment import carry_out, carry_out_at_points
 from hvpspec.cli.experiment_options import (
     DATA,
     NETS,
@@ -71,15 +70,13 @@ def table(
         images or (50 if quick else 10_000),
         QUICK if quick else STANDARD,
     )
-    check_points(runs, max(run.images for run in runs), data_dir)
-    measure = partial(measure_index, out=out, data_dir=data_dir)
-    carry_out(
+    carry_out_at_points(
         "table",
         runs,
-        measure,
+        measure_index,
         table_grids,
-        describe=describe_point,
         out=out,
+        data_dir=data_dir,
         cost=COST,
         jobs=jobs,
     )
@@ -152,15 +149,13 @@ def protocols(
         solver,
         assembly,
     )
-    check_points(runs, max(run.images for run in runs), data_dir)
-    measure = partial(measure_protocol, out=out, data_dir=data_dir)
-    carry_out(
+    carry_out_at_points(
         "protocols",
         runs,
-        measure,
+        measure_protocol,
         score_grids,
-        describe=describe_point,
         out=out,
+        data_dir=data_dir,
         cost=COST,
         jobs=jobs,
     )
