@@ -29,14 +29,48 @@ def bmm(A: Tensor, B: Tensor) -> Tensor:
     Read once, not b times, it takes a fraction of the time where the other side is narrow; where it
     is not, copies cost more than that saves.
     """
-    b, rows, inner = A.shape
-    columns = B.shape[2]
-    if b > 1 and A.stride(0) == 0 and columns < _WIDE:
-        wide = A[0] @ B.permute(1, 0, 2).reshape(inner, b * columns)
-        return wide.view(rows, b, columns).permute(1, 0, 2).contiguous()
-    if b > 1 and B.stride(0) == 0 and (rows < _WIDE or A.is_contiguous()):
-        return (A.reshape(b * rows, inner) @ B[0]).view(b, rows, columns)
+    if _is_same_left(A, B):
+        return _side_by_side(A, B).contiguous()
+    if _is_same_right(A, B):
+        return (A.reshape(-1, A.shape[2]) @ B[0]).view(*A.shape[:2], B.shape[2])
     return torch.bmm(A, B)
+
+
+def add_product_(x: Tensor, A: Tensor, B: Tensor) -> Tensor:
+    """Add a product of matrices, or of batches of them, to ``x`` in its memory.
+
+    Args:
+        x: contiguous, with as many entries as the product.
+        A: shape (N, p), or (b, N, p).
+        B: shape (p, D), or (b, p, D).
+    """
+    total = x.view(*A.shape[:-1], B.shape[-1])
+    if A.ndim == 2:
+        total.addmm_(A, B)
+    elif _is_same_left(A, B):
+        total.add_(_side_by_side(A, B))
+    elif _is_same_right(A, B):
+        total.view(-1, B.shape[2]).addmm_(A.reshape(-1, A.shape[2]), B[0])
+    else:
+        total.baddbmm_(A, B)
+    return x
+
+
+def _is_same_left(A: Tensor, B: Tensor) -> bool:
+    """Whether one matrix, on the left, is best multiplied with all others side by side."""
+    return len(A) > 1 and A.stride(0) == 0 and B.shape[2] < _WIDE
+
+
+def _is_same_right(A: Tensor, B: Tensor) -> bool:
+    """Whether one matrix, on the right, is best multiplied with all others in one."""
+    return len(A) > 1 and B.stride(0) == 0 and (A.shape[1] < _WIDE or A.is_contiguous())
+
+
+def _side_by_side(A: Tensor, B: Tensor) -> Tensor:
+    """The products of one matrix, A[0], with those of B, shape (b, N, D), not contiguous."""
+    b, inner, columns = B.shape
+    wide = A[0] @ B.permute(1, 0, 2).reshape(inner, b * columns)
+    return wide.view(-1, b, columns).permute(1, 0, 2)
 
 
 def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:

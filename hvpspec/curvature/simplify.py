@@ -1,4 +1,4 @@
-"""Passes that spare a traced graph what it does for nothing: zeros, copies, passes over memory.
+"""Passes that spare a traced graph what it does for nothing: zeros, copies, what is done twice.
 
 Forward derivatives are traced with zeros for whatever has no tangent, and one operation at a time.
 """
@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, fx
+
+from hvpspec.curvature.kernels import add_product_
 
 _aten = torch.ops.aten
 
@@ -32,6 +34,8 @@ _IN_PLACE = {
     _aten.mul.Tensor: _aten.mul_.Tensor,
     _aten.addcmul.default: _aten.addcmul_.default,
 }
+_VIEWS = {_aten.view.default, _aten._unsafe_view.default}
+_RANDOM = torch.Tag.nondeterministic_seeded
 _COMMUTATIVE = {_aten.add.Tensor, _aten.mul.Tensor}
 
 
@@ -44,7 +48,7 @@ def drop_zeros(graph: fx.Graph) -> None:
     Args:
         graph: of ATen operations with their results' shapes in ``meta["val"]``.
     """
-    changing = {memory_of(target) for node in graph.nodes for target in written_by(node)}
+    changing = changing_memory(graph)
     zero: set[fx.Node] = set()
     for node in graph.nodes:
         if node.op != "call_function" or memory_of(node) in changing:
@@ -95,8 +99,28 @@ def drop_copies(graph: fx.Graph) -> None:
             graph.erase_node(new)
 
 
+def merge_equal(graph: fx.Graph) -> None:
+    """Compute once what is computed more than once.
+
+    Args:
+        graph: as for :func:`drop_zeros`.
+    """
+    changing = changing_memory(graph)
+    first: dict[tuple[object, str], fx.Node] = {}
+    for node in graph.nodes:
+        touched = {memory_of(n) for n in (node, *node.all_input_nodes)}
+        tags = getattr(node.target, "tags", ())
+        if node.op != "call_function" or touched & changing or _RANDOM in tags:
+            continue
+        same = first.setdefault((node.target, repr((node.args, node.kwargs))), node)
+        if same is not node:
+            node.replace_all_uses_with(same)
+            graph.erase_node(node)
+
+
 def fuse_products(graph: fx.Graph) -> None:
     """Replace ``x + a b`` by one operation, which reads and writes memory once."""
+    changing = changing_memory(graph)
     for node in graph.nodes:
         if node.target not in _SUMS or node.kwargs:
             continue
@@ -107,15 +131,46 @@ def fuse_products(graph: fx.Graph) -> None:
                 isinstance(product, fx.Node)
                 and product.target is _aten.mul.Tensor
                 and len(product.users) == 1
-                and _makes(node, torch.addcmul, x, *product.args)
+                and all(map(_is_floating, (x, *product.args)))
+                and changing.isdisjoint(map(memory_of, product.all_input_nodes))
             ):
                 with graph.inserting_before(node):
-                    fused = graph.call_function(
-                        _aten.addcmul.default, (x, *product.args), {"value": sign}
-                    )
-                _replace(graph, node, fused)
-                graph.erase_node(product)
+                    fused = called(graph, _aten.addcmul.default, x, *product.args, value=sign)
+                if same_layout(fused, node):
+                    _replace(graph, node, fused)
+                    break
+    graph.eliminate_dead_code()
+
+
+def accumulate_products(graph: fx.Graph) -> None:
+    """Add products of matrices to what is there as they are computed: ``x + A B`` in one pass."""
+    changing = changing_memory(graph)
+    for node in graph.nodes:
+        if node.target is not _aten.add.Tensor or node.kwargs:
+            continue
+        for x, term in (node.args, node.args[::-1]):
+            product = _behind_views(term)
+            if (
+                product is not None
+                and product.target in (_aten.mm.default, _aten.bmm.default)
+                and changing.isdisjoint(map(memory_of, product.all_input_nodes))
+                and _is_like(x, node)
+                and node.meta["val"].is_contiguous()
+                and _is_owned(x)
+            ):
+                with graph.inserting_before(node):
+                    _replace(graph, node, graph.call_function(add_product_, (x, *product.args)))
                 break
+    graph.eliminate_dead_code()
+
+
+def _behind_views(term: object) -> fx.Node | None:
+    """What a term in a sum is a contiguous view of, if nothing else needs it."""
+    while isinstance(term, fx.Node) and len(term.users) == 1:
+        if term.target not in _VIEWS:
+            return term
+        term = term.args[0]
+    return None
 
 
 def reuse_memory(graph: fx.Graph) -> None:
@@ -142,6 +197,12 @@ def _is_owned(node: fx.Node) -> bool:
     return False
 
 
+def _is_floating(argument: object) -> TypeGuard[fx.Node]:
+    """Whether an argument is a tensor of real numbers with dimensions, which promotes nothing."""
+    value = argument.meta.get("val") if isinstance(argument, fx.Node) else None
+    return isinstance(value, Tensor) and value.ndim > 0 and value.is_floating_point()
+
+
 def _replace(graph: fx.Graph, node: fx.Node, new: fx.Node) -> None:
     """Put a node in the place of another with the same result."""
     new.meta["val"] = node.meta["val"]
@@ -149,21 +210,31 @@ def _replace(graph: fx.Graph, node: fx.Node, new: fx.Node) -> None:
     graph.erase_node(node)
 
 
-def _makes(node: fx.Node, function: Callable[..., Tensor], *arguments: object) -> bool:
-    """Whether a function of the arguments, all tensors of one dtype, has a node's layout."""
-    tensors = []
-    for argument in arguments:
-        value = argument.meta.get("val") if isinstance(argument, fx.Node) else None
-        if not isinstance(value, Tensor) or value.ndim == 0 or not value.is_floating_point():
-            return False
-        size, stride, dtype = value.size(), value.stride(), value.dtype
-        tensors.append(torch.empty_strided(size, stride, dtype=dtype, device="meta"))
-    result, expected = function(*tensors), node.meta["val"]
-    return (
-        {t.dtype for t in tensors} == {expected.dtype}
-        and result.shape == expected.shape
-        and result.stride() == expected.stride()
-    )
+def called(graph: fx.Graph, function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> fx.Node:
+    """Insert a call, with its result's shape, strides and dtype in ``meta["val"]``.
+
+    Args:
+        graph: where; its point of insertion says at what place.
+        function: of tensors.
+        args: nodes with a ``meta["val"]``, and constants.
+        kwargs: constants.
+    """
+    node = graph.call_function(function, args, kwargs)
+    node.meta["val"] = function(*fx.node.map_arg(args, _without_memory), **kwargs)
+    return node
+
+
+def _without_memory(node: fx.Node) -> Tensor:
+    """A node's result without its numbers."""
+    value = node.meta["val"]
+    return torch.empty_strided(value.size(), value.stride(), dtype=value.dtype, device="meta")
+
+
+def same_layout(a: fx.Node, b: fx.Node) -> bool:
+    """Whether two nodes have results of the same shape, strides and dtype."""
+    x: Tensor = a.meta["val"]
+    y: Tensor = b.meta["val"]
+    return x.shape == y.shape and x.stride() == y.stride() and x.dtype == y.dtype
 
 
 def _is_like(argument: object, node: fx.Node, *, layout: bool = True) -> TypeGuard[fx.Node]:
@@ -189,6 +260,11 @@ def written_by(node: fx.Node) -> list[fx.Node]:
         if argument.alias_info is not None and argument.alias_info.is_write
         if isinstance(value := named.get(argument.name), fx.Node)
     ]
+
+
+def changing_memory(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes that allocated what is written to in place: what is read there depends on when."""
+    return {memory_of(target) for node in graph.nodes for target in written_by(node)}
 
 
 def memory_of(node: fx.Node) -> fx.Node:

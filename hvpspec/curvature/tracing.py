@@ -13,12 +13,15 @@ from torch.func import vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from hvpspec.curvature.hoisting import hoist_factors
 from hvpspec.curvature.kernels import FASTER
 from hvpspec.curvature.simplify import (
+    accumulate_products,
     drop_copies,
     drop_zeros,
     fuse_products,
     memory_of,
+    merge_equal,
     reuse_memory,
     written_by,
 )
@@ -117,10 +120,12 @@ def _split(traced: fx.GraphModule, num_vectors: int) -> SplitProduct:
     drop_zeros(graph)
     drop_copies(graph)
     graph.eliminate_dead_code()
+    merge_equal(graph)
     placeholders = graph.find_nodes(op="placeholder")
     (output,) = graph.find_nodes(op="output")
     value, *parts = cast(Sequence[fx.Node], output.args[0])
     vectors = placeholders[len(placeholders) - num_vectors :]
+    hoist_factors(graph, _dependent(graph, vectors))
     dependent = _dependent(graph, vectors) - {output}
     needed = [
         node
@@ -138,6 +143,7 @@ def _split(traced: fx.GraphModule, num_vectors: int) -> SplitProduct:
     second, copies = fx.Graph(), {}
     for node in [*needed, *vectors]:
         copies[node] = second.placeholder(node.name)
+        copies[node].meta.update(node.meta)
     for node in graph.nodes:
         if node in dependent and node not in vectors:
             copies[node] = second.node_copy(node, copies.__getitem__)
@@ -145,6 +151,7 @@ def _split(traced: fx.GraphModule, num_vectors: int) -> SplitProduct:
     for part in (first, second):
         part.eliminate_dead_code()
     fuse_products(second)
+    accumulate_products(second)
     reuse_memory(second)
     for node in (*first.nodes, *second.nodes):
         node.target = FASTER.get(node.target, node.target)
