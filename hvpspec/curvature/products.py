@@ -36,7 +36,7 @@ _MOST_VECTORS = 32
 # backward. It is taken only when the products would have taken as long.
 _STEPS = {
     "compare": ("double backward", "batched double backward"),
-    "trace": ("forward over reverse", "batched forward over reverse"),
+    "trace": ("batched forward over reverse", "forward over reverse"),
     "compile": ("compiled forward over reverse",),
 }
 _PRICES = {
@@ -234,6 +234,9 @@ class Products:
             del graph
             for name in _STEPS.get(step, (step,)):
                 if len(V) == 1 and name.startswith("batched") and name != self._wish:
+                    continue
+                # One after the other takes no less where all at once is fast, but as long to trace.
+                if step == "trace" and isinstance(course.engine, ForwardOverReverse):
                     continue
                 try:
                     engine = self._engine(name, batch, len(V))

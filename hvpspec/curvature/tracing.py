@@ -96,7 +96,9 @@ def split_product(
     with warnings.catch_warnings():
         # PyTorch loads its forward derivatives through TorchScript, which it deprecates itself.
         warnings.simplefilter("ignore", FutureWarning)
-        traced = make_fx(block_product, tracing_mode="fake", _allow_non_fake_inputs=True)(parameters, data, vectors)
+        traced = make_fx(block_product, tracing_mode="fake", _allow_non_fake_inputs=True)(
+            parameters, data, vectors
+        )
     return _split(traced, len(vectors))
 
 

@@ -128,7 +128,9 @@ def test_planning_finds_the_fastest_and_says_so(monkeypatch: pytest.MonkeyPatch)
     expected = H @ V
     torch.testing.assert_close(H @ V, expected, rtol=1e-11, atol=1e-13)
     (plan,) = H.plan
-    assert set(plan.seconds) == set(ENGINES)
+    # Tracing twice is spared where what was traced first is fastest.
+    spared = {"forward over reverse"} if plan.engine == "batched forward over reverse" else set()
+    assert set(plan.seconds) == set(ENGINES) - spared
     assert plan.seconds[plan.engine] == min(plan.seconds.values())
     assert plan.kept
 
