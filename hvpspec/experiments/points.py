@@ -15,6 +15,7 @@ from torch.utils.data import TensorDataset
 
 from hvpspec import zoo
 from hvpspec.curvature import GGNOperator, HessianOperator
+from hvpspec.curvature.products import EngineName
 from hvpspec.errors import InputError
 from hvpspec.experiments.pooling import FixedPooling
 from hvpspec.files import make_folder
@@ -31,6 +32,9 @@ OPTIMIZERS: Mapping[str, Optimizer] = {"cnn": "adam", "mlp2": "sgd", "mlp3": "sg
 # Images in one graph of the CNN: what is kept of them stays in the cache, which halves the time of
 # a product.
 _CNN_CHUNK = 100
+
+# With so many images, what tracing the CNN takes is gained by its faster products.
+_CNN_TRACED = 2000
 
 
 @dataclass(frozen=True)
@@ -207,8 +211,8 @@ def hessian_at(
         dtype: to compute in.
         l2: coefficient of the squared norm of the parameters.
     """
-    near, examples, chunk_size = _prepared(model, data, dtype)
-    return plain_hessian(near, examples, dtype, l2=l2, chunk_size=chunk_size)
+    near, examples, options = _prepared(model, data, dtype)
+    return _reproducible(HessianOperator, near, examples, dtype, l2=l2, **options)
 
 
 def gauss_newton_at(model: nn.Module, data: zoo.Dataset, dtype: torch.dtype) -> GGNOperator:
@@ -219,31 +223,28 @@ def gauss_newton_at(model: nn.Module, data: zoo.Dataset, dtype: torch.dtype) -> 
         data: the images.
         dtype: to compute in.
     """
-    near, examples, chunk_size = _prepared(model, data, dtype)
-    return _reproducible(GGNOperator, near, examples, dtype, chunk_size=chunk_size)
+    near, examples, options = _prepared(model, data, dtype)
+    return _reproducible(GGNOperator, near, examples, dtype, **options)
 
 
 def _prepared(
     model: nn.Module, data: zoo.Dataset, dtype: torch.dtype
-) -> tuple[nn.Module, Any, int | None]:
-    """The network or what equals it near its weights, its data, and the images in one graph."""
+) -> tuple[nn.Module, Any, dict[str, Any]]:
+    """The network or what equals it near its weights, its data, and how products are made."""
     if not any(isinstance(module, nn.Conv2d) for module in model.modules()):
-        return model, data.tensors, None
+        return model, data.tensors, {}
     # A copy, since near ties the dtype may decide which entry a pooling chooses.
     near = FixedPooling(copy.deepcopy(model).to(dtype))
     images, labels = data.tensors
     chunks = [near.inputs_for(chunk) for chunk in torch.split(images.to(dtype), _CNN_CHUNK)]
     inputs = (torch.cat(parts) for parts in zip(*chunks, strict=True))
-    return near, TensorDataset(*inputs, labels), _CNN_CHUNK
+    engine = "double backward" if len(data) < _CNN_TRACED else "batched forward over reverse"
+    options = {"chunk_size": _CNN_CHUNK, "engine": engine}
+    return near, TensorDataset(*inputs, labels), options
 
 
 def plain_hessian(
-    model: nn.Module,
-    data: Any,
-    dtype: torch.dtype,
-    *,
-    l2: float = 0.0,
-    chunk_size: int | None = None,
+    model: nn.Module, data: Any, dtype: torch.dtype, *, l2: float = 0.0
 ) -> HessianOperator:
     """The Hessian of the mean cross-entropy plus ``l2 ‖θ‖²``, through the network as it is.
 
@@ -252,20 +253,24 @@ def plain_hessian(
         data: as for `HessianOperator`.
         dtype: to compute in.
         l2: coefficient of the squared norm of the parameters.
-        chunk_size: most images in one graph.
     """
-    return _reproducible(HessianOperator, model, data, dtype, l2=l2, chunk_size=chunk_size)
+    return _reproducible(HessianOperator, model, data, dtype, l2=l2)
 
 
 def _reproducible(
-    kind: type[OperatorT], model: nn.Module, data: Any, dtype: torch.dtype, **options: Any
+    kind: type[OperatorT],
+    model: nn.Module,
+    data: Any,
+    dtype: torch.dtype,
+    engine: EngineName = "double backward",
+    **options: Any,
 ) -> OperatorT:
     """An operator of the mean cross-entropy that gives the same bits again.
 
-    Its products are made in one and the same way, by double backward.
+    Its products are made in one and the same way, whatever is fastest at the moment.
     """
     loss = nn.CrossEntropyLoss()
-    return kind(model, loss, data, dtype=dtype, engine="double backward", **options)
+    return kind(model, loss, data, dtype=dtype, engine=engine, **options)
 
 
 class Assembled(SymmetricOperator):

@@ -56,7 +56,6 @@ def _counts(groups: Sequence[Sequence[Record]]) -> Grid:
         (
             *_label(group),
             published_text(group[0]["net"], group[0]["data"], group[0]["state"]),
-            over(group, "raw_count_whole"),
             over(group, "raw_count"),
             over(group, "index"),
             "–" if group[0]["bound"] is None else f"{group[0]['bound']:,}",
@@ -66,13 +65,13 @@ def _counts(groups: Sequence[Sequence[Record]]) -> Grid:
     ]
     return Grid(
         "Negative eigenvalues",
-        (*_LABELS, "published", "raw, whole", "raw", "index", "bound", "nullity"),
+        (*_LABELS, "published", "raw", "index", "bound", "nullity"),
         tuple(rows),
         _NUM_WORDS,
         f"Mean ± standard deviation over the seeds. published: {SOURCE}. raw: computed eigenvalues"
-        " below 0, of the whole matrix and with exactly zero rows set aside. index: those below −τ,"
-        " τ the noise floor of each run. bound: no index can be higher, by the network's"
-        " structure. nullity: eigenvalues within ±τ.",
+        " below 0, of the whole matrix. index: those below −τ, τ the noise floor of each run."
+        " bound: no index can be higher, by the network's structure. nullity: eigenvalues within"
+        " ±τ.",
     )
 
 
