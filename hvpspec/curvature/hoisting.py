@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from hvpspec.curvature.simplify import called, changing_memory, memory_of, same_layout
+from hvpspec.curvature.simplify import called, same_layout
 
 _aten = torch.ops.aten
 
@@ -48,10 +48,7 @@ def hoist_factors(graph: fx.Graph, dependent: Set[fx.Node]) -> None:
         dependent: the nodes that depend on the vectors.
     """
     dependent, scaled = set(dependent), dict[fx.Node, _Scaled]()
-    changing = changing_memory(graph)
     for node in [node for node in graph.nodes if node in dependent]:
-        if not changing.isdisjoint(map(memory_of, (node, *node.all_input_nodes))):
-            continue
         with graph.inserting_before(node):
             found = _as_scaled(graph, node, dependent)
             if found is None:

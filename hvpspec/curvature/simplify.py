@@ -5,7 +5,6 @@ Forward derivatives are traced with zeros for whatever has no tangent, and one o
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from typing import Any, TypeGuard
 
@@ -48,11 +47,8 @@ def drop_zeros(graph: fx.Graph) -> None:
     Args:
         graph: of ATen operations with their results' shapes in ``meta["val"]``.
     """
-    changing = changing_memory(graph)
     zero: set[fx.Node] = set()
     for node in graph.nodes:
-        if node.op != "call_function" or memory_of(node) in changing:
-            continue
         if node.target in _SUMS and not node.kwargs:
             _drop_zero_terms(graph, node, zero)
         elif (
@@ -80,23 +76,25 @@ def _drop_zero_terms(graph: fx.Graph, node: fx.Node, zero: set[fx.Node]) -> None
 
 
 def drop_copies(graph: fx.Graph) -> None:
-    """Copy into new memory of another layout only where the layout is another."""
-    writers = Counter(memory_of(target) for node in graph.nodes for target in written_by(node))
+    """Copy only where the result's layout is another: nothing is changed in place.
+
+    Args:
+        graph: as for :func:`drop_zeros`.
+    """
     for node in graph.nodes:
-        if node.target is not _aten.copy_.default or len(node.args) != 2:
+        if node.target is _aten.clone.default:
+            (source,) = node.args
+        elif node.target is _aten.copy.default:
+            source = node.args[1]
+        else:
             continue
-        new, source = node.args
-        if (
-            new.target is _aten._new_zeros_with_same_feature_meta.default
-            and writers[new] == 1
-            and new.users.keys() == {node}
-            and _is_like(source, node, layout=False)
-            and node.meta["val"].is_contiguous()
-        ):
+        if _is_like(source, node):
+            node.replace_all_uses_with(source)
+        elif _is_like(source, node, layout=False) and node.meta["val"].is_contiguous():
             with graph.inserting_before(node):
                 copy = graph.call_method("contiguous", (source,))
             _replace(graph, node, copy)
-            graph.erase_node(new)
+    graph.eliminate_dead_code()
 
 
 def merge_equal(graph: fx.Graph) -> None:
@@ -105,12 +103,9 @@ def merge_equal(graph: fx.Graph) -> None:
     Args:
         graph: as for :func:`drop_zeros`.
     """
-    changing = changing_memory(graph)
     first: dict[tuple[object, str], fx.Node] = {}
     for node in graph.nodes:
-        touched = {memory_of(n) for n in (node, *node.all_input_nodes)}
-        tags = getattr(node.target, "tags", ())
-        if node.op != "call_function" or touched & changing or _RANDOM in tags:
+        if node.op != "call_function" or _RANDOM in getattr(node.target, "tags", ()):
             continue
         same = first.setdefault((node.target, repr((node.args, node.kwargs))), node)
         if same is not node:
@@ -120,7 +115,6 @@ def merge_equal(graph: fx.Graph) -> None:
 
 def fuse_products(graph: fx.Graph) -> None:
     """Replace ``x + a b`` by one operation, which reads and writes memory once."""
-    changing = changing_memory(graph)
     for node in graph.nodes:
         if node.target not in _SUMS or node.kwargs:
             continue
@@ -132,7 +126,6 @@ def fuse_products(graph: fx.Graph) -> None:
                 and product.target is _aten.mul.Tensor
                 and len(product.users) == 1
                 and all(map(_is_floating, (x, *product.args)))
-                and changing.isdisjoint(map(memory_of, product.all_input_nodes))
             ):
                 with graph.inserting_before(node):
                     fused = called(graph, _aten.addcmul.default, x, *product.args, value=sign)
@@ -144,7 +137,6 @@ def fuse_products(graph: fx.Graph) -> None:
 
 def accumulate_products(graph: fx.Graph) -> None:
     """Add products of matrices to what is there as they are computed: ``x + A B`` in one pass."""
-    changing = changing_memory(graph)
     for node in graph.nodes:
         if node.target is not _aten.add.Tensor or node.kwargs:
             continue
@@ -153,7 +145,6 @@ def accumulate_products(graph: fx.Graph) -> None:
             if (
                 product is not None
                 and product.target in (_aten.mm.default, _aten.bmm.default)
-                and changing.isdisjoint(map(memory_of, product.all_input_nodes))
                 and _is_like(x, node)
                 and node.meta["val"].is_contiguous()
                 and _is_owned(x)
@@ -190,8 +181,8 @@ def reuse_memory(graph: fx.Graph) -> None:
 
 def _is_owned(node: fx.Node) -> bool:
     """Whether a tensor's memory was allocated in the graph and is used for one purpose only."""
-    while len(node.users) == 1 and node.op.startswith("call") and not written_by(node):
-        if not may_be_view(node):
+    while len(node.users) == 1 and node.op.startswith("call"):
+        if not _may_be_view(node):
             return True
         node = node.all_input_nodes[0]
     return False
@@ -245,36 +236,7 @@ def _is_like(argument: object, node: fx.Node, *, layout: bool = True) -> TypeGua
     return a.shape == b.shape and a.dtype == b.dtype and (a.stride() == b.stride() or not layout)
 
 
-def written_by(node: fx.Node) -> list[fx.Node]:
-    """The arguments that an operation writes to."""
-    schema = getattr(node.target, "_schema", None)
-    if schema is None or not schema.is_mutable:
-        return []
-    named = {
-        **dict(zip((a.name for a in schema.arguments), node.args, strict=False)),
-        **node.kwargs,
-    }
-    return [
-        value
-        for argument in schema.arguments
-        if argument.alias_info is not None and argument.alias_info.is_write
-        if isinstance(value := named.get(argument.name), fx.Node)
-    ]
-
-
-def changing_memory(graph: fx.Graph) -> set[fx.Node]:
-    """The nodes that allocated what is written to in place: what is read there depends on when."""
-    return {memory_of(target) for node in graph.nodes for target in written_by(node)}
-
-
-def memory_of(node: fx.Node) -> fx.Node:
-    """The node that allocated what a node is a view of, or wrote into."""
-    while node.op.startswith("call") and node.all_input_nodes and may_be_view(node):
-        node = node.all_input_nodes[0]
-    return node
-
-
-def may_be_view(node: fx.Node) -> bool:
+def _may_be_view(node: fx.Node) -> bool:
     """Whether an operation's result may share the memory of its first argument."""
     schema = getattr(node.target, "_schema", None)
     return schema is None or any(a.alias_info is not None for a in schema.arguments)

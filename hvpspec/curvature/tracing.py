@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
-from torch.func import vmap
+from torch.func import functionalize, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -20,10 +20,8 @@ from hvpspec.curvature.simplify import (
     drop_copies,
     drop_zeros,
     fuse_products,
-    memory_of,
     merge_equal,
     reuse_memory,
-    written_by,
 )
 
 #: Takes parameters, data and a vector, each a list of tensors; returns a value that does not depend
@@ -96,9 +94,9 @@ def split_product(
     with warnings.catch_warnings():
         # PyTorch loads its forward derivatives through TorchScript, which it deprecates itself.
         warnings.simplefilter("ignore", FutureWarning)
-        traced = make_fx(block_product, tracing_mode="fake", _allow_non_fake_inputs=True)(
-            parameters, data, vectors
-        )
+        traced = make_fx(
+            functionalize(block_product), tracing_mode="fake", _allow_non_fake_inputs=True
+        )(parameters, data, vectors)
     return _split(traced, len(vectors))
 
 
@@ -119,9 +117,9 @@ class _PlainZeros(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def _split(traced: fx.GraphModule, num_vectors: int) -> SplitProduct:
     """Part a graph into what depends on its last inputs, the vectors, and what does not."""
     graph = traced.graph
+    _refuse_writing(graph)
     drop_zeros(graph)
     drop_copies(graph)
-    graph.eliminate_dead_code()
     merge_equal(graph)
     placeholders = graph.find_nodes(op="placeholder")
     (output,) = graph.find_nodes(op="output")
@@ -166,27 +164,17 @@ def _split(traced: fx.GraphModule, num_vectors: int) -> SplitProduct:
 
 
 def _dependent(graph: fx.Graph, vectors: Sequence[fx.Node]) -> set[fx.Node]:
-    """The nodes that depend on the vectors, also by way of memory that is written in place.
+    """The nodes that depend on the vectors."""
+    dependent = {*vectors}
+    for node in graph.nodes:
+        if not dependent.isdisjoint(node.all_input_nodes):
+            dependent.add(node)
+    return dependent
 
-    Raises:
-        RuntimeError: an argument is written to, which the caller would notice.
-    """
-    roots = {*vectors}
-    while True:
-        dependent: set[fx.Node] = set()
-        for node in graph.nodes:
-            if node in roots or any(argument in dependent for argument in node.all_input_nodes):
-                dependent.add(node)
-        written = {memory_of(target) for node in graph.nodes for target in written_by(node)}
-        if any(root.op != "call_function" for root in written):
-            raise RuntimeError("the network writes to its parameters or its inputs")
-        # What a vector is written into depends on it from the beginning.
-        found = {
-            root
-            for node in dependent
-            for target in written_by(node)
-            if (root := memory_of(target)) not in dependent
-        }
-        if not found:
-            return dependent
-        roots |= found
+
+def _refuse_writing(graph: fx.Graph) -> None:
+    """Raise RuntimeError if something is written to that the caller would notice."""
+    for node in graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        if schema is not None and schema.is_mutable:
+            raise RuntimeError("the network writes to its parameters, its inputs or its buffers")

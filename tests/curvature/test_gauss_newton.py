@@ -29,7 +29,7 @@ from tests.curvature.cases import (
     mlp,
 )
 from tests.curvature.test_hessian import random_block, relative_error, trainable
-from tests.curvature.test_products import ENGINES, Squares
+from tests.curvature.test_products import ENGINES
 
 CASES = [
     *CASES,
@@ -138,10 +138,12 @@ def test_planning_by_itself() -> None:
     G = gauss_newton("tanh-mlp")
     V = random_block(G)
     product = expected(BY_NAME["tanh-mlp"]) @ V
-    while not G.plan or len(G.plan[0].seconds) < 3:
+    while not G.plan or "batched forward over reverse" not in G.plan[0].seconds:
         assert relative_error(G @ V, product) < ROUND_OFF
     (plan,) = G.plan
-    assert set(plan.seconds) == set(ENGINES)
+    # Tracing twice is spared where what was traced first is fastest.
+    spared = {"forward over reverse"} if plan.engine == "batched forward over reverse" else set()
+    assert set(plan.seconds) == set(ENGINES) - spared
     assert plan.seconds[plan.engine] == min(plan.seconds.values())
 
 
@@ -155,9 +157,10 @@ def test_compiled() -> None:
     assert compiled or "not possible here" in plan.notes[0]  # where there is no compiler
 
 
+@pytest.mark.usefixtures("wrong_operation")
 def test_a_way_that_differs_is_dropped_with_a_warning() -> None:
     data = torch.rand(5, 3).double(), torch.rand(5, 2).double()
-    G = GGNOperator(Squares(3, 2).double(), nn.MSELoss(), data, engine="forward over reverse")
+    G = GGNOperator(nn.Linear(3, 2).double(), nn.MSELoss(), data, engine="forward over reverse")
     v = torch.randn(8, dtype=torch.float64)
     product = G @ v
     with pytest.warns(UserWarning, match="forward over reverse differs from double backward"):

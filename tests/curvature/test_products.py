@@ -175,39 +175,10 @@ def test_what_cannot_be_traced_goes_the_plain_way() -> None:
     assert plan.notes[0].startswith("forward over reverse: not possible here (")
 
 
-class WrongForward(torch.autograd.Function):
-    """The square, whose forward derivative is wrong by a factor."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return x * x
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-        ctx.save_for_forward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        return 2 * x * g
-
-    @staticmethod
-    def jvp(ctx: Any, t: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        return 3 * x * t
-
-
-class Squares(nn.Linear):
-    def forward(self, x: Tensor) -> Tensor:
-        return WrongForward.apply(super().forward(x))  # type: ignore[no-untyped-call]
-
-
+@pytest.mark.usefixtures("wrong_operation")
 def test_a_way_that_differs_is_dropped_with_a_warning() -> None:
     data = torch.rand(5, 3).double(), torch.rand(5, 2).double()
-    H = HessianOperator(Squares(3, 2).double(), nn.MSELoss(), data, engine="forward over reverse")
+    H = HessianOperator(nn.Linear(3, 2).double(), nn.MSELoss(), data, engine="forward over reverse")
     v = torch.randn(8, dtype=torch.float64)
     expected = H @ v
     with pytest.warns(UserWarning, match="forward over reverse differs from double backward"):

@@ -11,7 +11,13 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from hvpspec.curvature.hoisting import hoist_factors
-from hvpspec.curvature.simplify import accumulate_products, fuse_products, merge_equal
+from hvpspec.curvature.simplify import (
+    accumulate_products,
+    drop_copies,
+    fuse_products,
+    merge_equal,
+    reuse_memory,
+)
 
 aten = torch.ops.aten
 
@@ -91,20 +97,6 @@ def test_a_result_that_is_needed_itself_is_kept() -> None:
     assert hoisted(function, (4, 5), (5,), (5,)) == {"mul.Tensor": 2, "add.Tensor": 1}
 
 
-def test_what_changes_in_place_is_read_when_it_was() -> None:
-    def function(v: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        x = v + 1
-        early = x * a
-        x.mul_(2)
-        return early * b + x * a
-
-    for simplify in (merge_equal, fuse_products, accumulate_products):
-        module, inputs = traced(function, (4, 5), (5,), (5,))
-        simplify(module.graph)
-        same(module, function, inputs)
-    hoisted(function, (4, 5), (5,), (5,))
-
-
 def test_equal_results_are_computed_once() -> None:
     def function(x: Tensor) -> Tensor:
         return (x - x.mean(1, True)) * 2 + (x - x.mean(1, True)) * 2.5
@@ -156,3 +148,31 @@ def test_sums_with_products_of_constants_are_one_operation() -> None:
     fuse_products(module.graph)
     assert operations(module) == {"addcmul": 2}
     same(module, function, inputs)
+
+
+def test_copies_are_made_only_for_another_layout() -> None:
+    def function(x: Tensor) -> Tensor:
+        once = x.clone()
+        turned = once.T.clone(memory_format=torch.contiguous_format)
+        return torch.ops.aten.copy(turned, once.T) * turned
+
+    module, inputs = traced(function, (4, 5))
+    drop_copies(module.graph)
+    assert not {"clone", "copy"} & operations(module).keys()
+    assert sum(node.target == "contiguous" for node in module.graph.nodes) == 2
+    same(module, function, inputs)
+
+
+def test_memory_is_used_again_along_a_chain_but_not_that_of_inputs() -> None:
+    def function(x: Tensor, y: Tensor) -> Tensor:
+        return ((x + y).view(20) * 2 - 1).view(4, 5) * y
+
+    module, inputs = traced(function, (4, 5), (4, 5))
+    reuse_memory(module.graph)
+    assert operations(module)["add"] == 1
+    assert operations(module)["mul_"] == 2
+    same(module, function, inputs)
+    x, y = (tensor.clone() for tensor in inputs)
+    module(x, y)
+    assert torch.equal(x, inputs[0])
+    assert torch.equal(y, inputs[1])
