@@ -5,7 +5,7 @@ Forward derivatives are traced with zeros for whatever has no tangent, and one o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Any, TypeGuard
 
 import torch
@@ -57,6 +57,23 @@ def drop_zeros(graph: fx.Graph) -> None:
             or (node.target in _BILINEAR and not zero.isdisjoint(node.args))
         ):
             zero.add(node)
+
+
+def drop_constants(graph: fx.Graph, dependent: Set[fx.Node]) -> None:
+    """Leave terms out that do not depend on the vectors: together they are zero up to round-off.
+
+    Products are linear, but PyTorch's forward derivative of a group's norm, for one, subtracts a
+    mean whose share in the result cancels. With small vectors its round-off would be all there is.
+
+    Args:
+        graph: as for :func:`drop_zeros`.
+        dependent: the nodes that depend on the vectors.
+    """
+    constant = {node for node in graph.nodes if node not in dependent}
+    for node in graph.nodes:
+        if node in dependent and node.target in _SUMS and not node.kwargs:
+            _drop_zero_terms(graph, node, constant)
+    graph.eliminate_dead_code()
 
 
 def _drop_zero_terms(graph: fx.Graph, node: fx.Node, zero: set[fx.Node]) -> None:

@@ -17,6 +17,7 @@ from hvpspec.curvature.hoisting import hoist_factors
 from hvpspec.curvature.kernels import FASTER
 from hvpspec.curvature.simplify import (
     accumulate_products,
+    drop_constants,
     drop_copies,
     drop_zeros,
     fuse_products,
@@ -94,6 +95,8 @@ def split_product(
     with warnings.catch_warnings():
         # PyTorch loads its forward derivatives through TorchScript, which it deprecates itself.
         warnings.simplefilter("ignore", FutureWarning)
+        # An operation that is traced for one vector after the other is what the user wrote.
+        warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
         traced = make_fx(
             functionalize(block_product), tracing_mode="fake", _allow_non_fake_inputs=True
         )(parameters, data, vectors)
@@ -123,10 +126,11 @@ def _split(traced: fx.GraphModule, num_vectors: int) -> SplitProduct:
     merge_equal(graph)
     placeholders = graph.find_nodes(op="placeholder")
     (output,) = graph.find_nodes(op="output")
-    value, *parts = cast(Sequence[fx.Node], output.args[0])
     vectors = placeholders[len(placeholders) - num_vectors :]
+    drop_constants(graph, _dependent(graph, vectors))
     hoist_factors(graph, _dependent(graph, vectors))
     dependent = _dependent(graph, vectors) - {output}
+    value, *parts = cast(Sequence[fx.Node], output.args[0])
     needed = [
         node
         for node in graph.nodes

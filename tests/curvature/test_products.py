@@ -91,6 +91,25 @@ def test_all_ways_agree(name: str, width: int) -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+def test_products_are_linear_to_the_last_digit(engine: str) -> None:
+    """PyTorch's forward derivative of a group's norm has a constant term, of size round-off."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.Tanh(), nn.Flatten(), nn.Linear(36, 2)
+        ).double()
+        data = torch.randn(6, 1, 5, 5).double(), torch.randint(2, (6,))
+        V = torch.randn(sum(p.numel() for p in model.parameters()), 3, dtype=torch.float64)
+    H = HessianOperator(model, nn.CrossEntropyLoss(), data, engine=engine)
+    for _ in range(2):
+        expected = H @ V
+    assert H.plan[0].engine == engine
+    # A power of two, so that nothing is rounded.
+    assert torch.equal((H @ (V * 2**-60)) * 2**60, expected)
+    assert torch.equal(H @ (V * 0), V * 0)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_vectors_may_lie_anywhere_and_products_are_new(engine: str) -> None:
     """Rows of a basis, as Lanczos has them, the columns of a matrix, and inference tensors."""
     model, loss, data = problem("mlp2")
