@@ -41,7 +41,7 @@ _STEPS = {
 }
 _PRICES = {
     "compare": (0.1, 0.0, 1.5),
-    "trace": (0.8, 1.5e-2, 0.5),
+    "trace": (0.8, 1.5e-2, 1.5),
     "compile": (60.0, 0.1, 0.5),
 }
 # The C library takes pieces of memory beyond 32 MB from the system each time, which clears them
