@@ -1,0 +1,297 @@
+"""Write the page ``paper.md``, every number of it from the lines in ``results``.
+
+Run it with ``python docs/paper.py`` after a sweep of ``hvpspec reproduce ... --out docs/results``.
+Experiments without lines have no section yet.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from hvpspec.experiments import (
+    PUBLISHED,
+    SOURCE,
+    Spread,
+    curve_grids,
+    linear_grids,
+    read,
+    regularised_grids,
+    score_grids,
+    scores,
+    solution_grids,
+    spectra_grids,
+    spread,
+    table_grids,
+)
+from hvpspec.experiments.results import Record
+from hvpspec.experiments.statistics import cells
+from hvpspec.report import Grid, grid_markdown
+
+HERE = Path(__file__).parent
+NAMES = {"cnn": "CNN", "mlp2": "2-MLP", "mlp3": "3-MLP"}
+#: What a point of the table is, but for its seed.
+CELL = ("images", "net", "activation", "data")
+
+INTRODUCTION = f"""# The paper's experiments
+
+*Made by `docs/paper.py` from the lines in `docs/results`, which `hvpspec reproduce` wrote;
+`results/*.md` have all tables. Images in the Hessian, τ and seeds stand with each number.*
+
+The paper ({SOURCE}) counts the negative eigenvalues of the train-loss Hessian at random weights
+and where SGD and Adam end, for three small networks on two data sets. It concludes that training
+ends at saddles of high index, similar over runs, and higher than at random weights. It gives
+neither activation, batch, learning rate, epochs, precision, the number of images in the Hessian,
+nor a cutoff. Yet these networks have directions in which the loss is exactly flat: those of
+pixels that are always black, of dead units, of a shift of all logits. An eigenvalue that is zero
+is computed as some ±1e-17, and about half of these are counted as negative. Here each count
+names its resolution: eigenvalues below −τ, τ the noise floor of the computed matrix.
+"""
+
+
+def main() -> None:
+    """Write the page."""
+    (HERE / "paper.md").write_text(page(HERE / "results"), encoding="utf-8")
+
+
+def page(results: Path) -> str:
+    """The page as Markdown.
+
+    Args:
+        results: folder of the lines.
+    """
+    sections: dict[str, Callable[[list[Record]], str]] = {
+        "table": table,
+        "protocols": protocols,
+        "spectra": spectra,
+        "curves": curves,
+        "regularised": regularised,
+        "solutions": solutions,
+        "linear": linear,
+    }
+    found = {name: read(results / f"{name}.jsonl") for name in sections}
+    told = [section(found[name]) for name, section in sections.items() if found[name]]
+    return "\n".join([INTRODUCTION, verdict(found["table"], found["protocols"]), *told])
+
+
+def verdict(lines: list[Record], searched: list[Record]) -> str:
+    """The CNN's row and the three claims, in words and numbers.
+
+    Args:
+        lines: of the table.
+        searched: of the search for a protocol.
+    """
+    cnn = [r for r in [*lines, *searched] if r["net"] == "cnn"]
+    exact = [r for r in lines if r["net"] == "cnn"]
+    published = [PUBLISHED[cell].mean for cell in PUBLISHED if cell[0] == "cnn"]
+    parts = [
+        "## Verdict",
+        "",
+        f"**The CNN's row cannot be a Morse index.** 500 of its 552 parameters are a linear head"
+        " under a convex loss, on which the Hessian is positive semidefinite, so that no weights,"
+        f" data or activation give an index above {exact[0]['bound']}. Published are"
+        f" {min(published):,.1f} to {max(published):,.1f}. Over {len(exact)} runs the index was at"
+        f" most {max(r['index'] for r in exact)}, the raw count at most"
+        f" {max(r['raw_count'] for r in exact)}."
+        f" {_what_then(cnn)}",
+        "",
+    ]
+    return "\n".join([*parts, *_claims(lines)])
+
+
+def _what_then(records: Sequence[Record]) -> str:
+    """Which CNN runs of the search come near to the published numbers."""
+    found = [r for r in records if "counts" in r and (r["net"], r["data"], r["state"]) in PUBLISHED]
+    if not found:
+        return ""
+    near = [r for r in found if _is_near(r)]
+    dtypes = {d: sum(r["dtype"] == d for r in near) for d in ("float32", "float64")}
+    nullities = [r["nullity"] / r["dim"] for r in near]
+    text = (
+        f"Of {len(found):,} spectra in the search below, {len(near)} have a raw count within the"
+        f" published spread: {dtypes['float32']} in float32 and {dtypes['float64']} in float64."
+    )
+    if near:
+        text += (
+            f" In these {min(nullities):.0%} to {max(nullities):.0%} of the eigenvalues are zero up"
+            f" to round-off, {statistics.median(nullities):.0%} in the median: the published number"
+            " is the negative half of the round-off."
+        )
+    return text
+
+
+def _is_near(record: Record) -> bool:
+    """Whether a raw count lies within the published spread."""
+    published = PUBLISHED[record["net"], record["data"], record["state"]]
+    return abs(record["counts"]["0"] - published.mean) <= published.std
+
+
+def _claims(lines: list[Record]) -> list[str]:
+    """The paper's claims, each with the numbers of all cells."""
+    rows, shares, spreads, distances = [], [], [], []
+    for (images, net, activation, data), group in sorted(cells(lines, CELL).items(), key=str):
+        index = {
+            state: spread([r["index"] for r in group if r["state"] == state])
+            for state in ("trained", "random")
+            if any(r["state"] == state for r in group)
+        }
+        if len(index) < 2:
+            continue
+        trained, random = index["trained"], index["random"]
+        share = trained.mean / group[0]["dim"]
+        relative = None if trained.std is None else trained.std / trained.mean
+        distance = _distance(trained, random)
+        shares.append(share)
+        spreads += [] if relative is None else [relative]
+        distances.append((activation, trained.mean - random.mean, distance))
+        rows.append(
+            (
+                f"{NAMES[str(net)]}, {activation}",
+                str(data),
+                f"{images:,}",
+                str(trained.num_runs),
+                trained.text(),
+                random.text(),
+                f"{share:.1%}",
+                "–" if relative is None else f"{relative:.1%}",
+                "–" if distance is None else f"{distance:+.1f}",
+            )
+        )
+    grid = Grid(
+        "The three claims",
+        (
+            *("network", "data", "images", "runs", "index, trained", "random"),
+            *("of n", "std / mean", "trained − random"),
+        ),
+        tuple(rows),
+        2,
+        "Mean ± standard deviation over the seeds, at the noise floor. of n: the trained index as"
+        " part of the parameters. std / mean: of the trained index. trained − random: difference of"
+        " the means in units of the root mean square of the two standard deviations.",
+    )
+    told = [grid_markdown(replace(grid, title="")).removeprefix("## \n").strip(), ""]
+    return [
+        *told,
+        f"1. *The index is high.* In these {len(rows)} cells it is {min(shares):.1%} to"
+        f" {max(shares):.1%} of the parameters where training ends; for ReLU the structure allows"
+        " 110 of 7,960, 220 of 8,070 and 52 of 552.",
+        "2. *It is similar over runs.* "
+        + (
+            f"Its standard deviation is {min(spreads):.1%} to {max(spreads):.1%} of its mean."
+            if spreads
+            else "Not known from one seed."
+        ),
+        "3. *It is higher than at random weights.* " + _higher(distances),
+        "",
+    ]
+
+
+def _higher(distances: Sequence[tuple[object, float, float | None]]) -> str:
+    """In how many cells training ends at a higher index."""
+    told = []
+    for activation in dict.fromkeys(name for name, *_ in distances):
+        own = [(change, d) for name, change, d in distances if name == activation]
+        higher = sum(change > 0 for change, _ in own)
+        clear = sum(d is not None and d > 2 for _, d in own)
+        lower = sum(d is not None and d < -2 for _, d in own)
+        told.append(
+            f"{activation}: higher in {higher} of {len(own)} cells, by more than two standard"
+            f" deviations in {clear}; lower by as much in {lower}"
+        )
+    return "; ".join(told) + "."
+
+
+def _distance(a: Spread, b: Spread) -> float | None:
+    """The difference of two means in standard deviations of a run."""
+    if a.std is None or b.std is None:
+        return None
+    size = ((a.std**2 + b.std**2) / 2) ** 0.5
+    return (a.mean - b.mean) / size if size else None
+
+
+def table(lines: list[Record]) -> str:
+    """All cells of the paper's table.
+
+    Args:
+        lines: of the table.
+    """
+    seconds = sum(r["seconds"] for r in lines) / 3600
+    return _section(
+        "The table",
+        f"{len(lines)} runs, {seconds:.1f} hours of one core. The perceptrons are trained by SGD at"
+        " a rate of 0.1, the CNN by Adam at 0.001, for 20 epochs in batches of 64 on all 60,000"
+        " images. Float64.",
+        table_grids(lines),
+    )
+
+
+def protocols(lines: list[Record]) -> str:
+    """The search for a way of counting that gives the published numbers.
+
+    Args:
+        lines: of the search.
+    """
+    found = scores(lines)
+    best = found[0]
+    text = (
+        f"{len(lines):,} spectra and {len(found):,} ways of counting. The best agrees with"
+        f" {best.within(1)} of {len(best.counts)} published means within the published spread, and"
+        f" with {best.within(2)} within twice that. `results/protocols.md` has the scores of all."
+    )
+    return _section("What the published numbers are", text, score_grids(lines)[:2])
+
+
+def spectra(lines: list[Record]) -> str:
+    """The eigenvalues of one run per network and data set."""
+    grids = spectra_grids(lines)
+    pictures = [
+        _picture(f"spectra-{activation}-{kind}", caption)
+        for activation in dict.fromkeys(str(r["activation"]) for r in lines)
+        for kind, caption in (
+            ("linear", f"Spectra of trained {activation} networks"),
+            ("symlog", "The same on a symlog axis, the noise floor shaded"),
+            ("parts", "By rank: Hessian, Gauss–Newton part and layers"),
+        )
+    ]
+    return _section("Spectra", "", grids, pictures)
+
+
+def curves(lines: list[Record]) -> str:
+    """Index against loss along training."""
+    grids = curve_grids(lines)
+    picture = _picture("curves", "Index against loss and epochs")
+    return _section("Along training", "", grids[1:], [picture])
+
+
+def regularised(lines: list[Record]) -> str:
+    """What λ does."""
+    picture = _picture("regularised", "Index and nullity against λ")
+    return _section("With a penalty", "", regularised_grids(lines), [picture])
+
+
+def solutions(lines: list[Record]) -> str:
+    """Where training ends from many initial weights."""
+    picture = _picture("solutions", "Final weights in the plane of two principal components")
+    return _section("Many solutions", "", solution_grids(lines), [picture])
+
+
+def linear(lines: list[Record]) -> str:
+    """Linear regression, where all is known."""
+    return _section("Linear regression", "", linear_grids(lines))
+
+
+def _section(title: str, text: str, grids: Sequence[Grid], pictures: Sequence[str] = ()) -> str:
+    """A section of the page, its tables one level below it."""
+    parts = [f"## {title}", *([text] if text else []), *pictures]
+    return "\n\n".join([*parts, *(f"#{grid_markdown(grid)}".rstrip() for grid in grids), ""])
+
+
+def _picture(stem: str, caption: str) -> str:
+    """A picture of the results."""
+    return f"![{caption}](results/{stem}.png)"
+
+
+if __name__ == "__main__":
+    main()
