@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from hvpspec.experiments import (
@@ -83,19 +82,19 @@ def verdict(lines: list[Record], searched: list[Record]) -> str:
         lines: of the table.
         searched: of the search for a protocol.
     """
-    cnn = [r for r in [*lines, *searched] if r["net"] == "cnn"]
     exact = [r for r in lines if r["net"] == "cnn"]
+    n, bound = exact[0]["dim"], exact[0]["bound"]
     published = [PUBLISHED[cell].mean for cell in PUBLISHED if cell[0] == "cnn"]
     parts = [
         "## Verdict",
         "",
-        f"**The CNN's row cannot be a Morse index.** 500 of its 552 parameters are a linear head"
-        " under a convex loss, on which the Hessian is positive semidefinite, so that no weights,"
-        f" data or activation give an index above {exact[0]['bound']}. Published are"
+        f"**The CNN's row cannot be a Morse index.** {n - bound} of its {n} parameters are a linear"
+        " head under a convex loss, on which the Hessian is positive semidefinite, so that no"
+        f" weights, data or activation give an index above {bound}. Published are"
         f" {min(published):,.1f} to {max(published):,.1f}. Over {len(exact)} runs the index was at"
         f" most {max(r['index'] for r in exact)}, the raw count at most"
         f" {max(r['raw_count'] for r in exact)}."
-        f" {_what_then(cnn)}",
+        + _what_then([r for r in searched if r["net"] == "cnn"]),
         "",
     ]
     return "\n".join([*parts, *_claims(lines)])
@@ -103,21 +102,20 @@ def verdict(lines: list[Record], searched: list[Record]) -> str:
 
 def _what_then(records: Sequence[Record]) -> str:
     """Which CNN runs of the search come near to the published numbers."""
-    found = [r for r in records if "counts" in r and (r["net"], r["data"], r["state"]) in PUBLISHED]
+    found = [r for r in records if (r["net"], r["data"], r["state"]) in PUBLISHED]
     if not found:
         return ""
     near = [r for r in found if _is_near(r)]
     dtypes = {d: sum(r["dtype"] == d for r in near) for d in ("float32", "float64")}
     nullities = [r["nullity"] / r["dim"] for r in near]
     text = (
-        f"Of {len(found):,} spectra in the search below, {len(near)} have a raw count within the"
+        f" Of {len(found):,} spectra in the search below, {len(near)} have a raw count within the"
         f" published spread: {dtypes['float32']} in float32 and {dtypes['float64']} in float64."
     )
     if near:
         text += (
             f" In these {min(nullities):.0%} to {max(nullities):.0%} of the eigenvalues are zero up"
-            f" to round-off, {statistics.median(nullities):.0%} in the median: the published number"
-            " is the negative half of the round-off."
+            f" to round-off, {statistics.median(nullities):.0%} in the median."
         )
     return text
 
@@ -171,12 +169,14 @@ def _claims(lines: list[Record]) -> list[str]:
         " part of the parameters. std / mean: of the trained index. trained − random: difference of"
         " the means in units of the root mean square of the two standard deviations.",
     )
-    told = [grid_markdown(replace(grid, title="")).removeprefix("## \n").strip(), ""]
+    bounds = {(r["bound"], r["dim"]) for r in lines if r["activation"] == "relu"}
+    allowed = ", ".join(f"{bound:,} of {n:,}" for bound, n in sorted(bounds))
     return [
-        *told,
+        _subsection(grid),
+        "",
         f"1. *The index is high.* In these {len(rows)} cells it is {min(shares):.1%} to"
         f" {max(shares):.1%} of the parameters where training ends; for ReLU the structure allows"
-        " 110 of 7,960, 220 of 8,070 and 52 of 552.",
+        f" {allowed}.",
         "2. *It is similar over runs.* "
         + (
             f"Its standard deviation is {min(spreads):.1%} to {max(spreads):.1%} of its mean."
@@ -220,9 +220,8 @@ def table(lines: list[Record]) -> str:
     seconds = sum(r["seconds"] for r in lines) / 3600
     return _section(
         "The table",
-        f"{len(lines)} runs, {seconds:.1f} hours of one core. The perceptrons are trained by SGD at"
-        " a rate of 0.1, the CNN by Adam at 0.001, for 20 epochs in batches of 64 on all 60,000"
-        " images. Float64.",
+        f"{len(lines)} runs, {seconds:.1f} hours of one core, in float64. Training is on all images"
+        " of the data set; how, stands in the second table.",
         table_grids(lines),
     )
 
@@ -252,7 +251,7 @@ def spectra(lines: list[Record]) -> str:
         for kind, caption in (
             ("linear", f"Spectra of trained {activation} networks"),
             ("symlog", "The same on a symlog axis, the noise floor shaded"),
-            ("parts", "By rank: Hessian, Gauss–Newton part and layers"),
+            ("parts", "By rank, matrix by matrix"),
         )
     ]
     return _section("Spectra", "", grids, pictures)
@@ -285,7 +284,12 @@ def linear(lines: list[Record]) -> str:
 def _section(title: str, text: str, grids: Sequence[Grid], pictures: Sequence[str] = ()) -> str:
     """A section of the page, its tables one level below it."""
     parts = [f"## {title}", *([text] if text else []), *pictures]
-    return "\n\n".join([*parts, *(f"#{grid_markdown(grid)}".rstrip() for grid in grids), ""])
+    return "\n\n".join([*parts, *map(_subsection, grids), ""])
+
+
+def _subsection(grid: Grid) -> str:
+    """A table under a heading one level below that of a section."""
+    return f"#{grid_markdown(grid)}".rstrip()
 
 
 def _picture(stem: str, caption: str) -> str:
