@@ -301,7 +301,8 @@ class FunctionOperator(SymmetricOperator):
                     f"matvec must return shape ({self.shape[0]},), but returned "
                     f"{tuple(product.shape)}"
                 )
-        return torch.stack(columns, 1).to(self.dtype)
+        # Each product's entries lie together, as those who go on with them need them.
+        return torch.stack(columns).to(self.dtype).T
 
 
 class AffineOperator(SymmetricOperator):

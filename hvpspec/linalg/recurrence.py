@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hvpspec.errors import ComputationError, InputError
-from hvpspec.linalg.memory import require_memory
+from hvpspec.linalg.memory import give_back_freed, require_memory
 from hvpspec.linalg.operator import Progress, SymmetricOperator
 from hvpspec.linalg.probes import require_count
 
@@ -107,8 +107,10 @@ def lanczos(
         A.device,
         "fewer probes or steps, or reorthogonalize=False",
     )
-    # Row j of a probe's basis is q_j; without reorthogonalisation rows 0 and 1 take turns.
-    basis = torch.zeros(k, kept, n, dtype=A.dtype, device=A.device)
+    give_back_freed()  # of which the basis, in one piece, could take nothing
+    # Row j of a probe's basis is q_j; without reorthogonalisation rows 0 and 1 take turns. Not
+    # cleared, so that it takes memory only as it fills.
+    basis = torch.empty(k, kept, n, dtype=A.dtype, device=A.device)
     for i in range(k):
         basis[i, 0] = Z[:, i].double() / norms[i]
     del Z  # the caller may have let go of it
@@ -124,7 +126,7 @@ def lanczos(
         if not active:
             break
         q = basis[:, j % kept]
-        W = A.matmat((q if len(active) == k else q[active]).T).T
+        W = A.matmat((q if len(active) == k else q[active]).T).T.contiguous()
         done += len(active)
         for w, i in zip(W, active, strict=True):
             if j:
@@ -139,8 +141,11 @@ def lanczos(
             # After n steps a basis kept orthogonal is complete; one with copies is not.
             complete = reorthogonalize and j + 1 == n
             ended[i] = complete or beta <= breakdown_tolerance(A, scales[i])
-            if not ended[i]:
-                torch.div(w, beta, out=basis[i, (j + 1) % kept])
+            q_next = basis[i, (j + 1) % kept]
+            if ended[i]:
+                q_next.zero_()
+            else:
+                torch.div(w, beta, out=q_next)
         del W, w  # before the next product is made
         if progress is not None:
             progress(done, k * num_steps)
