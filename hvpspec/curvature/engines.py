@@ -57,9 +57,15 @@ class Engine(ABC):
             batch: its examples.
         """
 
-    @abstractmethod
     def multiply(self, prepared: Any, V: Tensor) -> Tensor:
         """Multiply the rows of V, shape (b, n), by the chunk's share of the matrix."""
+        product = torch.zeros_like(V)
+        self.add_product_(product, prepared, V)
+        return product
+
+    @abstractmethod
+    def add_product_(self, total: Tensor, prepared: Any, V: Tensor) -> None:
+        """Add that product to the rows of ``total``, shape (b, n)."""
 
     def takes(self, batch: Batch) -> bool:
         """Whether a chunk can be multiplied."""
@@ -107,13 +113,11 @@ class DoubleBackward(Engine):
             self.num_nodes = len(nodes(graph.ends))
         return graph if graph.ends else None
 
-    def multiply(self, prepared: ProductGraph, V: Tensor) -> Tensor:
+    def add_product_(self, total: Tensor, prepared: ProductGraph, V: Tensor) -> None:
         """Read the products with the vectors off the graph."""
-        product = torch.zeros_like(V)
-        for v, into in [(V, product)] if self.batched else zip(V, product, strict=True):
+        for v, into in [(V, total)] if self.batched else zip(V, total, strict=True):
             parts = prepared.multiply(self.risk.space.unflatten(v), batched=self.batched)
-            write(self.risk.space, parts, into)
-        return product
+            add_parts_(into, self.risk.space, parts)
 
     def size(self, prepared: ProductGraph) -> int:
         """The bytes that the graph saves."""
@@ -189,17 +193,16 @@ class ForwardOverReverse(Engine):
         # A mean over no target is 0/0, and so are its derivatives.
         return _Residuals(split, share, residuals) if share else None
 
-    def multiply(self, prepared: _Residuals, V: Tensor) -> Tensor:
+    def add_product_(self, total: Tensor, prepared: _Residuals, V: Tensor) -> None:
         """Evaluate what does."""
-        product = torch.zeros_like(V)
-        for v, into in [(V, product)] if self.batched else zip(V, product, strict=True):
+        for v, into in [(V, total)] if self.batched else zip(V, total, strict=True):
             rows = self.risk.space.unflatten(v)
             with torch.no_grad():  # contiguous, as when it was traced
                 vectors = [part.contiguous() for part in rows.values()]
                 parts = prepared.split.multiply(prepared.tensors, vectors)
             del vectors
-            write(self.risk.space, dict(zip(rows, parts, strict=True)), into)
-        return product.mul_(prepared.share)
+            named = dict(zip(rows, parts, strict=True))
+            add_parts_(into, self.risk.space, named, prepared.share)
 
     def size(self, prepared: _Residuals) -> int:
         """The bytes of the intermediate results that are kept."""
@@ -228,18 +231,13 @@ class ForwardOverReverse(Engine):
         return split_product(product, arguments, len(names), self._width)
 
 
-def join(space: ParameterSpace, parts: Mapping[str, Tensor], like: Tensor) -> Tensor:
-    """Put the parts of derivatives into vectors of a shape (..., n), zero where there is none."""
-    vectors = torch.zeros_like(like)
-    write(space, parts, vectors)
-    return vectors
-
-
-def write(space: ParameterSpace, parts: Mapping[str, Tensor], vectors: Tensor) -> None:
-    """Write the parts of derivatives to their places in vectors of shape (..., n)."""
-    views = space.unflatten(vectors)
+def add_parts_(
+    total: Tensor, space: ParameterSpace, parts: Mapping[str, Tensor], factor: float = 1.0
+) -> None:
+    """Add the parts of derivatives, times a factor, to their places in vectors (..., n)."""
+    views = space.unflatten(total)
     for name, part in parts.items():
-        views[name].copy_(part.detach().view_as(views[name]))
+        views[name].add_(part.detach().view_as(views[name]), alpha=factor)
 
 
 def saved_bytes(outputs: Iterable[Tensor]) -> int:

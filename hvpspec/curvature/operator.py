@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hvpspec.curvature.derivatives import differentiate
-from hvpspec.curvature.engines import join
+from hvpspec.curvature.engines import add_parts_
 from hvpspec.curvature.kronecker import add_own_block_, largest_linear
 from hvpspec.curvature.losses import Loss
 from hvpspec.curvature.matrices import Matrix
@@ -114,7 +114,7 @@ class CurvatureOperator(SymmetricOperator):
             for term in terms:
                 parts = differentiate(term.value, leaves)
                 reached |= parts.keys()
-                gradient += join(self.space, parts, gradient)
+                add_parts_(gradient, self.space, parts)
         self._note_reached(reached)
         return gradient
 

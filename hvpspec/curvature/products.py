@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -17,7 +18,7 @@ from hvpspec.curvature.matrices import Matrix
 from hvpspec.curvature.risk import EmpiricalRisk
 from hvpspec.curvature.trials import Trial, agree
 from hvpspec.errors import DataChangedError, HvpspecError, InputError
-from hvpspec.linalg.memory import available_memory
+from hvpspec.linalg.memory import available_memory, give_back_freed
 
 #: Ways to multiply; "auto" starts with the first and changes to what is faster.
 EngineName = Literal[
@@ -56,13 +57,16 @@ class Plan:
     Attributes:
         engine: the way of multiplying.
         num_vectors: the width of the block.
+        num_examples: in a chunk, of which the last may be shorter; 0 before ways were timed.
         kept: whether what does not depend on the vectors is kept from product to product.
-        seconds: for each way that was tried, what a block took on the first chunk.
+        seconds: for each way that was tried, what a block takes over all of the data, by the time
+            that it took on the first chunk.
         notes: which ways were dropped, and why.
     """
 
     engine: str
     num_vectors: int
+    num_examples: int
     kept: bool
     seconds: dict[str, float]
     notes: tuple[str, ...]
@@ -76,15 +80,17 @@ class _Course:
         engine: the way.
         steps: what remains to be tried.
         expected: seconds that the next product will take.
+        num_examples: in a chunk, once ways were timed.
         keep: whether to keep what it prepares.
         spent: seconds of products since the last step.
-        seconds: what each way that was tried takes on the first chunk.
+        seconds: what each way that was tried takes for a block.
         notes: which ways were dropped, and why.
     """
 
     engine: Engine
     steps: list[str]
     expected: float
+    num_examples: int = 0
     keep: bool = False
     spent: float = 0.0
     seconds: dict[str, float] = field(default_factory=dict)
@@ -141,7 +147,7 @@ class Products:
         self._widest = _MOST_VECTORS
         self._courses: dict[int, _Course] = {}
         self._kept: _Kept | None = None
-        self._shrunk = False
+        self._cut = False
 
     @property
     def reached(self) -> set[str] | None:
@@ -152,7 +158,7 @@ class Products:
     def plans(self) -> tuple[Plan, ...]:
         """How products are made by now, for each width of block that was asked for."""
         return tuple(
-            Plan(c.engine.name, width, c.keep, dict(c.seconds), tuple(c.notes))
+            Plan(c.engine.name, width, c.num_examples, c.keep, dict(c.seconds), tuple(c.notes))
             for width, c in sorted(self._courses.items())
         )
 
@@ -190,6 +196,7 @@ class Products:
                 break
             course.steps.remove(step)
             self._take(step, course, V)
+            give_back_freed()
             course = self._courses[width]
         if width > self._widest:  # as has just been found out
             del self._courses[width]
@@ -213,8 +220,20 @@ class Products:
 
     def _take(self, step: str, course: _Course, V: Tensor) -> None:
         """Take a step of planning: time some ways on the first chunk, and go the fastest."""
-        assert self._plain is not None
         course.spent = 0.0
+        names = [
+            name
+            for name in _STEPS.get(step, (step,))
+            if len(V) > 1 or not name.startswith("batched") or name == self._wish
+        ]
+        self._time(names, course, V)
+        if isinstance(course.engine, ForwardOverReverse):
+            self._cut_chunks(course.engine, course, V)
+        course.expected = min(course.seconds.values(), default=course.expected)
+
+    def _time(self, names: Sequence[str], course: _Course, V: Tensor) -> None:
+        """Time some ways on the first chunk, and note the fastest."""
+        assert self._plain is not None
         with self._risk.chunks() as chunks:
             k, batch = next((k, batch) for k, batch in chunks if self._risk.share(k))
             graph = self._plain.prepare(k, batch)
@@ -232,16 +251,12 @@ class Products:
             expected = self._plain.multiply(graph, mix @ V)
             scale = self._risk.reference.scale * float(torch.linalg.vector_norm(mix @ V))
             del graph
-            for name in _STEPS.get(step, (step,)):
-                if len(V) == 1 and name.startswith("batched") and name != self._wish:
-                    continue
+            for name in names:
                 # One after the other takes no less where all at once is fast, but as long to trace.
-                if step == "trace" and isinstance(course.engine, ForwardOverReverse):
+                if name != names[0] and isinstance(course.engine, ForwardOverReverse):
                     continue
                 try:
                     engine = self._engine(name, batch, len(V))
-                    if self._shrink(engine, len(batch), len(V)):
-                        return
                     trial = Trial.of(engine, k, batch, V, mix)
                 except (HvpspecError, MemoryError, torch.OutOfMemoryError):
                     raise
@@ -260,29 +275,35 @@ class Products:
                     continue
                 keep = trial.num_bytes * self._risk.num_chunks <= self._room()
                 seconds = trial.multiply_seconds + (0.0 if keep else trial.prepare_seconds)
+                seconds *= self._risk.num_chunks
                 if seconds < min(course.seconds.values(), default=math.inf):
-                    course.engine, course.keep = engine, keep
+                    course.engine, course.keep, course.num_examples = engine, keep, len(batch)
                 course.seconds[name] = seconds
-        if course.seconds:
-            course.expected = min(course.seconds.values()) * self._risk.num_chunks
 
-    def _shrink(self, engine: Engine, chunk_size: int, width: int) -> bool:
-        """Cut chunks that are too large for an engine, and plan anew; return whether they were."""
-        if self._shrunk or self._risk.device.type != "cpu":
-            return False
-        if not isinstance(engine, ForwardOverReverse) or engine.largest <= _LARGEST:
-            return False
+    def _cut_chunks(self, engine: ForwardOverReverse, course: _Course, V: Tensor) -> None:
+        """Cut chunks if a block's intermediate results on one are large, where that is faster."""
+        if self._cut or self._risk.device.type != "cpu" or engine.largest <= _LARGEST:
+            return
         pieces = math.ceil(engine.largest / _LARGEST)
-        smaller = math.ceil(chunk_size / pieces)  # of about equal length
-        if smaller >= chunk_size:
-            return False
-        self._shrunk = True  # once: a size that does not go down with the chunk would go on
+        smaller = math.ceil(course.num_examples / pieces)  # of about equal length
+        if smaller >= course.num_examples:
+            return
+        self._cut = True  # tried once: a size that does not go down with the chunk would go on
+        before = self._risk.data.chunk_size
         self._risk.rechunk(smaller)
+        cut = _Course(engine, [], math.inf)
+        self._time([engine.name], cut, V)
+        least = min(cut.seconds.values(), default=math.inf)
+        # What was asked for by its name must not depend on the clock.
+        if self._wish == "auto" and least >= course.seconds[engine.name]:
+            self._risk.rechunk(before)
+            return
+        note = f"chunks of {smaller} examples in place of {course.num_examples}"
+        course.engine, course.keep, course.num_examples = cut.engine, cut.keep, cut.num_examples
+        course.seconds |= cut.seconds
+        course.notes += [*cut.notes, note]
         self._kept = None
-        # What was found out for other widths holds for the old chunks.
-        assert self._plain is not None
-        self._courses = {width: _Course(self._plain, self._steps(), expected=math.inf)}
-        return True
+        self._courses = {len(V): course}  # what was found out for other widths held for others
 
     def _engine(self, name: str, batch: Batch, width: int) -> Engine:
         """Make the engine of a name, for a first chunk and a width."""
@@ -304,12 +325,12 @@ class Products:
 
     def _pass(self, engine: Engine, V: Tensor, *, keep: bool) -> Tensor:
         """Add up the products with all chunks, from what was kept or anew."""
-        total: Tensor | None = None
+        total = torch.zeros_like(V)
         if self._kept is not None and self._kept.engine is engine:
             self._check_kept()
             for part_of, prepared in self._kept.parts:
-                total = _add(total, part_of.multiply(prepared, V))
-            return torch.zeros_like(V) if total is None else total
+                part_of.add_product_(total, prepared, V)
+            return total
         if keep:
             self._kept = None  # what was kept for another way makes room
         parts: list[tuple[Engine, Any]] = []
@@ -324,14 +345,14 @@ class Products:
                 prepared = own.prepare(k, batch)
                 if prepared is None:
                     continue
-                total = _add(total, own.multiply(prepared, V))
+                own.add_product_(total, prepared, V)
                 if keep:
                     parts.append((own, prepared))
                     data += versions
                 del prepared  # before the next chunk's is made
         if keep:
             self._kept = _Kept(engine, parts, data)
-        return torch.zeros_like(V) if total is None else total
+        return total
 
     def _check_kept(self) -> None:
         """Raise DataChangedError if parameters or data are others than when parts were kept."""
@@ -341,8 +362,3 @@ class Products:
             raise DataChangedError(
                 "the data were changed in place between two products; make a new operator"
             )
-
-
-def _add(total: Tensor | None, product: Tensor) -> Tensor:
-    """Add a product to what there is so far, in place; the first is the beginning."""
-    return product if total is None else total.add_(product)

@@ -156,8 +156,8 @@ class EmpiricalRisk:
         """Number of chunks in a pass."""
         return len(self.reference.losses)
 
-    def rechunk(self, chunk_size: int) -> None:
-        """Cut the data into smaller chunks from now on.
+    def rechunk(self, chunk_size: int | None) -> None:
+        """Cut the data into chunks of another size from now on; None for one that is chosen.
 
         Raises:
             DataChangedError: they do not add up to the same risk.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,9 @@ from torch import Tensor, nn
 
 from hvpspec import DataChangedError, HessianOperator, InputError, Loss
 from hvpspec.curvature import products
+from hvpspec.curvature.batches import Batch
+from hvpspec.curvature.engines import Engine
+from hvpspec.curvature.trials import Trial
 from hvpspec.zoo import cnn, mlp2
 
 ENGINES = [
@@ -159,7 +163,7 @@ def test_a_short_run_is_not_planned() -> None:
     H = HessianOperator(model, loss, data)
     for _ in range(2):
         H @ torch.ones(H.shape[0], dtype=torch.float64)
-    assert H.plan == (products.Plan("double backward", 1, False, {}, ()),)
+    assert H.plan == (products.Plan("double backward", 1, 0, False, {}, ()),)
 
 
 def test_compiled() -> None:
@@ -263,20 +267,59 @@ def test_a_block_wider_than_memory_allows_is_parted(monkeypatch: pytest.MonkeyPa
     assert H.num_matvecs == 10
 
 
+def large_in(hidden: int) -> tuple[nn.Module, tuple[Tensor, Tensor]]:
+    """A perceptron on 90 examples, and what a block of 4 takes of them in hidden units."""
+    model = nn.Sequential(nn.Linear(16, hidden), nn.Tanh(), nn.Linear(hidden, 2)).double()
+    return model, (torch.rand(90, 16).double(), torch.randint(2, (90,)))
+
+
 @pytest.mark.parametrize("hidden", [3, 400])
 def test_chunks_are_cut_once_where_intermediate_results_are_large(
     hidden: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not where it is the parameters that are large, since those stay so."""
     monkeypatch.setattr(products, "_LARGEST", 10 * 4 * 400 * 8)
-    model = nn.Sequential(nn.Linear(16, hidden), nn.Tanh(), nn.Linear(hidden, 2)).double()
-    X, y = torch.rand(90, 16).double(), torch.randint(2, (90,))
-    H = HessianOperator(model, nn.CrossEntropyLoss(), (X, y), engine="batched forward over reverse")
+    model, data = large_in(hidden)
+    H = HessianOperator(model, nn.CrossEntropyLoss(), data, engine="batched forward over reverse")
     V = torch.randn(H.shape[0], 4, dtype=torch.float64)
     expected = H @ V
     for _ in range(2):
         torch.testing.assert_close(H @ V, expected, rtol=1e-11, atol=1e-13)
-    assert H._risk.num_chunks == (9 if hidden == 400 else 1)
+    (plan,) = H.plan
+    if hidden == 400:
+        assert (H._risk.num_chunks, plan.num_examples) == (9, 10)
+        assert plan.notes == ("chunks of 10 examples in place of 90",)
+    else:
+        assert (H._risk.num_chunks, plan.num_examples, plan.notes) == (1, 90, ())
+
+
+@pytest.mark.parametrize("faster", [False, True])
+def test_smaller_chunks_are_kept_only_where_they_are_faster(
+    faster: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "_LARGEST", 10 * 4 * 400 * 8)
+    monkeypatch.setattr(products, "_PRICES", {"compile": (float("inf"), 0.0, 0.0)})
+    model, data = large_in(400)
+    H = HessianOperator(model, nn.CrossEntropyLoss(), data)
+    true_trial = products.Trial.of
+
+    def timed(engine: Engine, k: int, batch: Batch, V: Tensor, mix: Tensor) -> Trial:
+        """A trial of which the clock says what it is to say."""
+        seconds = 4.0 if engine.name == "batched forward over reverse" else 9.0
+        if len(batch) < 90:
+            seconds = 0.3 if faster else 0.5  # for 10 of 90
+        trial = true_trial(engine, k, batch, V, mix)
+        return replace(trial, prepare_seconds=0.0, multiply_seconds=seconds)
+
+    monkeypatch.setattr(products.Trial, "of", timed)
+    V = torch.randn(H.shape[0], 4, dtype=torch.float64)
+    expected = H @ V
+    for _ in range(2):
+        torch.testing.assert_close(H @ V, expected, rtol=1e-11, atol=1e-13)
+    (plan,) = H.plan
+    assert plan.num_examples == (10 if faster else 90)
+    assert H._risk.num_chunks == (9 if faster else 1)
+    assert plan.seconds[plan.engine] == pytest.approx(2.7 if faster else 4.0)
 
 
 def test_a_loss_that_weighs_its_examples() -> None:
