@@ -16,6 +16,7 @@ from hvpspec.cli.density import density
 from hvpspec.cli.eigs import eigs
 from hvpspec.cli.index import index
 from hvpspec.cli.info import info
+from hvpspec.cli.processes import TOGETHER, num_processes, rank
 from hvpspec.cli.reproduce import reproduce
 from hvpspec.cli.trace import trace
 from hvpspec.cli.train import train
@@ -74,7 +75,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     debug = _DEBUG in arguments
     arguments = [argument for argument in arguments if argument != _DEBUG]
     command = typer.main.get_command(app)
+    # Of several processes each says by itself why it ends.
+    who = f"process {rank()}: " if num_processes() > 1 else ""
     try:
+        _refuse_alone(arguments)
         code = command.main(arguments, prog_name="hvpspec", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED
@@ -83,10 +87,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
             traceback.print_exc()
         text, code = _explain(error, debug)
         if text:
-            typer.echo(text, err=True)
+            typer.echo(who + text, err=True)
     if code == _INTERRUPTED:
-        typer.echo("interrupted", err=True)
+        typer.echo(f"{who}interrupted", err=True)
     sys.exit(code)
+
+
+def _refuse_alone(arguments: Sequence[str]) -> None:
+    """Raise InputError where several processes were started for a command that is for one."""
+    named = next((argument for argument in arguments if not argument.startswith("-")), None)
+    if num_processes() > 1 and named is not None and named not in TOGETHER:
+        raise InputError(
+            f"{num_processes()} processes cannot work on {named} together, only on "
+            f"{', '.join(TOGETHER)}; start one"
+        )
 
 
 def _explain(error: Exception, debug: bool) -> tuple[str, int]:

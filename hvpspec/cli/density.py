@@ -19,6 +19,7 @@ from hvpspec.cli.options import (
     refuse_together,
 )
 from hvpspec.cli.problem import LoadProblem, Problem, on_problem
+from hvpspec.cli.processes import Parallel, divided
 from hvpspec.cli.progress import product_bar
 from hvpspec.files import check_target
 from hvpspec.report import (
@@ -30,6 +31,8 @@ from hvpspec.report import (
 )
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
     from hvpspec import SpectralMeasure
 
 _BINS = 100
@@ -61,6 +64,10 @@ def density(
     save: Annotated[
         Path | None, typer.Option("--save", help="Keep the measure of the whole: .npz.")
     ] = None,
+    parallel: Annotated[
+        Parallel | None,
+        typer.Option(help="What processes of torchrun share out.", show_default="data"),
+    ] = None,
 ) -> None:
     """Draw how densely the eigenvalues of the Hessian lie, from products alone."""
     from hvpspec.plotting import check_picture
@@ -74,6 +81,7 @@ def density(
             sigma=sigma,
             per_layer=per_layer,
             save=save,
+            parallel=parallel,
         )
     else:
         refuse_together("belongs to --exact", bins=bins)
@@ -83,12 +91,15 @@ def density(
         check_target(json_file)
     if save:
         check_target(save, (".npz",))
-    problem = load()
     if exact:
-        _draw_exact(problem, out, json_file, symlog=symlog, bins=bins or _BINS)
+        _draw_exact(load(), out, json_file, symlog=symlog, bins=bins or _BINS)
         return
+    of_data, of_probes = divided(parallel)
+    problem = load(group=of_data)
     start = time.perf_counter()
-    measures = _measure(problem, probes or 8, steps or 100, seed or 0, per_layer=per_layer)
+    measures = _measure(
+        problem, probes or 8, steps or 100, seed or 0, per_layer=per_layer, group=of_probes
+    )
     seconds = time.perf_counter() - start
     subject = problem.subject
     Console().print(measure_table(measures, subject=subject, seconds=seconds))
@@ -110,7 +121,13 @@ def density(
 
 
 def _measure(
-    problem: Problem, probes: int, steps: int, seed: int, *, per_layer: bool
+    problem: Problem,
+    probes: int,
+    steps: int,
+    seed: int,
+    *,
+    per_layer: bool,
+    group: ProcessGroup | None,
 ) -> dict[str, SpectralMeasure]:
     """Run Lanczos on the Hessian and, if asked to, on each layer's block of it."""
     import torch
@@ -126,7 +143,7 @@ def _measure(
         generator = torch.Generator().manual_seed(seed)
         with product_bar(name) as progress:
             measures[name] = hvpspec.spectral_measure(
-                operator, probes, steps, generator=generator, progress=progress
+                operator, probes, steps, generator=generator, group=group, progress=progress
             )
     return measures
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from hvpspec.cli.options import (
@@ -21,9 +22,13 @@ from hvpspec.cli.options import (
     Subset,
     parse_net_args,
 )
+from hvpspec.cli.processes import joined, rank
+from hvpspec.errors import InputError
 from hvpspec.report import Subject, network_text
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
     from hvpspec import HessianOperator
 
 
@@ -35,8 +40,12 @@ class Problem:
     subject: Subject
 
 
-#: What loads the problem that a command's options choose.
-LoadProblem = Callable[[], Problem]
+#: What loads the problem that a command's options choose; of the processes that share out the data
+#: another ``group`` than all can be named.
+LoadProblem = Callable[..., Problem]
+
+# Options that name what a command writes.
+_FILES = {"json_file", "out", "save", "vectors"}
 
 
 def load_problem(
@@ -51,6 +60,7 @@ def load_problem(
     l2: L2 = None,
     params: Params = None,
     chunk_size: ChunkSize = None,
+    group: Any = None,  # a ProcessGroup, whose name would load PyTorch here
 ) -> Problem:
     """Read a checkpoint and make the Hessian of its loss; the defaults are those of its training.
 
@@ -65,6 +75,7 @@ def load_problem(
         l2: coefficient of the squared norm; 0 if nothing is recorded either.
         params: patterns of the parameters.
         chunk_size: most examples in one graph.
+        group: processes that share out the data; None for this one alone.
 
     Raises:
         HvpspecError: something does not exist, does not fit or is not finite.
@@ -88,10 +99,11 @@ def load_problem(
     hessian = HessianOperator(
         checkpoint.model,
         build_loss(loss),
-        tensors or examples,
+        _own_share(tensors or examples, num_examples, group),
         params=params,
         l2=l2,
         chunk_size=chunk_size,
+        group=group,
     )
     subject = Subject(
         network=network_text(checkpoint.network.name, checkpoint.network.arguments),
@@ -106,6 +118,31 @@ def load_problem(
     return Problem(hessian, subject)
 
 
+class _EveryFew:
+    """Every so-manieth batch of a sequence that can be read again."""
+
+    def __init__(self, batches: Iterable[Any], start: int, step: int) -> None:
+        self._batches, self._start, self._step = batches, start, step
+
+    def __iter__(self) -> Iterator[Any]:
+        return islice(iter(self._batches), self._start, None, self._step)
+
+
+def _own_share(data: Any, num_examples: int | None, group: ProcessGroup | None) -> Any:
+    """The examples, or batches, of one process of several."""
+    if group is None:
+        return data
+    rank, size = group.rank(), group.size()
+    if num_examples is None:
+        return _EveryFew(data, rank, size)
+    if num_examples < size:
+        raise InputError(
+            f"{num_examples} examples are too few for {size} processes to share; start fewer, or "
+            "share out probes"
+        )
+    return tuple(tensor[rank::size] for tensor in data)
+
+
 def on_problem(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options of :func:`load_problem` beside its own.
 
@@ -113,12 +150,16 @@ def on_problem(command: Callable[..., None]) -> Callable[..., None]:
         command: its first argument is a :data:`LoadProblem`, to be called when its own options have
             been checked; the others are options.
     """
-    shared = inspect.signature(load_problem, eval_str=True).parameters
+    shared = dict(inspect.signature(load_problem, eval_str=True).parameters)
+    del shared["group"]
     own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
 
     def run(**options: Any) -> None:
         chosen = {name: options.pop(name) for name in shared}
-        command(partial(load_problem, **chosen), **options)
+        with joined() as together:
+            if rank() > 0:  # the first process writes what all of them have found
+                options |= dict.fromkeys(_FILES & options.keys())
+            command(partial(load_problem, **chosen, group=together), **options)
 
     model, *others = shared.values()
     parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in (model, *own, *others)]

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from hvpspec.cli.processes import rank
+
 if TYPE_CHECKING:
     from hvpspec import Rung
     from hvpspec.experiments import Status
@@ -155,5 +157,5 @@ def _progress() -> Progress:
         TimeElapsedColumn(),
         console=console,
         transient=True,
-        disable=not console.is_terminal,
+        disable=rank() > 0 or not console.is_terminal,
     )

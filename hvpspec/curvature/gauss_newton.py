@@ -65,8 +65,9 @@ class GGNOperator(CurvatureOperator):
             The bound, or None where the loss is not known to be convex in the outputs.
         """
         with self._risk.terms(self._risk.leaves()) as terms:
-            if not all(term.convex for term in terms):
-                return None
+            convex = all(term.convex for term in terms)
+        if not all(self.ranks.gather(convex)):
+            return None
         return IndexBound(
             upper=0,
             psd_dim=self.shape[0],

@@ -12,7 +12,7 @@ from hvpspec.curvature.losses import Loss
 from hvpspec.curvature.matrices import Hessian
 from hvpspec.curvature.operator import CurvatureOperator
 from hvpspec.curvature.parameters import Selector
-from hvpspec.curvature.structure import affine_layers, index_bound
+from hvpspec.curvature.structure import AffineLayer, affine_layers, index_bound
 from hvpspec.linalg.facts import IndexBound
 
 
@@ -52,6 +52,8 @@ class HessianOperator(CurvatureOperator):
             for the same bits from run to run.
         memory_budget: bytes for what is kept between products instead of evaluated again: graphs or
             intermediate results of all chunks, if they fit. None for a quarter of free memory.
+        group: processes of ``torch.distributed`` that share out the data, of which each gives its
+            own examples; the mean is over those of all. Each must then make the same calls.
 
     Attributes:
         space: names, shapes and order of the selected parameters in a vector.
@@ -86,17 +88,23 @@ class HessianOperator(CurvatureOperator):
         Returns:
             The bound from the largest such layer, or None where the conditions are not met.
         """
+        found = self.ranks.gather(self._affine_layers())
+        common = [layer for layer in found[0] if all(layer in others for others in found)]
+        if not common:
+            return None
+        return index_bound(self.shape[0], max(common, key=lambda layer: layer.dim))
+
+    def _affine_layers(self) -> tuple[AffineLayer, ...]:
+        """The layers that meet the condition on all chunks of this process's data."""
         leaves = self._risk.leaves()
         layers = None
         with self._risk.terms(leaves) as terms:
             for term in terms:
                 if not term.convex:
-                    return None
+                    return ()
                 found = affine_layers(tensors_in(term.outputs), leaves)
                 layers = found if layers is None else tuple(x for x in layers if x in found)
-        if not layers:
-            return None
-        return index_bound(self.shape[0], max(layers, key=lambda layer: layer.dim))
+        return layers or ()
 
 
 def structural_upper_bound(

@@ -162,6 +162,19 @@ def add_own_block_(
         this form if the layer is called once in a forward pass, on one row per example, its
         parameters are used for nothing else, and rows do not act on each other.
     """
+    shares = risk.ranks.gather(_add_own_share_(A, risk, matrix, layer, progress))
+    known = [share for share in shares if share is not None]
+    if len(known) < len(shares):
+        return None
+    risk.ranks.sum_(A)
+    mass, num_examples = (sum(numbers) for numbers in zip(*known, strict=True))
+    return OwnBlock(layer, mass, int(num_examples))
+
+
+def _add_own_share_(
+    A: Tensor, risk: EmpiricalRisk, matrix: Matrix, layer: LinearLayer, progress: Progress | None
+) -> tuple[float, int] | None:
+    """Write what the data of this process add to a layer's own block; its mass and examples."""
     leaves = risk.leaves()
     total = KroneckerSum(A, layer.weight, layer.bias, layer.module.out_features)
     enough = max(1, min(PIECE_ROWS, _MOST_WAITING // layer.module.out_features**2))
@@ -198,7 +211,7 @@ def add_own_block_(
                 progress(int(done * len(layer.columns)), len(A))
         add_waiting()
     total.finish()
-    return OwnBlock(layer, total.mass, num_examples)
+    return total.mass, num_examples
 
 
 def _are_coupled(graph: ProductGraph, shift: Tensor) -> bool:

@@ -21,9 +21,11 @@ from hvpspec.curvature.risk import EmpiricalRisk
 from hvpspec.errors import InputError
 from hvpspec.linalg.facts import IndexBound, PointFacts
 from hvpspec.linalg.operator import Progress, SymmetricOperator
+from hvpspec.linalg.ranks import Ranks
 from hvpspec.linalg.tiles import reflect_
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
     from typing_extensions import Self
 
 
@@ -48,15 +50,17 @@ class CurvatureOperator(SymmetricOperator):
         dtype: torch.dtype | None = None,
         engine: EngineName = "auto",
         memory_budget: int | None = None,
+        group: ProcessGroup | None = None,
     ) -> None:
         if not (math.isfinite(l2) and l2 >= 0):
             raise InputError(f"l2 must be a finite number of at least 0, got {l2}")
         if params is not None and not isinstance(params, Selector):
             params = list(params)
         self._risk = EmpiricalRisk(
-            model, loss, data, params=params, chunk_size=chunk_size, dtype=dtype
+            model, loss, data, params=params, chunk_size=chunk_size, dtype=dtype, ranks=Ranks(group)
         )
         super().__init__(self._risk.space.dim, dtype=self._risk.dtype, device=self._risk.device)
+        self.ranks = self._risk.ranks
         self._arguments = (model, loss, data)
         self._options: dict[str, Any] = {
             "params": params,
@@ -65,6 +69,7 @@ class CurvatureOperator(SymmetricOperator):
             "dtype": dtype,
             "engine": engine,
             "memory_budget": memory_budget,
+            "group": group,
         }
         self._l2 = float(l2)
         self._reached: frozenset[str] | None = None
@@ -108,7 +113,8 @@ class CurvatureOperator(SymmetricOperator):
         """The gradient of ``f`` with the l2 term, shape (n,)."""
         leaves = self._risk.leaves()
         with torch.inference_mode(False):
-            gradient = 2 * self._l2 * self.space.flatten(leaves).detach()
+            theta = self.space.flatten(leaves).detach()
+            gradient = torch.zeros_like(theta)
         reached: set[str] = set()
         with self._risk.terms(leaves) as terms:
             for term in terms:
@@ -116,7 +122,7 @@ class CurvatureOperator(SymmetricOperator):
                 reached |= parts.keys()
                 add_parts_(gradient, self.space, parts)
         self._note_reached(reached)
-        return gradient
+        return self.ranks.sum_(gradient).add_(theta, alpha=2 * self._l2)
 
     def block(self, params: Selector | Iterable[Selector]) -> Self:
         """The diagonal block of some of the parameters: a layer's own matrix.
@@ -151,7 +157,7 @@ class CurvatureOperator(SymmetricOperator):
         block = (
             None if layer is None else add_own_block_(A, self._risk, self._matrix, layer, progress)
         )
-        if block is None:
+        if layer is None or block is None:
             super()._assemble_(A, progress)
             return
         n, own = len(A), block.layer.columns
@@ -177,13 +183,15 @@ class CurvatureOperator(SymmetricOperator):
             # Autograd cannot save an inference tensor, and vectors that lie apart go faster.
             if rows.is_inference() or rows.stride(1) != 1:
                 rows = rows.clone(memory_format=torch.contiguous_format)
-            product = self._products.multiply(rows).add_(rows, alpha=2 * self._l2)
+            product = self.ranks.sum_(self._products.multiply(rows))
+            product.add_(rows, alpha=2 * self._l2)
         if self._reached is None and self._products.reached is not None:
             self._note_reached(self._products.reached)
         return product.T
 
     def _note_reached(self, reached: set[str]) -> None:
         """Remember which parameters have a path to the loss; raise if a selector has none."""
+        reached = set().union(*self.ranks.gather(reached))
         for label, names in self.space.groups:
             if reached.isdisjoint(names):
                 raise InputError(

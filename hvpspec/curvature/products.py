@@ -235,9 +235,10 @@ class Products:
         """Time some ways on the first chunk, and note the fastest."""
         assert self._plain is not None
         with self._risk.chunks() as chunks:
-            k, batch = next((k, batch) for k, batch in chunks if self._risk.share(k))
-            graph = self._plain.prepare(k, batch)
-            if graph is None:  # a constant gradient is as fast as can be
+            counting = ((k, batch) for k, batch in chunks if self._risk.share(k))
+            k, batch = next(counting, (0, None))
+            graph = self._plain.prepare(k, batch) if batch is not None else None
+            if batch is None or graph is None:  # a constant gradient is as fast as can be
                 return
             # A block's intermediate results take about as much as so many graphs.
             free = available_memory(self._risk.device)

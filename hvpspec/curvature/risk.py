@@ -26,6 +26,7 @@ from hvpspec.curvature.losses import Loss, as_loss
 from hvpspec.curvature.parameters import ParameterSpace, Selector, select_parameters
 from hvpspec.curvature.structure import is_convex
 from hvpspec.errors import DataChangedError, InputError, NonFiniteError
+from hvpspec.linalg.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ class EmpiricalRisk:
         params: see :func:`hvpspec.curvature.parameters.select_parameters`.
         chunk_size: the most examples in one graph.
         dtype: to compute in; None for the dtype of the parameters.
+        ranks: the processes over whose data the sum goes.
 
     Raises:
         InputError: any of them cannot be used.
@@ -114,7 +116,9 @@ class EmpiricalRisk:
         params: Selector | Iterable[Selector] | None,
         chunk_size: int | None,
         dtype: torch.dtype | None,
+        ranks: Ranks = ALONE,
     ) -> None:
+        self.ranks = ranks
         self.space: ParameterSpace = select_parameters(model, params)
         self.model = model
         self.notes = check_mode(model)
@@ -162,10 +166,11 @@ class EmpiricalRisk:
         Raises:
             DataChangedError: they do not add up to the same risk.
         """
-        before = self.value()
+        before = self._own_value()
         self.data.chunk_size = chunk_size
-        self._reference = None
-        after = self.value()
+        # The total stays, and other processes need not cut theirs at the same time.
+        self._reference = self._measure(self.reference.total)
+        after = self._own_value()
         tolerance = 1e3 * torch.finfo(self.reference.dtype).eps * max(abs(before), abs(after))
         if abs(after - before) > tolerance:
             self._raise_changed(f"loss {after:.6g}, before {before:.6g}")
@@ -177,6 +182,10 @@ class EmpiricalRisk:
 
     def value(self) -> float:
         """The risk."""
+        return self.ranks.sum(self._own_value())
+
+    def _own_value(self) -> float:
+        """The share of the risk that the data of this process have."""
         self.check_parameters()
         reference = self.reference
         weighed = zip(reference.weights, reference.losses, strict=True)
@@ -300,8 +309,8 @@ class EmpiricalRisk:
         )
         return getattr(outputs, "logits", outputs)
 
-    def _measure(self) -> _Reference:
-        """Make the first pass: note the weight and loss of each chunk."""
+    def _measure(self, total: float | None = None) -> _Reference:
+        """Make the first pass: note the weight and loss of each chunk, and their total if new."""
         weights: list[float] = []
         losses: list[float] = []
         dtype = self.dtype
@@ -334,7 +343,8 @@ class EmpiricalRisk:
                 weights.append(chunk.weight)
                 losses.append(value)
                 dtype = chunk.loss.dtype
-        total = sum(weights) if self.loss.reduction == "mean" else 1.0
+        if total is None:
+            total = self.ranks.sum(sum(weights)) if self.loss.reduction == "mean" else 1.0
         if total == 0:
             raise InputError("every target is ignored by the loss: there is nothing to average")
         return _Reference(weights, losses, dtype, norms, total, max(map(abs, losses)))

@@ -59,7 +59,8 @@ def measure_noise(A: SymmetricOperator, generator: torch.Generator) -> Noise:
     theta, S = torch.linalg.eigh(run.T)
     top = int(theta.abs().argmax())
     assert run.basis is not None
-    dominant = run.basis.mT @ S[:, top].to(run.basis)
+    share = run.basis.mT @ S[:, top].to(run.basis)
+    dominant = A.ranks.whole(share[None], n)[0]
     spent = len(run.alphas)
     # The residual bounds how far above the Ritz value an eigenvalue may lie.
     norm = float(theta[top].abs()) + float(run.betas[-1] * S[-1, top].abs())

@@ -14,6 +14,7 @@ from torch import Tensor
 from hvpspec.errors import ComputationError, InputError, NonFiniteError
 from hvpspec.linalg.facts import PointFacts
 from hvpspec.linalg.memory import require_memory
+from hvpspec.linalg.ranks import ALONE, Ranks
 from hvpspec.linalg.tiles import asymmetry, symmetrise_
 
 if TYPE_CHECKING:
@@ -41,7 +42,10 @@ class SymmetricOperator(ABC):
         dtype: floating-point type of the products.
         device: where vectors live.
         num_matvecs: matrix-vector products done so far (a block of ``k`` vectors counts ``k``).
+        ranks: the processes that make each product together, with the same vectors.
     """
+
+    ranks: Ranks = ALONE
 
     def __init__(self, n: int, *, dtype: torch.dtype, device: torch.device | str) -> None:
         if n < 1:
@@ -324,6 +328,7 @@ class AffineOperator(SymmetricOperator):
             raise InputError(f"scale and shift must be finite, got {scale} and {shift}")
         super().__init__(A.shape[0], dtype=A.dtype, device=A.device)
         self._A, self._scale, self._shift = A, scale, shift
+        self.ranks = A.ranks
 
     @property
     def unit_roundoff(self) -> float:

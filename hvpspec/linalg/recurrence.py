@@ -12,6 +12,7 @@ from hvpspec.errors import ComputationError, InputError
 from hvpspec.linalg.memory import give_back_freed, require_memory
 from hvpspec.linalg.operator import Progress, SymmetricOperator
 from hvpspec.linalg.probes import require_count
+from hvpspec.linalg.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,10 @@ class LanczosRun:
         norm: Euclidean norm of z.
         exhausted: whether the residual is zero to round-off, so that T is A on an invariant
             subspace that contains z, and everything said of z is exact.
-        basis: Q, shape (m, n), None if it was not kept.
-        next_vector: q, shape (n,), zero if exhausted, None if the basis was not kept.
+        basis: Q, shape (m, n), None if it was not kept. Of several processes each has its share of
+            the columns, :meth:`hvpspec.linalg.ranks.Ranks.share`.
+        next_vector: q, shape (n,), zero if exhausted, None if the basis was not kept; shared out
+            in the same way.
     """
 
     alphas: Tensor
@@ -62,14 +65,16 @@ def lanczos(
 
     Coefficients are accumulated in float64 whatever the operator's dtype. A residual below
     ``10 u ||T||`` is a breakdown: an invariant subspace has been found, and that run ends there.
+    Where several processes share the operator, each keeps its share of every vector's entries.
 
     Args:
         A: the operator.
         Z: start vectors as columns, shape (n, k).
         num_steps: how many steps, at least 1; more than n are not made.
         reorthogonalize: keep every residual orthogonal to the whole basis, of ``k (m + 1) n``
-            numbers. Without it memory is O(k n) and copies of converged eigenvalues appear, which
-            share the weight of one: good for densities, not for counts.
+            numbers, shared out among processes. Without it memory is O(k n) and copies of
+            converged eigenvalues appear, which share the weight of one: good for densities, not for
+            counts.
         progress: called with the number of products done and the most there will be.
 
     Returns:
@@ -101,18 +106,20 @@ def lanczos(
     if bool((norms == 0).any()):
         raise InputError("a start vector is zero; Lanczos needs a direction to start from")
     kept = num_steps + 1 if reorthogonalize else 2
+    ranks, own = A.ranks, A.ranks.share(n)
+    length = own.stop - own.start
     require_memory(
-        k * kept * n * A.dtype.itemsize,
-        f"a Lanczos basis of {k} x {kept} vectors of length {n}",
+        k * kept * length * A.dtype.itemsize,
+        f"a Lanczos basis of {k} x {kept} vectors of length {length}",
         A.device,
         "fewer probes or steps, or reorthogonalize=False",
     )
     give_back_freed()  # of which the basis, in one piece, could take nothing
     # Row j of a probe's basis is q_j; without reorthogonalisation rows 0 and 1 take turns. Not
     # cleared, so that it takes memory only as it fills.
-    basis = torch.empty(k, kept, n, dtype=A.dtype, device=A.device)
+    basis = torch.empty(k, kept, length, dtype=A.dtype, device=A.device)
     for i in range(k):
-        basis[i, 0] = Z[:, i].double() / norms[i]
+        basis[i, 0] = Z[own, i].double() / norms[i]
     del Z  # the caller may have let go of it
     alphas = torch.zeros(k, num_steps, dtype=torch.float64)
     betas = torch.zeros(k, num_steps, dtype=torch.float64)
@@ -126,16 +133,18 @@ def lanczos(
         if not active:
             break
         q = basis[:, j % kept]
-        W = A.matmat((q if len(active) == k else q[active]).T).T.contiguous()
+        Q = ranks.whole(q if len(active) == k else q[active], n)
+        W = A.matmat(Q.T).T[:, own].contiguous()
+        del Q
         done += len(active)
         for w, i in zip(W, active, strict=True):
             if j:
                 w.sub_(basis[i, (j - 1) % kept], alpha=float(betas[i, j - 1]))
-            alpha = dot(w, q[i])
+            alpha = ranks.sum(dot(w, q[i]))
             w.sub_(q[i], alpha=alpha)
             if reorthogonalize:
-                project_out_(w, basis[i, : j + 1])
-            beta = norm(w)
+                project_out_(w, basis[i, : j + 1], ranks)
+            beta = _length(w, ranks)
             alphas[i, j], betas[i, j], lengths[i] = alpha, beta, j + 1
             scales[i] = max(scales[i], abs(alpha) + beta)
             # After n steps a basis kept orthogonal is complete; one with copies is not.
@@ -198,7 +207,7 @@ def breakdown_tolerance(A: SymmetricOperator, scale: float) -> float:
     return 10 * A.unit_roundoff * scale
 
 
-def project_out_(w: Tensor, basis: Tensor) -> Tensor:
+def project_out_(w: Tensor, basis: Tensor, ranks: Ranks = ALONE) -> Tensor:
     """Make a vector, or rows, orthogonal to orthonormal rows, in place.
 
     Classical Gram-Schmidt; a second pass is made where the first removed more of ``w`` than it
@@ -207,19 +216,25 @@ def project_out_(w: Tensor, basis: Tensor) -> Tensor:
     Args:
         w: shape (n,) or (k, n).
         basis: orthonormal rows, shape (m, n).
+        ranks: the processes, each of which has its share of the columns of both.
 
     Returns:
         The coefficients that were removed, shape (m,) or (m, k).
     """
-    removed = _project_once_(w, basis)
-    if norm(removed) > norm(w):
-        removed += _project_once_(w, basis)
+    removed = _project_once_(w, basis, ranks)
+    if norm(removed) > _length(w, ranks):
+        removed += _project_once_(w, basis, ranks)
     return removed
 
 
-def _project_once_(w: Tensor, basis: Tensor) -> Tensor:
+def _length(w: Tensor, ranks: Ranks) -> float:
+    """The norm of all entries, of which each process has a share."""
+    return norm(w) if ranks.size == 1 else math.sqrt(ranks.sum(norm(w) ** 2))
+
+
+def _project_once_(w: Tensor, basis: Tensor, ranks: Ranks) -> Tensor:
     """One pass of classical Gram-Schmidt: ``w -= basis^T (basis w)``."""
-    removed = basis @ w.mT if w.ndim == 2 else basis @ w
+    removed = ranks.sum_(basis @ w.mT if w.ndim == 2 else basis @ w)
     if w.ndim == 2:
         w.addmm_(removed.mT, basis, alpha=-1)
     else:

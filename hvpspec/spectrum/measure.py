@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from hvpspec.errors import InputError
 from hvpspec.linalg.operator import Progress, SymmetricOperator, as_operator
 from hvpspec.linalg.probes import ProbeKind, draw_probes, require_count
+from hvpspec.linalg.ranks import Ranks
 from hvpspec.linalg.recurrence import LanczosRun, lanczos, require_scale
 from hvpspec.spectrum.slq import SpectralMeasure
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 def spectral_measure(
@@ -22,6 +28,7 @@ def spectral_measure(
     probes: ProbeKind = "gaussian",
     reorthogonalize: bool = True,
     block_size: int | None = None,
+    group: ProcessGroup | None = None,
     progress: Progress | None = None,
 ) -> SpectralMeasure:
     """Stochastic Lanczos quadrature: run Lanczos from random vectors and keep what it saw.
@@ -40,6 +47,8 @@ def spectral_measure(
         reorthogonalize: keep ``block_size * (num_steps + 1)`` vectors and the bases orthogonal.
             Without it memory is O(n), and only densities and estimates are offered.
         block_size: probes that advance together, by one block product a step; None for all.
+        group: processes that share out the probes, of which each multiplies by the whole operator,
+            alone or together with others that have the rest of its data. All get the same measure.
         progress: called with the number of products done and the most there will be.
 
     Returns:
@@ -47,7 +56,8 @@ def spectral_measure(
 
     Raises:
         InputError: an argument is out of range, or the bases do not fit into memory.
-        ComputationError: the norm is so small or large that its square is no number in float64.
+        ComputationError: the norm is so small or large that its square is no number in float64, or
+            another process ended.
 
     Reference:
         Ghorbani, Krishnan & Xiao, An investigation into neural net optimization via Hessian
@@ -65,14 +75,22 @@ def spectral_measure(
         require_count("block_size", block_size)
     n = operator.shape[0]
     before = operator.num_matvecs
+    require_count("num_probes", num_probes)
+    ranks = Ranks(group)
+    if num_probes < ranks.size:
+        raise InputError(
+            f"num_probes must be at least the number of processes, {ranks.size}, got {num_probes}"
+        )
     Z = draw_probes(probes, n, num_probes, generator, dtype=operator.dtype, device=operator.device)
+    Z = Z[:, ranks.rank :: ranks.size]  # all are drawn by all, and are the same for any number
+    num_own = Z.shape[1]
 
     def report(_done: int, _total: int) -> None:
         """Count products over all blocks."""
         if progress is not None:
-            progress(operator.num_matvecs - before, num_probes * min(num_steps, n))
+            progress(operator.num_matvecs - before, num_own * min(num_steps, n))
 
-    blocks = list(torch.split(Z, block_size or num_probes, dim=1))
+    blocks = list(torch.split(Z, block_size or num_own, dim=1))
     del Z  # so that a single block goes as soon as its bases have begun
     runs: list[LanczosRun] = []
     while blocks:
@@ -85,6 +103,8 @@ def spectral_measure(
         )
         runs += [replace(run, basis=None, next_vector=None) for run in found]
         del found  # and with it the bases
+    shares = ranks.gather(runs)
+    runs = [shares[i % ranks.size][i // ranks.size] for i in range(num_probes)]
     require_scale(max(run.scale for run in runs))
     return SpectralMeasure(
         dim=n,
@@ -92,5 +112,5 @@ def spectral_measure(
         probes=probes,
         reorthogonalized=reorthogonalize,
         dtype=operator.dtype,
-        num_matvecs=operator.num_matvecs - before,
+        num_matvecs=sum(ranks.gather(operator.num_matvecs - before)),
     )

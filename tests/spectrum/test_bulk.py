@@ -32,10 +32,13 @@ FAR = torch.tensor([-2.0, 1.5, 2.5, 2.5, 4.0], dtype=torch.float64)
 
 
 @pytest.mark.parametrize("seed", range(2))
-@pytest.mark.parametrize("num_steps", [17, 50, 90])
+@pytest.mark.parametrize("num_steps", [15, 50, 90])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_known_outliers_are_found(dtype: torch.dtype, num_steps: int, seed: int) -> None:
-    """Before and after round-off lets the second copy of 2.5 turn up, by 20 to 40 steps."""
+    """Before and after round-off lets the second copy of 2.5 turn up, by 17 to 40 steps.
+
+    On its way from the bulk it is neither here nor there: in float32 at 17 steps.
+    """
     A = rotated(torch.cat([BULK, FAR])).to(dtype)
     found = outliers(A, num_steps, seed)
     for seen, true in ((found.bottom, [-2.0]), (found.top, [1.5, 2.5, 4.0])):

@@ -1,0 +1,98 @@
+"""Several processes that ``torchrun`` started, which work on one problem together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from datetime import timedelta
+from typing import TYPE_CHECKING, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+#: What processes share out: the examples, the probes, or groups of processes both.
+Parallel = Literal["data", "probes", "both"]
+
+#: Commands that processes can work on together.
+TOGETHER = ("index", "density", "eigs", "trace")
+
+# One that does not answer for so long has died, or waits for something that will not come.
+_TIMEOUT = timedelta(minutes=10)
+
+
+def num_processes() -> int:
+    """How many processes were started together, by what ``torchrun`` tells each."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank() -> int:
+    """The number of this process among them, from 0; only 0 writes."""
+    return int(os.environ.get("RANK", "0")) if num_processes() > 1 else 0
+
+
+@contextmanager
+def joined() -> Iterator[ProcessGroup | None]:
+    """Join the processes that were started together; all but the first are silent.
+
+    Yields:
+        The group of them all; None where there is one process.
+    """
+    if num_processes() == 1:
+        yield None
+        return
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", timeout=_TIMEOUT)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            if rank() == 0:
+                yield dist.group.WORLD
+            else:
+                with redirect_stdout(nowhere):
+                    yield dist.group.WORLD
+    finally:
+        dist.destroy_process_group()
+
+
+def divided(parallel: Parallel | None) -> tuple[ProcessGroup | None, ProcessGroup | None]:
+    """Divide the processes: return those that share this one's data, and those its probes.
+
+    Args:
+        parallel: what is shared out; None for the data. With ``both``, as many groups as fit share
+            probes, the others data: 4 processes make 2 groups of 2.
+
+    Raises:
+        typer.BadParameter: there is one process alone, or a number that cannot be divided.
+    """
+    size = num_processes()
+    if size == 1:
+        if parallel is not None:
+            raise typer.BadParameter(
+                f"--parallel {parallel} needs several processes; start them with torchrun"
+                " --nproc-per-node K -m hvpspec"
+            )
+        return None, None
+    import torch.distributed as dist
+
+    if parallel != "both":
+        together = dist.group.WORLD
+        return (None, together) if parallel == "probes" else (together, None)
+    each = max((d for d in range(2, int(size**0.5) + 1) if size % d == 0), default=None)
+    if each is None:
+        raise typer.BadParameter(
+            f"--parallel both divides the processes into groups of equal size, which {size} have"
+            " not; start 4, 6 or 8, or share out data or probes"
+        )
+    own: list[ProcessGroup] = []
+    with_data = [list(range(start, start + each)) for start in range(0, size, each)]
+    with_probes = [list(range(start, size, each)) for start in range(each)]
+    for division in (with_data, with_probes):
+        for ranks in division:  # every process takes part in making every group
+            group = dist.new_group(ranks, timeout=_TIMEOUT)
+            if rank() in ranks:
+                assert not isinstance(group, int)  # which it is for those that do not belong to it
+                own.append(group)
+    return own[0], own[1]

@@ -1,0 +1,119 @@
+"""Several processes that work on one matrix, each with a share of the data and of long vectors.
+
+All transport is that of ``torch.distributed``. What is summed up has the same bits in every
+process, so that all of them take the same decisions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from torch import Tensor
+
+from hvpspec.errors import ComputationError
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+T = TypeVar("T")
+
+
+class Ranks:
+    """The processes of a group, or this one alone.
+
+    Args:
+        group: an initialised process group; None for this process alone.
+
+    Attributes:
+        size: number of processes.
+        rank: of this one, from 0.
+    """
+
+    def __init__(self, group: ProcessGroup | None = None) -> None:
+        self.group = group
+        self.size = 1 if group is None else group.size()
+        self.rank = 0 if group is None else group.rank()
+
+    def sum_(self, x: Tensor) -> Tensor:
+        """Add up a tensor over the processes, in place.
+
+        Raises:
+            ComputationError: another process ended, or did not answer within the group's time.
+        """
+        if self.size > 1:
+            try:
+                torch.distributed.all_reduce(x, group=self.group)
+            except RuntimeError as error:
+                raise _broken(error) from error
+        return x
+
+    def sum(self, x: float) -> float:
+        """Add up a number over the processes, in float64."""
+        return float(self.sum_(torch.tensor(x, dtype=torch.float64))) if self.size > 1 else x
+
+    def gather(self, value: T) -> list[T]:
+        """What each process has, in the order of their ranks.
+
+        Raises:
+            ComputationError: another process ended, or did not answer within the group's time.
+        """
+        if self.size == 1:
+            return [value]
+        found: list[T | None] = [None] * self.size
+        try:
+            torch.distributed.all_gather_object(found, value, group=self.group)
+        except RuntimeError as error:
+            raise _broken(error) from error
+        return found  # type: ignore[return-value]
+
+    def share(self, n: int) -> slice:
+        """The entries of a vector of length n that this process holds: as many as the others."""
+        return self._shares(n)[self.rank]
+
+    def whole(self, part: Tensor, n: int) -> Tensor:
+        """Put vectors together from the shares that the processes hold.
+
+        Args:
+            part: shares of k vectors in rows, shape (k, this process's share of n).
+            n: length of the vectors.
+
+        Returns:
+            Shape (k, n).
+
+        Raises:
+            ComputationError: another process ended, or did not answer within the group's time.
+        """
+        if self.size == 1:
+            return part
+        shares = self._shares(n)
+        longest = shares[0].stop
+        padded = torch.zeros(len(part), longest, dtype=part.dtype, device=part.device)
+        padded[:, : part.shape[1]] = part
+        parts = [torch.empty_like(padded) for _ in shares]
+        try:
+            torch.distributed.all_gather(parts, padded, group=self.group)
+        except RuntimeError as error:
+            raise _broken(error) from error
+        cut = [p[:, : s.stop - s.start] for p, s in zip(parts, shares, strict=True)]
+        return torch.cat(cut, dim=1)
+
+    def _shares(self, n: int) -> Sequence[slice]:
+        """Who holds which entries; the first have one more where n cannot be divided."""
+        each, more = divmod(n, self.size)
+        starts = [rank * each + min(rank, more) for rank in range(self.size + 1)]
+        return [slice(*pair) for pair in pairwise(starts)]
+
+
+#: No other process.
+ALONE = Ranks()
+
+
+def _broken(error: RuntimeError) -> ComputationError:
+    """What is known when the others cannot be reached."""
+    reason = str(error).splitlines()[0]
+    return ComputationError(
+        f"another process ended, or did not answer in time ({reason}); it may say why itself"
+    )

@@ -1,0 +1,182 @@
+"""Several processes that share out data, probes and long vectors give the answers of one."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+import hvpspec
+from hvpspec import ComputationError, GGNOperator, HessianOperator
+from hvpspec.linalg.ranks import Ranks
+from hvpspec.linalg.recurrence import lanczos
+
+# Far longer than anything here takes, and than a test waits for a process that hangs.
+TIMEOUT = timedelta(seconds=60)
+
+
+def problem() -> tuple[nn.Module, Tensor, Tensor]:
+    """A network with a large linear layer, and 23 examples, which cannot be shared out evenly."""
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Linear(40, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator) / 3)
+    X = torch.randn(23, 40, generator=generator).double()
+    return model, X, torch.randint(3, (23,), generator=generator)
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(3)
+
+
+def answers(group: dist.ProcessGroup | None) -> dict[str, Any]:
+    """What there is to ask, of the examples that this process gives."""
+    model, X, y = problem()
+    ranks = Ranks(group)
+    share = slice(ranks.rank, None, ranks.size)
+    found: dict[str, Any] = {}
+    for reduction in ("mean", "sum"):
+        loss = nn.CrossEntropyLoss(reduction=reduction)
+        H = HessianOperator(model, loss, (X[share], y[share]), l2=0.1, chunk_size=4, group=group)
+        V = torch.randn(H.shape[0], 3, generator=seeded(), dtype=torch.float64)
+        G = GGNOperator(model, loss, (X[share], y[share]), group=group)
+        found |= {
+            f"{reduction}, products": torch.cat([H @ V, H @ V, G @ V, -H @ V]),
+            f"{reduction}, loss": H.loss(),
+            f"{reduction}, gradient": H.gradient(),
+            f"{reduction}, bounds": [
+                A.structural_upper_bound().upper for A in (H, G) if A.structural_upper_bound()
+            ],
+            f"{reduction}, matrix": H.to_dense(),
+            f"{reduction}, block": H.block("2.*").to_dense(),
+        }
+    measure = hvpspec.spectral_measure(H, 5, 12, generator=seeded(), block_size=2)
+    found |= {"nodes": torch.cat(measure.nodes), "products spent": measure.num_matvecs}
+    (run,) = lanczos(H, V[:, :1], 12)
+    assert run.basis is not None
+    assert run.next_vector is not None
+    rows = torch.cat([run.basis, run.next_vector[None]])
+    own = ranks.share(H.shape[0])
+    assert rows.shape[1] == own.stop - own.start <= H.shape[0] / ranks.size + 1
+    found["basis"] = ranks.whole(rows, H.shape[0])
+    found["eigenvalues"] = hvpspec.eigsh(H, 3).values
+    for method in ("certified", "exact"):
+        result = hvpspec.index(H, 1e-3, method=method, generator=seeded())
+        found[method] = (result.index, result.lower, result.upper)
+    return found | answers_of_probes(group)
+
+
+def answers_of_probes(group: dist.ProcessGroup | None) -> dict[str, Any]:
+    """A measure of which the probes are shared out; with 4 processes, the data are, too."""
+    model, X, y = problem()
+    ranks = Ranks(group)
+    data = None
+    if ranks.size == 4:
+        pairs = [dist.new_group(pair) for pair in ([0, 1], [2, 3])]
+        columns = [dist.new_group(pair) for pair in ([0, 2], [1, 3])]
+        data, group = pairs[ranks.rank // 2], columns[ranks.rank % 2]
+    mine = Ranks(data)
+    share = slice(mine.rank, None, mine.size)
+    H = HessianOperator(model, nn.CrossEntropyLoss(), (X[share], y[share]), group=data)
+    measure = hvpspec.spectral_measure(H, 5, 12, generator=seeded(), group=group)
+    too_few = ""
+    if ranks.size > 1:
+        with pytest.raises(hvpspec.InputError, match="num_probes must be at least") as raised:
+            hvpspec.spectral_measure(H, 1, 12, generator=seeded(), group=group)
+        too_few = str(raised.value)
+    assert ("got 1" in too_few) == (ranks.size > 1)
+    return {"probes' nodes": torch.cat(measure.nodes), "probes' products": measure.num_matvecs}
+
+
+def dies(group: dist.ProcessGroup | None) -> dict[str, Any]:
+    """The last process ends at its third product, without a word."""
+    model, X, y = problem()
+    ranks = Ranks(group)
+    share = slice(ranks.rank, None, ranks.size)
+    H = HessianOperator(model, nn.CrossEntropyLoss(), (X[share], y[share]), group=group)
+    for k in range(5):
+        if k == 2 and ranks.rank == ranks.size - 1:
+            os._exit(1)
+        H @ torch.ones(H.shape[0], 1, dtype=torch.float64)
+    raise AssertionError("a product was made without the last process")
+
+
+def worker(
+    what: Callable[[dist.ProcessGroup | None], dict[str, Any]], rank: int, size: int, folder: Path
+) -> None:
+    """Be one process of several, and write down what was found."""
+    torch.set_num_threads(1)
+    store = f"file://{folder / 'meeting'}"
+    dist.init_process_group("gloo", store, TIMEOUT, size, rank)
+    try:
+        found: Any = what(dist.group.WORLD)
+    except ComputationError as error:
+        found = {"error": str(error)}
+    except BaseException:
+        found = {"error": traceback.format_exc()}
+    torch.save(found, folder / f"{rank}.pt")
+
+
+def together(
+    what: Callable[[dist.ProcessGroup | None], dict[str, Any]], size: int, folder: Path
+) -> list[dict[str, Any]]:
+    """What each process found that wrote something down; none may hang."""
+    spawn = multiprocessing.get_context("spawn")
+    processes = [
+        spawn.Process(target=worker, args=(what, rank, size, folder)) for rank in range(size)
+    ]
+    for process in processes:
+        process.start()
+    try:
+        for process in processes:
+            process.join(2 * TIMEOUT.seconds)
+            assert process.exitcode is not None, "a process hangs"
+    finally:
+        for process in processes:
+            process.kill()
+    return [torch.load(path) for path in sorted(folder.glob("*.pt"))]
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_the_same_answers(size: int, tmp_path: Path) -> None:
+    expected = answers(None)
+    found = together(answers, size, tmp_path)
+    assert len(found) == size
+    for each in found:
+        assert "error" not in each, each["error"]
+        assert each.keys() == expected.keys()
+        for name, value in expected.items():
+            # Some hundred roundings of numbers up to 100, and what Lanczos makes of them.
+            torch.testing.assert_close(each[name], value, rtol=1e-9, atol=1e-10, msg=name)
+        for name, value in found[0].items():  # no process decides by other bits
+            torch.testing.assert_close(each[name], value, rtol=0, atol=0, msg=name)
+
+
+def test_a_process_that_dies_ends_the_others(tmp_path: Path) -> None:
+    (found,) = together(dies, 2, tmp_path)
+    assert found["error"].startswith("another process ended, or did not answer in time (")
+
+
+@pytest.mark.parametrize("n", [1, 3, 8, 9])
+def test_shares_of_a_vector(n: int) -> None:
+    class Three(Ranks):
+        size = 3
+
+        def __init__(self, rank: int) -> None:
+            self.rank = rank
+
+    shares = [Three(rank).share(n) for rank in range(3)]
+    assert [i for s in shares for i in range(n)[s]] == list(range(n))
+    lengths = [s.stop - s.start for s in shares]
+    assert lengths == sorted(lengths, reverse=True)
+    assert max(lengths) - min(lengths) <= 1
