@@ -24,6 +24,7 @@ from .linalg import inertia as inertia
 from .linalg import trace as trace
 from .spectrum import IndexCurve as IndexCurve
 from .spectrum import IndexResult as IndexResult
+from .spectrum import RecordedOperator as RecordedOperator
 from .spectrum import Rung as Rung
 from .spectrum import SpectralMeasure as SpectralMeasure
 from .spectrum import index as index

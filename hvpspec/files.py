@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from hvpspec.errors import InputError
@@ -76,3 +77,15 @@ def make_folder(folder: Path) -> None:
         raise InputError(
             f"cannot make the folder {folder}: {error.strerror}; choose another with --out"
         ) from error
+
+
+def digest(contents: Iterable[bytes | memoryview]) -> str:
+    """Sixteen digits that say whether bytes are the same.
+
+    Args:
+        contents: the bytes, piece by piece.
+    """
+    hasher = hashlib.blake2b(digest_size=8)
+    for content in contents:
+        hasher.update(content)
+    return hasher.hexdigest()

@@ -141,9 +141,9 @@ def _measure(
     measures = {}
     for name, operator in operators.items():
         generator = torch.Generator().manual_seed(seed)
-        with product_bar(name) as progress:
+        with product_bar(name) as progress, problem.lasting(operator, name) as lasting:
             measures[name] = hvpspec.spectral_measure(
-                operator, probes, steps, generator=generator, group=group, progress=progress
+                lasting, probes, steps, generator=generator, group=group, progress=progress
             )
     return measures
 

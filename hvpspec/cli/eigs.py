@@ -55,9 +55,9 @@ def eigs(
     import hvpspec
 
     start = time.perf_counter()
-    with product_bar("eigenvalues") as progress:
+    with product_bar("eigenvalues") as progress, problem.lasting(problem.hessian) as hessian:
         pairs = hvpspec.eigsh(
-            problem.hessian,
+            hessian,
             k,
             which,
             tol=tol,

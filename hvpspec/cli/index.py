@@ -131,14 +131,15 @@ def compute_index(
     options["generator"] = torch.Generator().manual_seed(seed or 0)
     method = settle_method(method, problem.hessian.shape[0])
     start = time.perf_counter()
-    if method in ("exact", "ldl"):
-        with hessian_bar() as progress:
-            result = hvpspec.index(problem.hessian, method=method, progress=progress, **options)
-    else:
-        with bracket_bar() as (progress, watch):
-            result = hvpspec.index(
-                problem.hessian, method=method, progress=progress, watch=watch, **options
-            )
+    with problem.lasting(problem.hessian) as hessian:
+        if method in ("exact", "ldl"):
+            with hessian_bar() as progress:
+                result = hvpspec.index(hessian, method=method, progress=progress, **options)
+        else:
+            with bracket_bar() as (progress, watch):
+                result = hvpspec.index(
+                    hessian, method=method, progress=progress, watch=watch, **options
+                )
     return result, time.perf_counter() - start
 
 

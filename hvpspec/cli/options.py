@@ -70,6 +70,22 @@ ChunkSize = Annotated[
         "--chunk-size", min=1, help="Most examples at once: bounds memory, not the result."
     ),
 ]
+CheckpointFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--checkpoint",
+        metavar="DIR",
+        help="Keep all products here: the same command then goes on where it ended.",
+    ),
+]
+CheckpointEvery = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        help="Seconds between writing, which are lost if the process is killed.",
+        show_default="60",
+    ),
+]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the result to this file too.")]
 Seed = Annotated[int, typer.Option("--seed", help="Of initial weights and the order of examples.")]
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hvpspec.cli.options import (
     L2,
+    CheckpointEvery,
+    CheckpointFolder,
     ChunkSize,
     DataDir,
     DataName,
@@ -21,6 +25,7 @@ from hvpspec.cli.options import (
     Params,
     Subset,
     parse_net_args,
+    refuse_together,
 )
 from hvpspec.cli.processes import joined, rank
 from hvpspec.errors import InputError
@@ -29,7 +34,7 @@ from hvpspec.report import Subject, network_text
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-    from hvpspec import HessianOperator
+    from hvpspec import HessianOperator, SymmetricOperator
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,27 @@ class Problem:
 
     hessian: HessianOperator
     subject: Subject
+    checkpoint: Path | None = None
+    checkpoint_every: float | None = None
+
+    @contextmanager
+    def lasting(
+        self, operator: HessianOperator, name: str = "network"
+    ) -> Iterator[SymmetricOperator]:
+        """An operator whose products are kept, if that is asked for.
+
+        Args:
+            operator: the Hessian, or a block of it.
+            name: of its own folder.
+        """
+        if self.checkpoint is None:
+            yield operator
+            return
+        from hvpspec import RecordedOperator
+
+        every = {} if self.checkpoint_every is None else {"every": self.checkpoint_every}
+        with RecordedOperator(operator, self.checkpoint / name, **every) as recorded:
+            yield recorded
 
 
 #: What loads the problem that a command's options choose; of the processes that share out the data
@@ -60,6 +86,8 @@ def load_problem(
     l2: L2 = None,
     params: Params = None,
     chunk_size: ChunkSize = None,
+    checkpoint: CheckpointFolder = None,
+    checkpoint_every: CheckpointEvery = None,
     group: Any = None,  # a ProcessGroup, whose name would load PyTorch here
 ) -> Problem:
     """Read a checkpoint and make the Hessian of its loss; the defaults are those of its training.
@@ -75,6 +103,8 @@ def load_problem(
         l2: coefficient of the squared norm; 0 if nothing is recorded either.
         params: patterns of the parameters.
         chunk_size: most examples in one graph.
+        checkpoint: folder in which products are kept.
+        checkpoint_every: seconds between writing there.
         group: processes that share out the data; None for this one alone.
 
     Raises:
@@ -83,39 +113,43 @@ def load_problem(
     from hvpspec import HessianOperator
     from hvpspec.zoo import Dataset, build_loss, evaluate, load_checkpoint
 
-    checkpoint = load_checkpoint(model, net=net, net_arguments=parse_net_args(net_arg))
-    settings = checkpoint.settings
+    if checkpoint is None:
+        refuse_together("belongs to --checkpoint", checkpoint_every=checkpoint_every)
+    trained = load_checkpoint(model, net=net, net_arguments=parse_net_args(net_arg))
+    settings = trained.settings
     loss = loss or (settings.loss if settings else "cross_entropy")
     if l2 is None:
         l2 = settings.l2 if settings else 0.0
-    examples = checkpoint.load_data(data, data_dir=data_dir, subset=subset)
+    examples = trained.load_data(data, data_dir=data_dir, subset=subset)
     if isinstance(examples, Dataset):
         # Says in plain words if network, loss and data do not fit each other.
-        evaluate(checkpoint.model, examples.subset(1), loss=loss)
+        evaluate(trained.model, examples.subset(1), loss=loss)
         name, num_examples, tensors = examples.name, len(examples), examples.tensors
     else:
         # Only a source that the user names can give batches.
         name, num_examples, tensors = str(data), None, None
     hessian = HessianOperator(
-        checkpoint.model,
+        trained.model,
         build_loss(loss),
         _own_share(tensors or examples, num_examples, group),
         params=params,
         l2=l2,
         chunk_size=chunk_size,
+        # To go on with the same bits, products must not be made in the way the clock likes best.
+        engine="auto" if checkpoint is None else "batched forward over reverse",
         group=group,
     )
     subject = Subject(
-        network=network_text(checkpoint.network.name, checkpoint.network.arguments),
+        network=network_text(trained.network.name, trained.network.arguments),
         data=name,
         num_examples=num_examples,
         num_parameters=hessian.shape[0],
         loss=loss,
         l2=l2,
         params=tuple(params) if params else None,
-        model=str(checkpoint.path),
+        model=str(trained.path),
     )
-    return Problem(hessian, subject)
+    return Problem(hessian, subject, checkpoint, checkpoint_every)
 
 
 class _EveryFew:

@@ -86,11 +86,19 @@ def bracket_bar() -> Iterator[tuple[Callable[[int, int], None], Callable[[Rung],
         def show(done: int, total: int) -> None:
             progress.update(task, completed=done, total=total)
 
-        def watch(rung: Rung) -> None:
-            bracket = f"index in [{rung.lower:,}, {rung.upper:,}] at τ = {rung.tau:.2g}, products"
-            progress.update(task, description=bracket)
+        bracket = ""
 
-        yield show, watch
+        def watch(rung: Rung) -> None:
+            nonlocal bracket
+            bracket = f"index in [{rung.lower:,}, {rung.upper:,}] at τ = {rung.tau:.2g}"
+            progress.update(task, description=f"{bracket}, products")
+
+        try:
+            yield show, watch
+        except KeyboardInterrupt:
+            if bracket:  # what was found out before somebody lost patience
+                progress.console.print(f"{bracket} so far", highlight=False)
+            raise
 
 
 @contextmanager

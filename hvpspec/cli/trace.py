@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -44,16 +44,14 @@ def trace(
 
     import hvpspec
 
-    hessian, start = problem.hessian, time.perf_counter()
+    start = time.perf_counter()
     generator = torch.Generator().manual_seed(seed or 0)
-    with product_bar("trace") as progress:
-        found = hvpspec.trace(
-            hessian, max_matvecs, generator=generator, method=method, rtol=rtol, progress=progress
-        )
-    with product_bar("Frobenius norm") as progress:
-        norm = hvpspec.frobenius_norm(
-            hessian, max_matvecs, generator=generator, rtol=rtol, progress=progress
-        )
+    effort: dict[str, Any] = {"generator": generator, "rtol": rtol}
+    with problem.lasting(problem.hessian) as hessian:
+        with product_bar("trace") as progress:
+            found = hvpspec.trace(hessian, max_matvecs, method=method, progress=progress, **effort)
+        with product_bar("Frobenius norm") as progress:
+            norm = hvpspec.frobenius_norm(hessian, max_matvecs, progress=progress, **effort)
     seconds, subject = time.perf_counter() - start, problem.subject
     Console().print(trace_table(found, norm, method, subject=subject, seconds=seconds))
     if json_file:

@@ -20,7 +20,7 @@ from hvpspec.curvature.products import EngineName, Plan, Products
 from hvpspec.curvature.risk import EmpiricalRisk
 from hvpspec.errors import InputError
 from hvpspec.linalg.facts import IndexBound, PointFacts
-from hvpspec.linalg.operator import Progress, SymmetricOperator
+from hvpspec.linalg.operator import Progress, SymmetricOperator, tensor_digest
 from hvpspec.linalg.ranks import Ranks
 from hvpspec.linalg.tiles import reflect_
 
@@ -140,6 +140,21 @@ class CurvatureOperator(SymmetricOperator):
         if self.dtype == torch.float64:
             return self
         return self._remade(dtype=torch.float64)
+
+    def fingerprint(self) -> dict[str, str]:
+        """What tells this matrix from others: weights, data, loss and how products are made."""
+        options = {name: self._options[name] for name in ("l2", "chunk_size", "engine")}
+        model = self._risk.model
+        with self._risk.chunks() as chunks:
+            data = tensor_digest(tensor for _, batch in chunks for tensor in batch.leaves)
+        return {
+            **super().fingerprint(),
+            "weights": tensor_digest([*model.parameters(), *model.buffers()]),
+            "data": data,
+            "loss": f"{self.loss():.6e}",
+            "parameters": ", ".join(self.space.names),
+            **{name: str(value) for name, value in options.items()},
+        }
 
     @abstractmethod
     def structural_upper_bound(self) -> IndexBound | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -226,25 +225,31 @@ class Products:
             for name in _STEPS.get(step, (step,))
             if len(V) > 1 or not name.startswith("batched") or name == self._wish
         ]
-        self._time(names, course, V)
-        if isinstance(course.engine, ForwardOverReverse):
-            self._cut_chunks(course.engine, course, V)
+        while names:
+            large = self._time(names, course, V)
+            if large is not None:
+                self._cut_chunks(large, course, V)
         course.expected = min(course.seconds.values(), default=course.expected)
 
-    def _time(self, names: Sequence[str], course: _Course, V: Tensor) -> None:
-        """Time some ways on the first chunk, and note the fastest."""
+    def _time(self, names: list[str], course: _Course, V: Tensor) -> ForwardOverReverse | None:
+        """Time some ways on the first chunk, take them off the list, and note the fastest.
+
+        Returns:
+            A way that may go better on smaller chunks, before those behind it are timed.
+        """
         assert self._plain is not None
+        remaining, names[:] = list(names), []
         with self._risk.chunks() as chunks:
             counting = ((k, batch) for k, batch in chunks if self._risk.share(k))
             k, batch = next(counting, (0, None))
             graph = self._plain.prepare(k, batch) if batch is not None else None
             if batch is None or graph is None:  # a constant gradient is as fast as can be
-                return
+                return None
             # A block's intermediate results take about as much as so many graphs.
             free = available_memory(self._risk.device)
             self._widest = min(self._widest, max(1, free // (4 * max(1, self._plain.size(graph)))))
             if len(V) > self._widest:
-                return
+                return None
             # Not the block itself: it may lie where the matrix is zero, and all ways agree.
             generator = torch.Generator().manual_seed(0)
             V = torch.randn(V.shape, generator=generator).to(V)
@@ -252,9 +257,9 @@ class Products:
             expected = self._plain.multiply(graph, mix @ V)
             scale = self._risk.reference.scale * float(torch.linalg.vector_norm(mix @ V))
             del graph
-            for name in names:
+            for number, name in enumerate(remaining, start=1):
                 # One after the other takes no less where all at once is fast, but as long to trace.
-                if name != names[0] and isinstance(course.engine, ForwardOverReverse):
+                if name == "forward over reverse" and isinstance(course.engine, ForwardOverReverse):
                     continue
                 try:
                     engine = self._engine(name, batch, len(V))
@@ -280,23 +285,30 @@ class Products:
                 if seconds < min(course.seconds.values(), default=math.inf):
                     course.engine, course.keep, course.num_examples = engine, keep, len(batch)
                 course.seconds[name] = seconds
+                if isinstance(engine, ForwardOverReverse) and self._is_large(engine):
+                    names[:] = remaining[number:]
+                    return engine
+        return None
+
+    def _is_large(self, engine: ForwardOverReverse) -> bool:
+        """Whether a block's intermediate results on a chunk are, and smaller chunks are untried."""
+        return not self._cut and self._risk.device.type == "cpu" and engine.largest > _LARGEST
 
     def _cut_chunks(self, engine: ForwardOverReverse, course: _Course, V: Tensor) -> None:
-        """Cut chunks if a block's intermediate results on one are large, where that is faster."""
-        if self._cut or self._risk.device.type != "cpu" or engine.largest <= _LARGEST:
-            return
+        """Cut chunks so that a way's intermediate results are smaller, unless that is slower."""
+        self._cut = True  # tried once: a size that does not go down with the chunk would go on
         pieces = math.ceil(engine.largest / _LARGEST)
         smaller = math.ceil(course.num_examples / pieces)  # of about equal length
         if smaller >= course.num_examples:
             return
-        self._cut = True  # tried once: a size that does not go down with the chunk would go on
         before = self._risk.data.chunk_size
         self._risk.rechunk(smaller)
         cut = _Course(engine, [], math.inf)
         self._time([engine.name], cut, V)
         least = min(cut.seconds.values(), default=math.inf)
-        # What was asked for by its name must not depend on the clock.
-        if self._wish == "auto" and least >= course.seconds[engine.name]:
+        # They also take less memory, and win what is no more than a trial's accuracy. What was asked
+        # for by its name must not depend on the clock.
+        if self._wish == "auto" and least >= 1.1 * min(course.seconds.values()):
             self._risk.rechunk(before)
             return
         note = f"chunks of {smaller} examples in place of {course.num_examples}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hvpspec.errors import ComputationError, InputError, NonFiniteError
+from hvpspec.files import digest
 from hvpspec.linalg.facts import PointFacts
 from hvpspec.linalg.memory import require_memory
 from hvpspec.linalg.ranks import ALONE, Ranks
@@ -84,6 +85,8 @@ class SymmetricOperator(ABC):
             raise InputError(f"expected a block of shape ({n}, k), got {tuple(V.shape)}")
         self._check_kind(V)
         product = self._matmat(V)
+        if product.untyped_storage().data_ptr() == V.untyped_storage().data_ptr():
+            product = product.clone()  # whoever asked may go on in its place
         self.num_matvecs += V.shape[1]
         # NaN and infinity survive a sum, which costs a tenth of looking at every entry.
         if not bool(torch.isfinite(product.sum())) and not bool(torch.isfinite(product).all()):
@@ -170,6 +173,14 @@ class SymmetricOperator(ABC):
         """Return what is known of this operator beyond its products."""
         return PointFacts()
 
+    def fingerprint(self) -> dict[str, str]:
+        """What tells this operator from others, by the names of its parts."""
+        return {
+            "operator": type(self).__name__,
+            "size": str(self.shape[0]),
+            "dtype": str(self.dtype),
+        }
+
     def to_scipy(self) -> LinearOperator:
         """Wrap as a SciPy operator, for ``eigsh``, ``lobpcg``, ``cg`` of ``scipy.sparse.linalg``.
 
@@ -219,6 +230,11 @@ def unit_columns(A: SymmetricOperator, indices: Sequence[int] | Tensor) -> Tenso
     return unit
 
 
+def tensor_digest(tensors: Iterable[Tensor]) -> str:
+    """Sixteen digits that say whether tensors hold the same bits."""
+    return digest(t.detach().cpu().contiguous().numpy().tobytes() for t in tensors)
+
+
 def as_operator(A: SymmetricOperator | Tensor) -> SymmetricOperator:
     """Take a symmetric matrix as an operator, and an operator as it is."""
     return A if isinstance(A, SymmetricOperator) else DenseOperator(A)
@@ -265,6 +281,10 @@ class DenseOperator(SymmetricOperator):
     def to_dense(self, *, progress: Progress | None = None) -> Tensor:
         """Return a symmetrised copy of the matrix, shape (n, n)."""
         return symmetrise_(self._A.clone())
+
+    def fingerprint(self) -> dict[str, str]:
+        """What tells this matrix from others."""
+        return {**super().fingerprint(), "matrix": tensor_digest([self._A])}
 
     def in_float64(self) -> DenseOperator:
         """Return the same matrix in float64."""
@@ -352,6 +372,11 @@ class AffineOperator(SymmetricOperator):
         if beneath is self._A:
             return self
         return AffineOperator(beneath, scale=self._scale, shift=self._shift)
+
+    def fingerprint(self) -> dict[str, str]:
+        """That of the operator beneath, with the factors."""
+        factors = {"scale": repr(self._scale), "shift": repr(self._shift)}
+        return {**self._A.fingerprint(), **factors}
 
     def facts(self) -> PointFacts:
         """What is known of the operator beneath; a bound on its index says nothing of this one."""

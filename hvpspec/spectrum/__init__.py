@@ -9,6 +9,7 @@ from hvpspec.spectrum.bulk import Outlier, Outliers
 from hvpspec.spectrum.counting import CountResult, Distribution
 from hvpspec.spectrum.measure import spectral_measure
 from hvpspec.spectrum.morse import index
+from hvpspec.spectrum.recorded import RecordedOperator
 from hvpspec.spectrum.results import IndexCurve, IndexResult, Rung
 from hvpspec.spectrum.slq import SpectralMeasure
 from hvpspec.spectrum.smoothing import Density, LogDensity
@@ -22,6 +23,7 @@ __all__ = [
     "LogDensity",
     "Outlier",
     "Outliers",
+    "RecordedOperator",
     "Rung",
     "SpectralMeasure",
     "index",

@@ -1,0 +1,169 @@
+"""Runs that are interrupted go on with the same bits; what is foreign or damaged is found."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import hvpspec
+from hvpspec import DenseOperator, InputError, RecordedOperator, SymmetricOperator
+from hvpspec import files as hvpspec_files
+
+ABOUT = "checkpoint.json"
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(5)
+
+
+def matrix(seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    Q, _ = torch.linalg.qr(torch.randn(60, 60, generator=generator, dtype=torch.float64))
+    return (Q * torch.linspace(-1, 3, 60).double()) @ Q.T
+
+
+class Interrupted(DenseOperator):
+    """A float32 operator with a float64 copy, both of which fail after some products together."""
+
+    def __init__(self, A: Tensor, left: list[float]) -> None:
+        super().__init__(A)
+        self.left = left
+
+    def _matmat(self, V: Tensor) -> Tensor:
+        self.left[0] -= 1
+        if self.left[0] < 0:
+            raise KeyboardInterrupt
+        return super()._matmat(V)
+
+    def in_float64(self) -> DenseOperator:
+        return self if self.dtype == torch.float64 else Interrupted(self._A.double(), self.left)
+
+    def fingerprint(self) -> dict[str, str]:
+        return {**super().fingerprint(), "operator": "Interrupted"}
+
+
+def operator(products: float = float("inf")) -> Interrupted:
+    A = matrix().float()
+    return Interrupted((A + A.T) / 2, [products])
+
+
+QUESTIONS: dict[str, Callable[[SymmetricOperator], Any]] = {
+    "density": lambda A: hvpspec.spectral_measure(A, 3, 12, generator=seeded()).nodes,
+    "index": lambda A: hvpspec.index(A, 0.05, method="certified", generator=seeded()),
+    "exact index": lambda A: hvpspec.index(A, method="exact"),
+    "eigenvalues": lambda A: hvpspec.eigsh(A, 3, generator=seeded()),
+    "trace": lambda A: [
+        hvpspec.trace(A, 30, generator=seeded()),
+        hvpspec.frobenius_norm(A, 20, generator=seeded()),
+    ],
+}
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_a_run_that_is_interrupted_again_and_again(question: str, tmp_path: Path) -> None:
+    ask = QUESTIONS[question]
+    with RecordedOperator(operator(), tmp_path / "whole") as whole:
+        expected = ask(whole)
+    folder, interruptions = tmp_path / "parts", 0
+    for every in (0.0, 1e6) * 50:  # written at each product, and only at the end
+        try:
+            # The first product of each width is made every time: an index has four.
+            left = 3 if question == "trace" else 5
+            with RecordedOperator(operator(left), folder, every=every) as R:
+                found = ask(R)
+            break
+        except KeyboardInterrupt:
+            interruptions += 1
+    assert interruptions > 0 or question == "exact index"
+    assert repr(found) == repr(expected)  # all digits that there are
+    if isinstance(found, tuple):
+        assert all(map(torch.equal, found, expected))
+    assert R.num_matvecs == whole.num_matvecs
+    # Now everything is there: no more than the first product of each width and kind is made.
+    again = operator(4)
+    with RecordedOperator(again, folder) as R:
+        assert repr(ask(R)) == repr(expected)
+
+
+def density(folder: Path, A: SymmetricOperator | None = None, seed: int = 5, **options: Any) -> Any:
+    with RecordedOperator(A or DenseOperator(matrix()), folder, **options) as R:
+        generator = torch.Generator().manual_seed(seed)
+        return hvpspec.spectral_measure(R, 2, 10, generator=generator).nodes
+
+
+def test_another_operator_or_other_options_are_refused(tmp_path: Path) -> None:
+    first = density(tmp_path)
+    with pytest.raises(InputError, match="checkpoint of another run: matrix differs; choose"):
+        density(tmp_path, DenseOperator(matrix(seed=1)))
+    with pytest.raises(InputError, match=r"of a run with other options, .* its product 1 is"):
+        density(tmp_path, seed=6)
+    assert all(map(torch.equal, first, density(tmp_path)))
+
+
+def test_an_operator_that_multiplies_otherwise_is_refused(tmp_path: Path) -> None:
+    """Of a function nothing is known beforehand but its size."""
+    density(tmp_path, hvpspec.FunctionOperator(60, lambda v: 2 * v))
+    with pytest.raises(InputError, match=r"differs from one made now by 5\.0e-01 of it"):
+        density(tmp_path, hvpspec.FunctionOperator(60, lambda v: 3 * v))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "changed", "missing", "renamed"])
+def test_a_damaged_file_is_named_and_made_again(damage: str, tmp_path: Path) -> None:
+    expected = density(tmp_path, every=0.0)
+    written = sorted(tmp_path.glob("*.safetensors"))
+    assert len(written) == 10
+    victim = written[4]
+    content = victim.read_bytes()
+    if damage == "truncated":
+        victim.write_bytes(content[:-7])
+    elif damage == "changed":
+        victim.write_bytes(content[:-7] + b"1234567")
+    elif damage == "renamed":
+        victim.rename(tmp_path / "notes.safetensors")
+    else:
+        victim.unlink()
+    named = written[5] if damage in ("missing", "renamed") else victim
+    with pytest.warns(UserWarning, match=f"{named.name} is damaged or out of order"):
+        found = density(tmp_path, every=0.0)
+    assert all(map(torch.equal, found, expected))
+    assert all(map(torch.equal, density(tmp_path), expected))  # whole again, and without a word
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null"])
+def test_a_folder_of_something_else(content: str, tmp_path: Path) -> None:
+    (tmp_path / ABOUT).write_text(content)
+    with pytest.raises(InputError, match=r"checkpoint\.json cannot be read"):
+        density(tmp_path)
+
+
+def test_a_folder_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot make the folder"):
+        density(tmp_path / "file")
+
+
+def test_a_full_disk_leaves_what_was_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = density(tmp_path / "whole")
+    true_fsync, left = hvpspec_files.os.fsync, [4]
+
+    def fsync(number: int) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(28, "No space left on device")
+        true_fsync(number)
+
+    monkeypatch.setattr(hvpspec_files.os, "fsync", fsync)
+    with pytest.raises(InputError, match="No space left on device"):
+        density(tmp_path / "full", every=0.0)
+    monkeypatch.undo()
+    assert len(list((tmp_path / "full").glob("*"))) == 4  # and nothing half-written
+    assert json.loads((tmp_path / "full" / ABOUT).read_text())["size"] == "60"
+    assert all(map(torch.equal, density(tmp_path / "full"), expected))
