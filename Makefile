@@ -29,7 +29,7 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 	touch $@
 
 $(VENV)/.developer: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable ".[test,docs,peers]"
+	$(BIN)/python -m pip install --quiet --editable ".[test,docs,peers,networks]"
 	touch $@ $(VENV)/.installed
 
 clean:

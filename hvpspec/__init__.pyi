@@ -3,6 +3,7 @@ __version__: str
 from .curvature import GGNOperator as GGNOperator
 from .curvature import HessianOperator as HessianOperator
 from .curvature import Loss as Loss
+from .curvature import adam_preconditioner as adam_preconditioner
 from .curvature import structural_upper_bound as structural_upper_bound
 from .errors import ComputationError as ComputationError
 from .errors import DataChangedError as DataChangedError
@@ -15,6 +16,7 @@ from .linalg import Eigenpairs as Eigenpairs
 from .linalg import Estimate as Estimate
 from .linalg import FunctionOperator as FunctionOperator
 from .linalg import Inertia as Inertia
+from .linalg import PreconditionedOperator as PreconditionedOperator
 from .linalg import SymmetricOperator as SymmetricOperator
 from .linalg import diagonal as diagonal
 from .linalg import eigsh as eigsh

@@ -6,6 +6,7 @@ found; parameter selection says which entries span the space. ``HessianOperator`
 and the structural bound reads off a network's graph how many directions can go down at most.
 """
 
+from hvpspec.curvature.adam import adam_preconditioner
 from hvpspec.curvature.gauss_newton import GGNOperator
 from hvpspec.curvature.hessian import HessianOperator, structural_upper_bound
 from hvpspec.curvature.losses import Loss
@@ -18,6 +19,7 @@ __all__ = [
     "Loss",
     "ParameterSpace",
     "Plan",
+    "adam_preconditioner",
     "select_parameters",
     "structural_upper_bound",
 ]

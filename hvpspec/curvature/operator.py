@@ -81,6 +81,11 @@ class CurvatureOperator(SymmetricOperator):
         return self._risk.space
 
     @property
+    def model(self) -> nn.Module:
+        """The network."""
+        return self._risk.model
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What a reader of a result should know about how it was computed."""
         notes = list(self._risk.notes)

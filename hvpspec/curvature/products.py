@@ -306,8 +306,8 @@ class Products:
         cut = _Course(engine, [], math.inf)
         self._time([engine.name], cut, V)
         least = min(cut.seconds.values(), default=math.inf)
-        # They also take less memory, and win what is no more than a trial's accuracy. What was asked
-        # for by its name must not depend on the clock.
+        # They also take less memory, and win what is within a trial's accuracy. A way that was
+        # asked for by its name must not depend on the clock.
         if self._wish == "auto" and least >= 1.1 * min(course.seconds.values()):
             self._risk.rechunk(before)
             return

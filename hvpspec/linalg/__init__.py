@@ -15,6 +15,7 @@ from hvpspec.linalg.operator import (
     FunctionOperator,
     SymmetricOperator,
 )
+from hvpspec.linalg.preconditioned import PreconditionedOperator
 from hvpspec.linalg.probes import draw_probes
 from hvpspec.linalg.quadrature import Rule, gauss, gauss_radau, mass_below
 from hvpspec.linalg.recurrence import LanczosRun, lanczos
@@ -31,6 +32,7 @@ __all__ = [
     "LanczosRun",
     "Noise",
     "PointFacts",
+    "PreconditionedOperator",
     "Rule",
     "SymmetricOperator",
     "diagonal",
