@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -27,7 +27,7 @@ from hvpspec.cli.options import (
     parse_net_args,
     refuse_together,
 )
-from hvpspec.cli.processes import joined, rank
+from hvpspec.cli.processes import joined, num_processes, rank
 from hvpspec.errors import InputError
 from hvpspec.report import Subject, network_text
 
@@ -89,6 +89,7 @@ def load_problem(
     checkpoint: CheckpointFolder = None,
     checkpoint_every: CheckpointEvery = None,
     group: Any = None,  # a ProcessGroup, whose name would load PyTorch here
+    told: Mapping[str, Any] | None = None,
 ) -> Problem:
     """Read a checkpoint and make the Hessian of its loss; the defaults are those of its training.
 
@@ -106,6 +107,7 @@ def load_problem(
         checkpoint: folder in which products are kept.
         checkpoint_every: seconds between writing there.
         group: processes that share out the data; None for this one alone.
+        told: all options of the command, for the record.
 
     Raises:
         HvpspecError: something does not exist, does not fit or is not finite.
@@ -148,8 +150,38 @@ def load_problem(
         l2=l2,
         params=tuple(params) if params else None,
         model=str(trained.path),
+        provenance=_provenance(hessian, told or {}),
     )
     return Problem(hessian, subject, checkpoint, checkpoint_every)
+
+
+def _provenance(hessian: HessianOperator, told: Mapping[str, Any]) -> dict[str, Any]:
+    """What it takes to compute the same again, and to see that it is the same."""
+    import platform
+
+    import numpy as np
+    import torch
+
+    return {
+        "options": {name: _plain(value) for name, value in told.items() if value is not None},
+        "fingerprint": hessian.fingerprint(),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+        },
+        "machine": platform.machine(),
+        "device": str(hessian.device),
+        "threads": torch.get_num_threads(),
+        "processes": num_processes(),
+    }
+
+
+def _plain(value: Any) -> Any:
+    """An option's value as JSON can hold it."""
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value if isinstance(value, bool | int | float) else str(value)
 
 
 class _EveryFew:
@@ -185,15 +217,17 @@ def on_problem(command: Callable[..., None]) -> Callable[..., None]:
             been checked; the others are options.
     """
     shared = dict(inspect.signature(load_problem, eval_str=True).parameters)
-    del shared["group"]
+    del shared["group"], shared["told"]
     own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
 
     def run(**options: Any) -> None:
         chosen = {name: options.pop(name) for name in shared}
         with joined() as together:
+            told = {**chosen, **options}
             if rank() > 0:  # the first process writes what all of them have found
                 options |= dict.fromkeys(_FILES & options.keys())
-            command(partial(load_problem, **chosen, group=together), **options)
+            load = partial(load_problem, **chosen, group=together, told=told)
+            command(load, **options)
 
     model, *others = shared.values()
     parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in (model, *own, *others)]

@@ -16,7 +16,7 @@ from hvpspec.curvature.engines import DoubleBackward, Engine, ForwardOverReverse
 from hvpspec.curvature.matrices import Matrix
 from hvpspec.curvature.risk import EmpiricalRisk
 from hvpspec.curvature.trials import Trial, agree
-from hvpspec.errors import DataChangedError, HvpspecError, InputError
+from hvpspec.errors import ComputationError, DataChangedError, HvpspecError, InputError
 from hvpspec.linalg.memory import available_memory, give_back_freed
 
 #: Ways to multiply; "auto" starts with the first and changes to what is faster.
@@ -147,6 +147,7 @@ class Products:
         self._courses: dict[int, _Course] = {}
         self._kept: _Kept | None = None
         self._cut = False
+        self._longest = 0
 
     @property
     def reached(self) -> set[str] | None:
@@ -162,7 +163,39 @@ class Products:
         )
 
     def multiply(self, V: Tensor) -> Tensor:
-        """Multiply the rows of V, shape (k, n)."""
+        """Multiply the rows of V, shape (k, n), on smaller chunks if memory does not suffice.
+
+        Raises:
+            ComputationError: it does not suffice for a single example.
+        """
+        while True:
+            try:
+                return self._multiply(V)
+            except (MemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            self._halve_chunks(reason)  # when what the error held on to is free again
+
+    def _halve_chunks(self, reason: str) -> None:
+        """Go on with half of the examples in a chunk, and say so."""
+        self._kept, self._courses = None, {}
+        if self._longest < 2:
+            raise ComputationError(
+                f"out of memory in a product on a single example ({reason}); multiply fewer "
+                "vectors at once, or select fewer parameters with params=..."
+            )
+        smaller = math.ceil(self._longest / 2)
+        warnings.warn(
+            f"out of memory with {self._longest} examples in a chunk: going on with {smaller}",
+            UserWarning,
+            stacklevel=2,
+        )
+        self._longest = smaller
+        self._risk.rechunk(smaller)
+
+    def _multiply(self, V: Tensor) -> Tensor:
+        """Multiply the rows of V, parted into blocks that are not too wide."""
         if self._plain is None:
             start = time.perf_counter()
             plain = DoubleBackward(self._risk, self._matrix)
@@ -175,7 +208,7 @@ class Products:
         width = math.ceil(len(V) / num_blocks)
         if width * num_blocks > len(V):  # a block of another width would need a plan of its own
             rows = nn.functional.pad(V, (0, 0, 0, width * num_blocks - len(V)))
-            return self.multiply(rows)[: len(V)]
+            return self._multiply(rows)[: len(V)]
         if num_blocks == 1:
             return self._multiply_block(V)
         return torch.cat([self._multiply_block(block) for block in torch.split(V, width)])
@@ -199,7 +232,7 @@ class Products:
             course = self._courses[width]
         if width > self._widest:  # as has just been found out
             del self._courses[width]
-            return self.multiply(V)
+            return self._multiply(V)
         start = time.perf_counter()
         product = self._pass(course.engine, V, keep=course.keep)
         course.expected = time.perf_counter() - start
@@ -267,6 +300,8 @@ class Products:
                 except (HvpspecError, MemoryError, torch.OutOfMemoryError):
                     raise
                 except Exception as error:  # an operation may be beyond a tracer in any way
+                    if _is_out_of_memory(error):
+                        raise
                     reason = (str(error) or type(error).__name__).splitlines()[0]
                     course.notes.append(f"{name}: not possible here ({reason})")
                     continue
@@ -352,6 +387,7 @@ class Products:
             each.begin()
         with self._risk.chunks() as chunks:
             for k, batch in chunks:
+                self._longest = max(self._longest, len(batch))
                 versions = [(tensor, tensor._version) for tensor in batch.leaves]
                 # Tracing each of many shapes would take longer than it saves.
                 own = engine if engine.takes(batch) or self._plain is None else self._plain
@@ -375,3 +411,9 @@ class Products:
             raise DataChangedError(
                 "the data were changed in place between two products; make a new operator"
             )
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory does not suffice, for which PyTorch has no type on CPUs."""
+    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return known or "can't allocate memory" in str(error)

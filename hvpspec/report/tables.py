@@ -28,6 +28,7 @@ class Subject:
         l2: coefficient of the squared norm of the parameters.
         params: patterns that selected the parameters; None for all.
         model: file that the weights come from.
+        provenance: what it takes to compute the same again, as plain data; None if unknown.
     """
 
     network: str
@@ -38,6 +39,7 @@ class Subject:
     l2: float
     params: tuple[str, ...] | None
     model: str
+    provenance: Mapping[str, Any] | None = None
 
     @property
     def title(self) -> str:
@@ -48,12 +50,14 @@ class Subject:
 
 
 def envelope(kind: str, subject: Subject | None) -> dict[str, Any]:
-    """What every file of results begins with: format, version, writer and subject."""
+    """What every file of results begins with: format, version, writer, subject and provenance."""
+    about = asdict(subject) if subject else None
     return {
         "format": kind,
         "version": 1,
         "hvpspec": __version__,
-        "subject": asdict(subject) if subject else None,
+        "provenance": about.pop("provenance") if about else None,
+        "subject": about,
     }
 
 

@@ -31,7 +31,7 @@ def start(command: str) -> subprocess.Popen[str]:
 def numbers(path: str) -> dict[str, Any]:
     """A result without what is of its run."""
     content: dict[str, Any] = json.loads(Path(path).read_text())
-    return {name: value for name, value in content.items() if name != "seconds"}
+    return {name: value for name, value in content.items() if name not in ("seconds", "provenance")}
 
 
 @pytest.fixture

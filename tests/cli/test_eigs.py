@@ -61,3 +61,23 @@ def test_more_than_there_are(run, workspace, checkpoint):
     assert (outcome.code, outcome.out) == (2, "")
     assert "k must be between 1 and the size 6" in outcome.err
     assert sorted(workspace.iterdir()) == before
+
+
+def test_where_it_comes_from(run, checkpoint):
+    """Options, software and what tells weights, data and loss from others."""
+    found = []
+    for options in ("--seed 3", "--seed 3", "--seed 3 --l2 0.5"):
+        outcome = run(f"eigs --model {checkpoint} -k 2 {options} --json e.json")
+        assert not outcome.code, outcome.err
+        with open("e.json") as file:
+            found.append(json.load(file)["provenance"])
+    first, again, other = found
+    assert first == again
+    assert first["options"]["seed"] == 3
+    assert first["options"]["model"] == str(checkpoint)
+    assert "tol" not in first["options"]
+    assert set(first["versions"]) == {"python", "torch", "numpy"}
+    differing = {
+        name for name, value in first["fingerprint"].items() if other["fingerprint"][name] != value
+    }
+    assert differing == {"l2", "loss"}

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hvpspec import DataChangedError, HessianOperator, InputError, Loss
+from hvpspec import ComputationError, DataChangedError, HessianOperator, InputError, Loss
 from hvpspec.curvature import products
 from hvpspec.curvature.batches import Batch
 from hvpspec.curvature.engines import Engine
@@ -362,3 +362,39 @@ def test_bad_options() -> None:
         HessianOperator(model, loss, data, engine="fast")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="memory_budget must be at least 0 bytes, got -1"):
         HessianOperator(model, loss, data, memory_budget=-1)
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")]
+)
+def test_out_of_memory_it_goes_on_with_smaller_chunks(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where more than 5 examples do not fit, for the first product and later ones."""
+    model, data = large_in(3)
+    V = torch.randn(sum(p.numel() for p in model.parameters()), 2, dtype=torch.float64)
+    expected = HessianOperator(model, nn.CrossEntropyLoss(), data) @ V
+    true_prepare = products.DoubleBackward.prepare
+    most = 5
+
+    def prepare(self: products.DoubleBackward, k: int, batch: Batch) -> Any:
+        if len(batch) > most:
+            raise error
+        return true_prepare(self, k, batch)
+
+    monkeypatch.setattr(products.DoubleBackward, "prepare", prepare)
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*data), batch_size=40)
+    for each in (data, loader):
+        H = HessianOperator(model, nn.CrossEntropyLoss(), each)
+        with pytest.warns(UserWarning, match="examples in a chunk: going on with") as warned:
+            product = H @ V
+        torch.testing.assert_close(product, expected, rtol=1e-11, atol=1e-13)
+        assert str(warned[-1].message).endswith("going on with 5" if each is loader else "with 3")
+        torch.testing.assert_close(H @ V, expected, rtol=1e-11, atol=1e-13)
+        assert H.num_matvecs == 4
+    most = 0
+    with (
+        pytest.warns(UserWarning, match="in a chunk: going on with"),
+        pytest.raises(ComputationError, match="out of memory in a product on a single example"),
+    ):
+        HessianOperator(model, nn.CrossEntropyLoss(), data) @ V
