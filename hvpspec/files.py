@@ -62,11 +62,12 @@ def check_target(path: Path, suffixes: Sequence[str] = ()) -> None:
         raise InputError(f"cannot write {path}: no permission to write to {folder}")
 
 
-def make_folder(folder: Path) -> None:
+def make_folder(folder: Path, option: str = "--out") -> None:
     """Make a folder and those above it, where they are not there yet.
 
     Args:
         folder: the folder.
+        option: with which another is chosen on the command line.
 
     Raises:
         InputError: it cannot be made.
@@ -75,7 +76,7 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
-            f"cannot make the folder {folder}: {error.strerror}; choose another with --out"
+            f"cannot make the folder {folder}: {error.strerror}; choose another with {option}"
         ) from error
 
 

@@ -54,6 +54,8 @@ class CurvatureLogger(pl.Callback):
         super().__init__()
         if every_n_epochs < 1:
             raise InputError(f"every_n_epochs must be at least 1, got {every_n_epochs}")
+        if max_matvecs < 10:
+            raise InputError(f"max_matvecs must be at least 10, got {max_matvecs}")
         if not 0 < rtau < 1:
             raise InputError(f"rtau must be between 0 and 1, got {rtau}")
         self._arguments, self._options = (loss, data), options
@@ -84,7 +86,7 @@ class CurvatureLogger(pl.Callback):
             top = eigsh(H, 1, "LA", tol=1e-3, max_matvecs=budget, generator=seeded())
             sharpness = float(top.values[-1])
             found = trace(H, budget, generator=seeded())
-            tau = self._rtau * abs(sharpness)
+            tau = self._rtau * abs(sharpness) or None  # the noise floor, where all is flat
             down = index(H, tau, method="certified", max_matvecs=budget, generator=seeded())
         finally:
             for module, mode in modes.items():

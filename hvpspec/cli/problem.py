@@ -61,6 +61,9 @@ class Problem:
             return
         from hvpspec import RecordedOperator
 
+        groups = num_processes() // operator.ranks.size
+        if groups > 1:  # which have probes of their own
+            name = f"{name} {rank() // operator.ranks.size}"
         every = {} if self.checkpoint_every is None else {"every": self.checkpoint_every}
         with RecordedOperator(operator, self.checkpoint / name, **every) as recorded:
             yield recorded

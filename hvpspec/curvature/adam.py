@@ -24,7 +24,7 @@ def adam_preconditioner(optimizer: torch.optim.Optimizer, operator: CurvatureOpe
         D, float64, shape (n,), in the order of the operator's vectors.
 
     Raises:
-        InputError: the optimizer keeps no second moments, or has not moved a parameter yet.
+        InputError: the optimizer is neither of these, or has not moved a parameter yet.
 
     Reference:
         Cohen et al., Adaptive gradient methods at the edge of stability (2022), section 3.
@@ -40,16 +40,16 @@ def adam_preconditioner(optimizer: torch.optim.Optimizer, operator: CurvatureOpe
         >>> torch.allclose(D, gradient.double().abs(), atol=1e-6)  # after one step
         True
     """
+    if not isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):  # not Adam's relatives
+        raise InputError(
+            f"{type(optimizer).__name__} divides its steps in another way; pass an Adam or AdamW"
+        )
     parameters = dict(operator.model.named_parameters())
     groups = {p: group for group in optimizer.param_groups for p in group["params"]}
     pieces = []
     for name in operator.space.names:
         p = parameters[name]
         state = optimizer.state.get(p, {})
-        if "betas" not in groups.get(p, {"betas": ()}):
-            raise InputError(
-                f"{type(optimizer).__name__} keeps no second moments; pass an Adam or AdamW"
-            )
         if "exp_avg_sq" not in state:
             raise InputError(
                 f"{type(optimizer).__name__} has not moved {name} yet; take a step with it first, "

@@ -88,14 +88,16 @@ class HessianOperator(CurvatureOperator):
         Returns:
             The bound from the largest such layer, or None where the conditions are not met.
         """
-        found = self.ranks.gather(self._affine_layers())
-        common = [layer for layer in found[0] if all(layer in others for others in found)]
+        shares = self.ranks.gather(self._affine_layers())
+        found = [layers for layers in shares if layers is not None]
+        first = found[0] if found else ()
+        common = [layer for layer in first if all(layer in others for others in found)]
         if not common:
             return None
         return index_bound(self.shape[0], max(common, key=lambda layer: layer.dim))
 
-    def _affine_layers(self) -> tuple[AffineLayer, ...]:
-        """The layers that meet the condition on all chunks of this process's data."""
+    def _affine_layers(self) -> tuple[AffineLayer, ...] | None:
+        """The layers that meet it on all chunks of this process; None if no target there counts."""
         leaves = self._risk.leaves()
         layers = None
         with self._risk.terms(leaves) as terms:
@@ -104,7 +106,7 @@ class HessianOperator(CurvatureOperator):
                     return ()
                 found = affine_layers(tensors_in(term.outputs), leaves)
                 layers = found if layers is None else tuple(x for x in layers if x in found)
-        return layers or ()
+        return layers
 
 
 def structural_upper_bound(

@@ -192,7 +192,12 @@ class Products:
             stacklevel=2,
         )
         self._longest = smaller
-        self._risk.rechunk(smaller)
+        try:
+            self._risk.rechunk(smaller)
+        except HvpspecError as error:
+            raise ComputationError(
+                f"out of memory ({reason}), and the examples cannot be parted ({error})"
+            ) from error
 
     def _multiply(self, V: Tensor) -> Tensor:
         """Multiply the rows of V, parted into blocks that are not too wide."""
@@ -327,7 +332,9 @@ class Products:
 
     def _is_large(self, engine: ForwardOverReverse) -> bool:
         """Whether a block's intermediate results on a chunk are, and smaller chunks are untried."""
-        return not self._cut and self._risk.device.type == "cpu" and engine.largest > _LARGEST
+        # Where a way was asked for by its name, results must not depend on the clock.
+        open_to_it = self._wish == "auto" and self._risk.device.type == "cpu" and not self._cut
+        return open_to_it and engine.largest > _LARGEST
 
     def _cut_chunks(self, engine: ForwardOverReverse, course: _Course, V: Tensor) -> None:
         """Cut chunks so that a way's intermediate results are smaller, unless that is slower."""
@@ -336,14 +343,18 @@ class Products:
         smaller = math.ceil(course.num_examples / pieces)  # of about equal length
         if smaller >= course.num_examples:
             return
-        before = self._risk.data.chunk_size
-        self._risk.rechunk(smaller)
-        cut = _Course(engine, [], math.inf)
-        self._time([engine.name], cut, V)
+        before, cut = self._risk.data.chunk_size, _Course(engine, [], math.inf)
+        try:
+            self._risk.rechunk(smaller)
+            self._time([engine.name], cut, V)
+        except Exception as error:  # examples that belong together, or tensors that are for all
+            if _is_out_of_memory(error):
+                raise
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            course.notes.append(f"chunks of {smaller} examples: not possible here ({reason})")
+        # They also take less memory, and win what is within a trial's accuracy.
         least = min(cut.seconds.values(), default=math.inf)
-        # They also take less memory, and win what is within a trial's accuracy. A way that was
-        # asked for by its name must not depend on the clock.
-        if self._wish == "auto" and least >= 1.1 * min(course.seconds.values()):
+        if least >= 1.1 * min(course.seconds.values()):
             self._risk.rechunk(before)
             return
         note = f"chunks of {smaller} examples in place of {course.num_examples}"

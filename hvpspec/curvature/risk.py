@@ -164,16 +164,32 @@ class EmpiricalRisk:
         """Cut the data into chunks of another size from now on; None for one that is chosen.
 
         Raises:
-            DataChangedError: they do not add up to the same risk.
+            Exception: what the model makes of chunks of that size; the former is kept.
+            DataChangedError: they do not add up to the same risk; so it is then.
         """
-        before = self._own_value()
+        former, reference = self.data.chunk_size, self.reference
+        try:
+            self._rechunk(chunk_size)
+        except Exception:
+            self.data.chunk_size, self._reference = former, reference
+            raise
+
+    def _rechunk(self, chunk_size: int | None) -> None:
+        """Cut the data anew, and compare the risk with that of before."""
+        before, size = self._own_value(), self._mass()
         self.data.chunk_size = chunk_size
         # The total stays, and other processes need not cut theirs at the same time.
         self._reference = self._measure(self.reference.total)
         after = self._own_value()
-        tolerance = 1e3 * torch.finfo(self.reference.dtype).eps * max(abs(before), abs(after))
+        tolerance = 1e3 * torch.finfo(self.reference.dtype).eps * max(size, self._mass())
         if abs(after - before) > tolerance:
             self._raise_changed(f"loss {after:.6g}, before {before:.6g}")
+
+    def _mass(self) -> float:
+        """What the share of the risk would be if nothing cancelled between chunks."""
+        reference = self.reference
+        weighed = zip(reference.weights, reference.losses, strict=True)
+        return sum(w * abs(x) for w, x in weighed) / reference.total
 
     def check_parameters(self) -> None:
         """Raise DataChangedError if parameters or buffers are not those of the first pass."""

@@ -232,7 +232,9 @@ def unit_columns(A: SymmetricOperator, indices: Sequence[int] | Tensor) -> Tenso
 
 def tensor_digest(tensors: Iterable[Tensor]) -> str:
     """Sixteen digits that say whether tensors hold the same bits."""
-    return digest(t.detach().cpu().contiguous().numpy().tobytes() for t in tensors)
+    return digest(
+        t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data for t in tensors
+    )
 
 
 def as_operator(A: SymmetricOperator | Tensor) -> SymmetricOperator:

@@ -36,12 +36,13 @@ class PreconditionedOperator(SymmetricOperator):
         super().__init__(A.shape[0], dtype=A.dtype, device=A.device)
         if D.shape != (A.shape[0],):
             raise InputError(f"D must have shape ({A.shape[0]},), got {tuple(D.shape)}")
-        if not bool((torch.isfinite(D) & (D > 0)).all()):
-            raise InputError(
-                "D must hold positive, finite numbers; add a little to those that are 0"
-            )
-        self._A, self._D, self.ranks = A, D.double(), A.ranks
+        self._A, self._D, self.ranks = A, D.detach().double(), A.ranks
         self._scale = self._D.rsqrt().to(A.device, A.dtype)[:, None]  # (n, 1)
+        if not bool((torch.isfinite(self._scale) & (self._scale > 0)).all()):
+            raise InputError(
+                f"D must hold positive, finite numbers, and so must D^-1/2 in {A.dtype}; add a "
+                "little to those that are 0"
+            )
 
     @property
     def unit_roundoff(self) -> float:

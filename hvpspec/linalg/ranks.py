@@ -52,7 +52,11 @@ class Ranks:
 
     def sum(self, x: float) -> float:
         """Add up a number over the processes, in float64."""
-        return float(self.sum_(torch.tensor(x, dtype=torch.float64))) if self.size > 1 else x
+        if self.size == 1:
+            return x
+        on_gpu = torch.distributed.get_backend(self.group) == "nccl"
+        device = "cuda" if on_gpu else "cpu"
+        return float(self.sum_(torch.tensor(x, dtype=torch.float64, device=device)))
 
     def gather(self, value: T) -> list[T]:
         """What each process has, in the order of their ranks.

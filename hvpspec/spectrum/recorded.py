@@ -7,9 +7,13 @@ ended, and goes on from there with the same bits.
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import re
 import time
 import warnings
+import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +34,8 @@ if TYPE_CHECKING:
 
 _FORMAT = "hvpspec checkpoint 1"
 _ABOUT = "checkpoint.json"
+_LOCK = ".lock"
+_NAME = re.compile(r"\d{8}-\d+-[0-9a-f]{16}\.safetensors")
 
 # More bytes than this are not held back until they are due.
 _MOST_WAITING = 2**28
@@ -56,7 +62,8 @@ class Checkpoint:
         self._folder, self._every = folder, every
         self._waiting: dict[str, Tensor] = {}
         self._last = time.monotonic()
-        make_folder(folder)
+        make_folder(folder, "--checkpoint")
+        self.close = weakref.finalize(self, os.close, _locked(folder))
         about = {"format": _FORMAT, **fingerprint}
         path = folder / _ABOUT
         if path.exists():
@@ -111,8 +118,8 @@ class Checkpoint:
         self._last = time.monotonic()
 
     def _files(self) -> list[Path]:
-        """The files with tensors, in order."""
-        return sorted(self._folder.glob("*.safetensors"))
+        """The files with tensors, in order; others that lie there are left alone."""
+        return sorted(path for path in self._folder.iterdir() if _NAME.fullmatch(path.name))
 
     def _read(self) -> Iterator[tuple[str, Tensor]]:
         """All tensors with their keys, as far as files are whole."""
@@ -128,7 +135,7 @@ class Checkpoint:
                 )
                 for later in self._files():
                     if later >= path:
-                        later.unlink()
+                        _put_aside(later)
                 return
             for name in sorted(tensors):
                 yield name.split()[1], tensors[name]
@@ -181,7 +188,10 @@ class RecordedOperator(SymmetricOperator):
         trace: TracebackType | None,
     ) -> None:
         if self._checkpoint is not None:
-            self._checkpoint.flush()
+            try:
+                self._checkpoint.flush()
+            finally:
+                self._checkpoint.close()
 
     @property
     def unit_roundoff(self) -> float:
@@ -257,11 +267,39 @@ class RecordedOperator(SymmetricOperator):
         size = float(torch.linalg.vector_norm(before.double()))
         if not difference <= self.unit_roundoff**0.5 * size:
             raise InputError(
-                f"a product read from the checkpoint differs from one made now by "
-                f"{difference / size:.1e} of it: it is of another network or other data; choose "
-                "another folder, or remove it"
+                f"a product of size {size:.1e} in the checkpoint differs by {difference:.1e} from "
+                "one made now: it is of another network or other data; choose another folder, or "
+                "remove it"
             )
         return before
+
+
+def _locked(folder: Path) -> int:
+    """A file that is open and locked as long as a folder is in use."""
+    try:
+        number = os.open(folder / _LOCK, os.O_CREAT | os.O_RDWR)
+    except OSError as error:
+        raise InputError(
+            f"cannot write to {folder}: {error.strerror}; choose another with --checkpoint"
+        ) from error
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(number)
+        raise InputError(
+            f"{folder} is in use by another run; wait for its end, or choose another folder"
+        ) from error
+    return number
+
+
+def _put_aside(path: Path) -> None:
+    """Rename a file, so that it is not read again."""
+    try:
+        path.rename(path.with_name(f"{path.name}.damaged"))
+    except OSError as error:
+        raise InputError(
+            f"cannot rename {path}: {error.strerror}; choose another folder, or remove it"
+        ) from error
 
 
 def _whole(path: Path, expected: int) -> dict[str, Tensor] | None:

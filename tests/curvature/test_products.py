@@ -273,14 +273,30 @@ def large_in(hidden: int) -> tuple[nn.Module, tuple[Tensor, Tensor]]:
     return model, (torch.rand(90, 16).double(), torch.randint(2, (90,)))
 
 
+def tell(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Have trials say that a block forward over reverse takes 4 s, and so long on 10 of 90."""
+    monkeypatch.setattr(products, "_LARGEST", 10 * 4 * 400 * 8)
+    monkeypatch.setattr(products, "_PRICES", {"compile": (float("inf"), 0.0, 0.0)})
+    true_trial = products.Trial.of
+
+    def timed(engine: Engine, k: int, batch: Batch, V: Tensor, mix: Tensor) -> Trial:
+        told = 4.0 if engine.name == "batched forward over reverse" else 9.0
+        trial = true_trial(engine, k, batch, V, mix)
+        return replace(
+            trial, prepare_seconds=0.0, multiply_seconds=told if len(batch) == 90 else seconds
+        )
+
+    monkeypatch.setattr(products.Trial, "of", timed)
+
+
 @pytest.mark.parametrize("hidden", [3, 400])
 def test_chunks_are_cut_once_where_intermediate_results_are_large(
     hidden: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not where it is the parameters that are large, since those stay so."""
-    monkeypatch.setattr(products, "_LARGEST", 10 * 4 * 400 * 8)
+    tell(monkeypatch, 0.3)
     model, data = large_in(hidden)
-    H = HessianOperator(model, nn.CrossEntropyLoss(), data, engine="batched forward over reverse")
+    H = HessianOperator(model, nn.CrossEntropyLoss(), data)
     V = torch.randn(H.shape[0], 4, dtype=torch.float64)
     expected = H @ V
     for _ in range(2):
@@ -293,25 +309,44 @@ def test_chunks_are_cut_once_where_intermediate_results_are_large(
         assert (H._risk.num_chunks, plan.num_examples, plan.notes) == (1, 90, ())
 
 
+def test_examples_that_belong_together_are_not_parted(monkeypatch: pytest.MonkeyPatch) -> None:
+    tell(monkeypatch, 0.3)
+    model, (X, _) = large_in(400)
+
+    def contrast(outputs: Tensor, _: Tensor) -> Tensor:
+        """Each example is to be told from all others."""
+        return nn.functional.cross_entropy(outputs @ outputs.T, torch.arange(len(outputs)))
+
+    H = HessianOperator(model, Loss(contrast), (X, torch.zeros(90)))
+    V = torch.randn(H.shape[0], 4, dtype=torch.float64)
+    loss, expected = H.loss(), H @ V
+    for _ in range(2):
+        torch.testing.assert_close(H @ V, expected, rtol=1e-11, atol=1e-13)
+    (plan,) = H.plan
+    assert plan.num_examples == 90
+    assert plan.notes[0].startswith("chunks of 10 examples: not possible here (")
+    assert H.loss() == loss
+
+
+def test_a_loss_that_cancels_may_be_parted(monkeypatch: pytest.MonkeyPatch) -> None:
+    tell(monkeypatch, 0.3)
+    model, (X, _) = large_in(400)
+    mean = float((model(X) ** 2).mean().detach())
+    H = HessianOperator(model, Loss(lambda out, t: (out**2).mean() - mean), (X, torch.zeros(90)))
+    V = torch.randn(H.shape[0], 4, dtype=torch.float64)
+    expected = H @ V
+    for _ in range(2):
+        torch.testing.assert_close(H @ V, expected, rtol=1e-11, atol=1e-13)
+    assert H.plan[0].num_examples == 10
+
+
 @pytest.mark.parametrize("faster", [False, True])
 def test_smaller_chunks_are_kept_only_where_they_are_faster(
     faster: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(products, "_LARGEST", 10 * 4 * 400 * 8)
-    monkeypatch.setattr(products, "_PRICES", {"compile": (float("inf"), 0.0, 0.0)})
+    tell(monkeypatch, 0.3 if faster else 0.5)
     model, data = large_in(400)
     H = HessianOperator(model, nn.CrossEntropyLoss(), data)
-    true_trial = products.Trial.of
-
-    def timed(engine: Engine, k: int, batch: Batch, V: Tensor, mix: Tensor) -> Trial:
-        """A trial of which the clock says what it is to say."""
-        seconds = 4.0 if engine.name == "batched forward over reverse" else 9.0
-        if len(batch) < 90:
-            seconds = 0.3 if faster else 0.5  # for 10 of 90
-        trial = true_trial(engine, k, batch, V, mix)
-        return replace(trial, prepare_seconds=0.0, multiply_seconds=seconds)
-
-    monkeypatch.setattr(products.Trial, "of", timed)
     V = torch.randn(H.shape[0], 4, dtype=torch.float64)
     expected = H @ V
     for _ in range(2):

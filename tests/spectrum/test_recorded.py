@@ -109,7 +109,7 @@ def test_another_operator_or_other_options_are_refused(tmp_path: Path) -> None:
 def test_an_operator_that_multiplies_otherwise_is_refused(tmp_path: Path) -> None:
     """Of a function nothing is known beforehand but its size."""
     density(tmp_path, hvpspec.FunctionOperator(60, lambda v: 2 * v))
-    with pytest.raises(InputError, match=r"differs from one made now by 5\.0e-01 of it"):
+    with pytest.raises(InputError, match=r"a product of size .* in the checkpoint differs by"):
         density(tmp_path, hvpspec.FunctionOperator(60, lambda v: 3 * v))
 
 
@@ -164,6 +164,47 @@ def test_a_full_disk_leaves_what_was_written(
     with pytest.raises(InputError, match="No space left on device"):
         density(tmp_path / "full", every=0.0)
     monkeypatch.undo()
-    assert len(list((tmp_path / "full").glob("*"))) == 4  # and nothing half-written
+    names = sorted(path.name for path in (tmp_path / "full").iterdir())
+    assert names[:1] == [".lock"]
+    assert len(names) == 5  # and nothing half-written
     assert json.loads((tmp_path / "full" / ABOUT).read_text())["size"] == "60"
     assert all(map(torch.equal, density(tmp_path / "full"), expected))
+
+
+def test_other_files_are_left_alone(tmp_path: Path) -> None:
+    weights = tmp_path / "weights.safetensors"
+    weights.write_bytes(b"not ours")
+    (tmp_path / "folder.safetensors").mkdir()
+    expected = density(tmp_path)
+    assert all(map(torch.equal, density(tmp_path), expected))
+    assert weights.read_bytes() == b"not ours"
+
+
+def test_one_run_at_a_time(tmp_path: Path) -> None:
+    A = DenseOperator(matrix())
+    with (
+        RecordedOperator(A, tmp_path),
+        pytest.raises(InputError, match="is in use by another run; wait"),
+    ):
+        RecordedOperator(A, tmp_path)
+    RecordedOperator(A, tmp_path)
+
+
+def test_products_that_were_zero(tmp_path: Path) -> None:
+    v = torch.ones(4, dtype=torch.float64)
+    with RecordedOperator(hvpspec.FunctionOperator(4, lambda v: 0 * v), tmp_path) as R:
+        assert not R.matvec(v).any()
+    other = hvpspec.FunctionOperator(4, lambda v: v)
+    with (
+        RecordedOperator(other, tmp_path) as R,
+        pytest.raises(InputError, match=r"differs by 2\.0e"),
+    ):
+        R.matvec(v)
+
+
+def test_half_precision_networks(tmp_path: Path) -> None:
+    model = torch.nn.Linear(3, 2).bfloat16()
+    data = torch.rand(5, 3), torch.randint(2, (5,))
+    H = hvpspec.HessianOperator(model, torch.nn.CrossEntropyLoss(), data, dtype=torch.float32)
+    with RecordedOperator(H, tmp_path) as R:
+        assert hvpspec.eigsh(R, 1).converged.all()
