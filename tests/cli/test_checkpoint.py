@@ -15,7 +15,7 @@ import pytest
 
 COMMANDS = {
     "density": "density --probes 3 --steps 30",
-    "index": "index --method certified --tau 1e-3",
+    "index": "index --method certified --tau 1e-2",
 }
 
 
@@ -47,15 +47,14 @@ def test_killed_at_any_moment_it_ends_with_the_same_bits(command: str, run) -> N
     outcome = run(f"{command} --checkpoint whole --json whole.json")
     assert not outcome.code, outcome.err
     products = len(list(Path("whole").rglob("*.safetensors")))
-    for part in (0.3, 0.6):
-        process = start(f"{command} --checkpoint parts --json parts.json")
-        while len(list(Path("parts").rglob("*.safetensors"))) < part * products:
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.005)
-        process.kill()
-        _, err = process.communicate()
-        assert process.returncode == -signal.SIGKILL, err
-        assert not Path("parts.json").exists()
+    process = start(f"{command} --checkpoint parts --json parts.json")
+    while len(list(Path("parts").rglob("*.safetensors"))) < products / 2:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    process.kill()
+    _, err = process.communicate()
+    assert process.returncode == -signal.SIGKILL, err
+    assert not Path("parts.json").exists()
     outcome = run(f"{command} --checkpoint parts --json parts.json")
     assert not outcome.code, outcome.err
     assert numbers("parts.json") == numbers("whole.json")
