@@ -29,7 +29,8 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 	touch $@
 
 $(VENV)/.developer: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable ".[test,docs,peers,networks]"
+	# Compiling all of PyTorch and its like takes longer than compiling what is imported.
+	$(BIN)/python -m pip install --quiet --no-compile --editable ".[test,docs,peers,networks]"
 	touch $@ $(VENV)/.installed
 
 clean:
