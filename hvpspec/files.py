@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from hvpspec.errors import InputError
@@ -78,15 +77,3 @@ def make_folder(folder: Path, option: str = "--out") -> None:
         raise InputError(
             f"cannot make the folder {folder}: {error.strerror}; choose another with {option}"
         ) from error
-
-
-def digest(contents: Iterable[bytes | memoryview]) -> str:
-    """Sixteen digits that say whether bytes are the same.
-
-    Args:
-        contents: the bytes, piece by piece.
-    """
-    hasher = hashlib.blake2b(digest_size=8)
-    for content in contents:
-        hasher.update(content)
-    return hasher.hexdigest()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hvpspec.curvature import HessianOperator, Loss
+from hvpspec.curvature.isolation import evaluation_mode
 from hvpspec.errors import InputError
 from hvpspec.linalg import eigsh, trace
 from hvpspec.spectrum import index
@@ -73,9 +74,7 @@ class CurvatureLogger(pl.Callback):
         Raises:
             HvpspecError: see :class:`hvpspec.HessianOperator`.
         """
-        modes = {module: module.training for module in model.modules()}
-        model.eval()
-        try:
+        with evaluation_mode(model):
             loss, data = self._arguments
             H = HessianOperator(model, loss, data, **self._options)
 
@@ -88,9 +87,6 @@ class CurvatureLogger(pl.Callback):
             found = trace(H, budget, generator=seeded())
             tau = self._rtau * abs(sharpness) or None  # the noise floor, where all is flat
             down = index(H, tau, method="certified", max_matvecs=budget, generator=seeded())
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
         return {
             "sharpness": sharpness,
             "hessian_trace": found.value,

@@ -153,7 +153,8 @@ def load_problem(
         l2=l2,
         params=tuple(params) if params else None,
         model=str(trained.path),
-        provenance=_provenance(hessian, told or {}),
+        # It takes a pass over the data, and stands in files alone.
+        provenance=_provenance(hessian, told) if told and told["json_file"] else None,
     )
     return Problem(hessian, subject, checkpoint, checkpoint_every)
 

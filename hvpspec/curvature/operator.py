@@ -19,8 +19,9 @@ from hvpspec.curvature.parameters import ParameterSpace, Selector
 from hvpspec.curvature.products import EngineName, Plan, Products
 from hvpspec.curvature.risk import EmpiricalRisk
 from hvpspec.errors import InputError
+from hvpspec.linalg.digests import tensor_digest
 from hvpspec.linalg.facts import IndexBound, PointFacts
-from hvpspec.linalg.operator import Progress, SymmetricOperator, tensor_digest
+from hvpspec.linalg.operator import Progress, SymmetricOperator
 from hvpspec.linalg.ranks import Ranks
 from hvpspec.linalg.tiles import reflect_
 

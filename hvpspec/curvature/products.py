@@ -174,7 +174,7 @@ class Products:
             except (MemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
                     raise
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                reason = _first_line(error)
             self._halve_chunks(reason)  # when what the error held on to is free again
 
     def _halve_chunks(self, reason: str) -> None:
@@ -302,13 +302,10 @@ class Products:
                 try:
                     engine = self._engine(name, batch, len(V))
                     trial = Trial.of(engine, k, batch, V, mix)
-                except (HvpspecError, MemoryError, torch.OutOfMemoryError):
-                    raise
                 except Exception as error:  # an operation may be beyond a tracer in any way
-                    if _is_out_of_memory(error):
+                    if isinstance(error, HvpspecError) or _is_out_of_memory(error):
                         raise
-                    reason = (str(error) or type(error).__name__).splitlines()[0]
-                    course.notes.append(f"{name}: not possible here ({reason})")
+                    course.notes.append(f"{name}: not possible here ({_first_line(error)})")
                     continue
                 if not agree(trial.product, expected, scale):
                     warnings.warn(
@@ -350,7 +347,7 @@ class Products:
         except Exception as error:  # examples that belong together, or tensors that are for all
             if _is_out_of_memory(error):
                 raise
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            reason = _first_line(error)
             course.notes.append(f"chunks of {smaller} examples: not possible here ({reason})")
         # They also take less memory, and win what is within a trial's accuracy.
         least = min(cut.seconds.values(), default=math.inf)
@@ -422,6 +419,11 @@ class Products:
             raise DataChangedError(
                 "the data were changed in place between two products; make a new operator"
             )
+
+
+def _first_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _is_out_of_memory(error: Exception) -> bool:

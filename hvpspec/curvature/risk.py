@@ -168,6 +168,8 @@ class EmpiricalRisk:
             DataChangedError: they do not add up to the same risk; so it is then.
         """
         former, reference = self.data.chunk_size, self.reference
+        if chunk_size == former:
+            return
         try:
             self._rechunk(chunk_size)
         except Exception:

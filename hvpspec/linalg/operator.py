@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hvpspec.errors import ComputationError, InputError, NonFiniteError
-from hvpspec.files import digest
+from hvpspec.linalg.digests import tensor_digest
 from hvpspec.linalg.facts import PointFacts
 from hvpspec.linalg.memory import require_memory
 from hvpspec.linalg.ranks import ALONE, Ranks
@@ -228,13 +228,6 @@ def unit_columns(A: SymmetricOperator, indices: Sequence[int] | Tensor) -> Tenso
     unit = torch.zeros(A.shape[0], len(indices), dtype=A.dtype, device=A.device)
     unit[indices, range(len(indices))] = 1
     return unit
-
-
-def tensor_digest(tensors: Iterable[Tensor]) -> str:
-    """Sixteen digits that say whether tensors hold the same bits."""
-    return digest(
-        t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data for t in tensors
-    )
 
 
 def as_operator(A: SymmetricOperator | Tensor) -> SymmetricOperator:

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from hvpspec.errors import InputError
+from hvpspec.linalg.digests import tensor_digest
 from hvpspec.linalg.facts import PointFacts
-from hvpspec.linalg.operator import Progress, SymmetricOperator, tensor_digest
+from hvpspec.linalg.operator import Progress, SymmetricOperator
 
 
 class PreconditionedOperator(SymmetricOperator):

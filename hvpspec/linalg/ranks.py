@@ -6,7 +6,8 @@ process, so that all of them take the same decisions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING, TypeVar
 
@@ -44,10 +45,8 @@ class Ranks:
             ComputationError: another process ended, or did not answer within the group's time.
         """
         if self.size > 1:
-            try:
+            with _reachable():
                 torch.distributed.all_reduce(x, group=self.group)
-            except RuntimeError as error:
-                raise _broken(error) from error
         return x
 
     def sum(self, x: float) -> float:
@@ -67,10 +66,8 @@ class Ranks:
         if self.size == 1:
             return [value]
         found: list[T | None] = [None] * self.size
-        try:
+        with _reachable():
             torch.distributed.all_gather_object(found, value, group=self.group)
-        except RuntimeError as error:
-            raise _broken(error) from error
         return found  # type: ignore[return-value]
 
     def share(self, n: int) -> slice:
@@ -97,10 +94,8 @@ class Ranks:
         padded = torch.zeros(len(part), longest, dtype=part.dtype, device=part.device)
         padded[:, : part.shape[1]] = part
         parts = [torch.empty_like(padded) for _ in shares]
-        try:
+        with _reachable():
             torch.distributed.all_gather(parts, padded, group=self.group)
-        except RuntimeError as error:
-            raise _broken(error) from error
         cut = [p[:, : s.stop - s.start] for p, s in zip(parts, shares, strict=True)]
         return torch.cat(cut, dim=1)
 
@@ -115,9 +110,13 @@ class Ranks:
 ALONE = Ranks()
 
 
-def _broken(error: RuntimeError) -> ComputationError:
-    """What is known when the others cannot be reached."""
-    reason = str(error).splitlines()[0]
-    return ComputationError(
-        f"another process ended, or did not answer in time ({reason}); it may say why itself"
-    )
+@contextmanager
+def _reachable() -> Iterator[None]:
+    """Say what is known when the others cannot be reached."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ComputationError(
+            f"another process ended, or did not answer in time ({reason}); it may say why itself"
+        ) from error

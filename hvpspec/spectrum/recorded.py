@@ -25,9 +25,10 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from hvpspec.errors import InputError
-from hvpspec.files import digest, make_folder, write_atomically
+from hvpspec.files import make_folder, write_atomically
+from hvpspec.linalg.digests import digest, tensor_digest
 from hvpspec.linalg.facts import PointFacts
-from hvpspec.linalg.operator import Progress, SymmetricOperator, tensor_digest
+from hvpspec.linalg.operator import Progress, SymmetricOperator
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -289,6 +289,16 @@ def tell(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     monkeypatch.setattr(products.Trial, "of", timed)
 
 
+def plan_of(H: HessianOperator) -> products.Plan:
+    """The plan for a block of 4, after three products that are the same."""
+    V = torch.randn(H.shape[0], 4, dtype=torch.float64)
+    expected = H @ V
+    for _ in range(2):
+        torch.testing.assert_close(H @ V, expected, rtol=1e-11, atol=1e-13)
+    (plan,) = H.plan
+    return plan
+
+
 @pytest.mark.parametrize("hidden", [3, 400])
 def test_chunks_are_cut_once_where_intermediate_results_are_large(
     hidden: int, monkeypatch: pytest.MonkeyPatch
@@ -297,11 +307,7 @@ def test_chunks_are_cut_once_where_intermediate_results_are_large(
     tell(monkeypatch, 0.3)
     model, data = large_in(hidden)
     H = HessianOperator(model, nn.CrossEntropyLoss(), data)
-    V = torch.randn(H.shape[0], 4, dtype=torch.float64)
-    expected = H @ V
-    for _ in range(2):
-        torch.testing.assert_close(H @ V, expected, rtol=1e-11, atol=1e-13)
-    (plan,) = H.plan
+    plan = plan_of(H)
     if hidden == 400:
         assert (H._risk.num_chunks, plan.num_examples) == (9, 10)
         assert plan.notes == ("chunks of 10 examples in place of 90",)
@@ -318,11 +324,7 @@ def test_examples_that_belong_together_are_not_parted(monkeypatch: pytest.Monkey
         return nn.functional.cross_entropy(outputs @ outputs.T, torch.arange(len(outputs)))
 
     H = HessianOperator(model, Loss(contrast), (X, torch.zeros(90)))
-    V = torch.randn(H.shape[0], 4, dtype=torch.float64)
-    loss, expected = H.loss(), H @ V
-    for _ in range(2):
-        torch.testing.assert_close(H @ V, expected, rtol=1e-11, atol=1e-13)
-    (plan,) = H.plan
+    loss, plan = H.loss(), plan_of(H)
     assert plan.num_examples == 90
     assert plan.notes[0].startswith("chunks of 10 examples: not possible here (")
     assert H.loss() == loss
@@ -333,11 +335,7 @@ def test_a_loss_that_cancels_may_be_parted(monkeypatch: pytest.MonkeyPatch) -> N
     model, (X, _) = large_in(400)
     mean = float((model(X) ** 2).mean().detach())
     H = HessianOperator(model, Loss(lambda out, t: (out**2).mean() - mean), (X, torch.zeros(90)))
-    V = torch.randn(H.shape[0], 4, dtype=torch.float64)
-    expected = H @ V
-    for _ in range(2):
-        torch.testing.assert_close(H @ V, expected, rtol=1e-11, atol=1e-13)
-    assert H.plan[0].num_examples == 10
+    assert plan_of(H).num_examples == 10
 
 
 @pytest.mark.parametrize("faster", [False, True])
@@ -347,11 +345,7 @@ def test_smaller_chunks_are_kept_only_where_they_are_faster(
     tell(monkeypatch, 0.3 if faster else 0.5)
     model, data = large_in(400)
     H = HessianOperator(model, nn.CrossEntropyLoss(), data)
-    V = torch.randn(H.shape[0], 4, dtype=torch.float64)
-    expected = H @ V
-    for _ in range(2):
-        torch.testing.assert_close(H @ V, expected, rtol=1e-11, atol=1e-13)
-    (plan,) = H.plan
+    plan = plan_of(H)
     assert plan.num_examples == (10 if faster else 90)
     assert H._risk.num_chunks == (9 if faster else 1)
     assert plan.seconds[plan.engine] == pytest.approx(2.7 if faster else 4.0)
