@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from hvpspec import HessianOperator
-from hvpspec.curvature import products as planning
+from hvpspec.curvature import planning
 
 PACKAGES = (
     "hvpspec",

@@ -25,7 +25,7 @@ from benchmarks.measuring import interleaved, leave_out_compiling, seconds_of, w
 from benchmarks.networks import NAMES, Problem, problem
 from benchmarks.peers import peers
 from hvpspec import HessianOperator, spectral_measure
-from hvpspec.curvature.products import EngineName
+from hvpspec.curvature.planning import EngineName
 
 WIDTHS = (1, 8, 32)
 

@@ -29,3 +29,8 @@ class DataChangedError(ComputationError):
 
 class NotDifferentiableError(ComputationError):
     """The loss has no second derivative that PyTorch can compute with respect to the parameters."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an error of another library says, in one line; its type if it says nothing."""
+    return (str(error) or type(error).__name__).splitlines()[0]

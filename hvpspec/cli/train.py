@@ -18,7 +18,7 @@ from hvpspec.cli.options import (
     parse_net_args,
 )
 from hvpspec.cli.progress import training_bar
-from hvpspec.errors import InputError
+from hvpspec.errors import InputError, first_line
 from hvpspec.files import check_target
 from hvpspec.report import facts_table, network_text
 
@@ -112,7 +112,7 @@ def train_and_save(
     try:
         test = _dataset(source, "test", data_dir)
     except InputError as error:
-        rows.append(("test loss", "–", str(error).splitlines()[0]))
+        rows.append(("test loss", "–", first_line(error)))
     else:
         loss, accuracy = zoo.evaluate(model, test, loss=settings.loss)
         rows.append(("test loss", f"{loss:.5g}", f"{len(test):,} examples"))

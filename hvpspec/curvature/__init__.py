@@ -11,7 +11,7 @@ from hvpspec.curvature.gauss_newton import GGNOperator
 from hvpspec.curvature.hessian import HessianOperator, structural_upper_bound
 from hvpspec.curvature.losses import Loss
 from hvpspec.curvature.parameters import ParameterSpace, select_parameters
-from hvpspec.curvature.products import Plan
+from hvpspec.curvature.planning import Plan
 
 __all__ = [
     "GGNOperator",

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from hvpspec.errors import NotDifferentiableError
+from hvpspec.errors import NotDifferentiableError, first_line
 
 _NO_SECOND_DERIVATIVE = re.compile(
     r"derivative for .* (is )?not implemented|differentiate twice|once_differentiable"
@@ -55,7 +55,7 @@ def differentiate(
         if not _NO_SECOND_DERIVATIVE.search(str(error)):
             raise
         raise NotDifferentiableError(
-            f"PyTorch has no second derivative here: {str(error).splitlines()[0]}; "
+            f"PyTorch has no second derivative here: {first_line(error)}; "
             "replace that operation by one it can differentiate twice"
         ) from error
     return {name: p for name, p in zip(leaves, parts, strict=True) if p is not None}

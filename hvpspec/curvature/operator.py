@@ -16,7 +16,8 @@ from hvpspec.curvature.kronecker import add_own_block_, largest_linear
 from hvpspec.curvature.losses import Loss
 from hvpspec.curvature.matrices import Matrix
 from hvpspec.curvature.parameters import ParameterSpace, Selector
-from hvpspec.curvature.products import EngineName, Plan, Products
+from hvpspec.curvature.planning import EngineName, Plan
+from hvpspec.curvature.products import Products
 from hvpspec.curvature.risk import EmpiricalRisk
 from hvpspec.errors import InputError
 from hvpspec.linalg.digests import tensor_digest

@@ -19,7 +19,7 @@ from torch.func import functional_call, grad, stack_module_state, vmap
 from torch.nn import functional as F
 
 from hvpspec import zoo
-from hvpspec.errors import ComputationError, InputError
+from hvpspec.errors import ComputationError, InputError, first_line
 from hvpspec.experiments.points import images_of
 from hvpspec.files import make_folder, write_atomically
 
@@ -220,5 +220,5 @@ def _restore(
         order.set_state(state["order"])
         return int(state["epoch"])
     except (OSError, EOFError, KeyError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+        cause = first_line(error)
         raise InputError(f"cannot use {path} ({cause}); remove it, to train anew") from error

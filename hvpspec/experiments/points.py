@@ -15,7 +15,7 @@ from torch.utils.data import TensorDataset
 
 from hvpspec import zoo
 from hvpspec.curvature import GGNOperator, HessianOperator
-from hvpspec.curvature.products import EngineName
+from hvpspec.curvature.planning import EngineName
 from hvpspec.errors import InputError
 from hvpspec.experiments.pooling import FixedPooling
 from hvpspec.files import make_folder

@@ -34,6 +34,12 @@ def require_memory(
         )
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory does not suffice, for which PyTorch has no type on CPUs."""
+    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return known or "can't allocate memory" in str(error)
+
+
 def give_back_freed() -> None:
     """Return what was freed to the system, where the C library keeps it: malloc_trim(3) of glibc.
 

@@ -12,7 +12,7 @@ from typing import Literal, TypeGuard, get_args
 import torch
 from torch import nn
 
-from hvpspec.errors import ComputationError, InputError
+from hvpspec.errors import ComputationError, InputError, first_line
 from hvpspec.zoo.datasets import Dataset
 from hvpspec.zoo.seeding import check_seed, seeded
 
@@ -255,7 +255,7 @@ def _outputs(model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         raise InputError(
             f"the network cannot take inputs of shape {tuple(inputs.shape)}, {inputs.dtype}:"
-            f" {str(error).splitlines()[0]}"
+            f" {first_line(error)}"
         ) from error
     if not isinstance(outputs, torch.Tensor):
         raise InputError(f"the network returns a {type(outputs).__name__}; it must return a tensor")
@@ -272,7 +272,7 @@ def _compare(criterion: nn.Module, outputs: torch.Tensor, targets: torch.Tensor)
         loss: torch.Tensor = criterion(outputs, targets)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         raise InputError(
-            f"the loss cannot take {fit}, {targets.dtype}: {str(error).splitlines()[0]}"
+            f"the loss cannot take {fit}, {targets.dtype}: {first_line(error)}"
         ) from error
     return loss
 

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from hvpspec.errors import InputError
+from hvpspec.errors import InputError, first_line
 from hvpspec.zoo.safe_load import load_torch_file, require_file
 
 StateDict = Mapping[str, torch.Tensor]
@@ -126,7 +126,7 @@ def load_weights(model: nn.Module, state: StateDict, path: Path) -> None:
     try:
         model.load_state_dict(dict(state))
     except RuntimeError as error:
-        first = str(error).splitlines()[0]
+        first = first_line(error)
         raise InputError(f"the weights in {path} cannot be loaded: {first}") from error
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hvpspec import ComputationError, DataChangedError, HessianOperator, InputError, Loss
-from hvpspec.curvature import products
+from hvpspec.curvature import planning
 from hvpspec.curvature.batches import Batch
 from hvpspec.curvature.engines import Engine
 from hvpspec.curvature.trials import Trial
@@ -143,7 +143,7 @@ def test_some_of_the_parameters() -> None:
 
 
 def test_planning_finds_the_fastest_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "_PRICES", {"compile": (float("inf"), 0.0, 0.0)})
+    monkeypatch.setattr(planning, "_PRICES", {"compile": (float("inf"), 0.0, 0.0)})
     model, loss, data = problem("mlp2")
     H = HessianOperator(model, loss, data)
     V = torch.randn(H.shape[0], 4, dtype=torch.float64)
@@ -163,7 +163,7 @@ def test_a_short_run_is_not_planned() -> None:
     H = HessianOperator(model, loss, data)
     for _ in range(2):
         H @ torch.ones(H.shape[0], dtype=torch.float64)
-    assert H.plan == (products.Plan("double backward", 1, 0, False, {}, ()),)
+    assert H.plan == (planning.Plan("double backward", 1, 0, False, {}, ()),)
 
 
 def test_compiled() -> None:
@@ -259,7 +259,7 @@ def test_a_block_wider_than_memory_allows_is_parted(monkeypatch: pytest.MonkeyPa
     expected_of = HessianOperator(model, loss, data)
     V = torch.randn(expected_of.shape[0], 5, dtype=torch.float64)
     expected = expected_of @ V
-    monkeypatch.setattr(products, "available_memory", lambda device: 2**20)
+    monkeypatch.setattr(planning, "available_memory", lambda device: 2**20)
     H = HessianOperator(model, loss, data, engine="forward over reverse", memory_budget=0)
     for _ in range(2):
         torch.testing.assert_close(H @ V, expected, rtol=1e-11, atol=1e-13)
@@ -275,9 +275,9 @@ def large_in(hidden: int) -> tuple[nn.Module, tuple[Tensor, Tensor]]:
 
 def tell(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     """Have trials say that a block forward over reverse takes 4 s, and so long on 10 of 90."""
-    monkeypatch.setattr(products, "_LARGEST", 10 * 4 * 400 * 8)
-    monkeypatch.setattr(products, "_PRICES", {"compile": (float("inf"), 0.0, 0.0)})
-    true_trial = products.Trial.of
+    monkeypatch.setattr(planning, "_LARGEST", 10 * 4 * 400 * 8)
+    monkeypatch.setattr(planning, "_PRICES", {"compile": (float("inf"), 0.0, 0.0)})
+    true_trial = planning.Trial.of
 
     def timed(engine: Engine, k: int, batch: Batch, V: Tensor, mix: Tensor) -> Trial:
         told = 4.0 if engine.name == "batched forward over reverse" else 9.0
@@ -286,10 +286,10 @@ def tell(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
             trial, prepare_seconds=0.0, multiply_seconds=told if len(batch) == 90 else seconds
         )
 
-    monkeypatch.setattr(products.Trial, "of", timed)
+    monkeypatch.setattr(planning.Trial, "of", timed)
 
 
-def plan_of(H: HessianOperator) -> products.Plan:
+def plan_of(H: HessianOperator) -> planning.Plan:
     """The plan for a block of 4, after three products that are the same."""
     V = torch.randn(H.shape[0], 4, dtype=torch.float64)
     expected = H @ V
@@ -403,15 +403,15 @@ def test_out_of_memory_it_goes_on_with_smaller_chunks(
     model, data = large_in(3)
     V = torch.randn(sum(p.numel() for p in model.parameters()), 2, dtype=torch.float64)
     expected = HessianOperator(model, nn.CrossEntropyLoss(), data) @ V
-    true_prepare = products.DoubleBackward.prepare
+    true_prepare = planning.DoubleBackward.prepare
     most = 5
 
-    def prepare(self: products.DoubleBackward, k: int, batch: Batch) -> Any:
+    def prepare(self: planning.DoubleBackward, k: int, batch: Batch) -> Any:
         if len(batch) > most:
             raise error
         return true_prepare(self, k, batch)
 
-    monkeypatch.setattr(products.DoubleBackward, "prepare", prepare)
+    monkeypatch.setattr(planning.DoubleBackward, "prepare", prepare)
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*data), batch_size=40)
     for each in (data, loader):
         H = HessianOperator(model, nn.CrossEntropyLoss(), each)
