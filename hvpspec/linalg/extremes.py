@@ -51,9 +51,9 @@ def eigsh(
     """A few eigenpairs at the ends of the spectrum.
 
     Lanczos with full re-orthogonalisation and thick restarts, in memory for ``2 k + 30`` vectors
-    beside the result. A single start vector sees one copy of a repeated eigenvalue, so when k pairs
-    have converged a fresh start in their complement looks for what was missed, until it finds
-    nothing beyond them.
+    beside the result, of which each of several processes keeps its share. A single start vector
+    sees one copy of a repeated eigenvalue, so when k pairs have converged a fresh start in their
+    complement looks for what was missed, until it finds nothing beyond them.
 
     Args:
         A: an operator, or a symmetric matrix of shape (n, n).
@@ -108,6 +108,7 @@ def eigsh(
         progress,
     )
     values, X = search.run()
+    X = operator.ranks.whole(X, n)
     product = operator.matmat(X.T)
     residuals = torch.linalg.vector_norm(
         product.double() - X.T.double() * values.to(X.device), dim=0
@@ -134,10 +135,11 @@ class _Search:
         self.norm = 0.0
 
     def run(self) -> tuple[Tensor, Tensor]:
-        """Return k values in ascending order and their vectors as rows."""
+        """Return k values in ascending order and this process's share of their vectors, as rows."""
         n = self.A.shape[0]
+        share = self.A.ranks.share_size(n)
         values = torch.empty(0, dtype=torch.float64)
-        X = torch.empty(0, n, dtype=self.A.dtype, device=self.A.device)
+        X = torch.empty(0, share, dtype=self.A.dtype, device=self.A.device)
         while len(values) < n:
             # A round that only looks for what was missed looks at each end asked for.
             missing = max(2 if self.which == "BE" else 1, self.k - len(values))

@@ -10,7 +10,7 @@ from torch import Tensor
 from hvpspec.errors import InputError
 from hvpspec.linalg.memory import require_memory
 from hvpspec.linalg.operator import SymmetricOperator
-from hvpspec.linalg.recurrence import breakdown_tolerance, project_out_
+from hvpspec.linalg.recurrence import breakdown_tolerance, length, project_out_
 
 
 class KrylovSpace:
@@ -23,13 +23,15 @@ class KrylovSpace:
     where the rows of ``next``, at most as many as start vectors, are what the next step multiplies.
     All rows are orthogonal to each other and to D. Directions whose residual is round-off are
     dropped from ``next``, so that the identity is that of an operator which differs from A by no
-    more than ``dropped``; when none is left, V spans an invariant subspace of it.
+    more than ``dropped``; when none is left, V spans an invariant subspace of it. Where several
+    processes share the operator, each keeps its share of the columns of D, V and ``next``,
+    :meth:`hvpspec.linalg.ranks.Ranks.share`.
 
     Args:
         A: the operator.
         start: start vectors as columns, shape (n, b); they need not be orthogonal to D.
         capacity: the most rows of V.
-        deflated: D, orthonormal rows, shape (d, n).
+        deflated: D, orthonormal rows, shape (d, n), of which each process has its share.
 
     Attributes:
         start: the projected start vectors in the basis, float64, shape (first block, b).
@@ -46,23 +48,24 @@ class KrylovSpace:
         self, A: SymmetricOperator, start: Tensor, capacity: int, deflated: Tensor | None = None
     ) -> None:
         n, width = start.shape
-        self._A = A
-        self.deflated = torch.empty(0, n, dtype=A.dtype, device=A.device)
+        self._A, self._ranks, self._own = A, A.ranks, A.ranks.share(n)
+        share = self._ranks.share_size(n)
+        self.deflated = torch.empty(0, share, dtype=A.dtype, device=A.device)
         if deflated is not None:
             self.deflated = deflated
         # No more rows exist than the complement of D has dimensions.
         self.capacity = min(capacity, n - len(self.deflated))
         rows = self.capacity + width
-        require_memory(rows * n * A.dtype.itemsize, f"a basis of {rows} vectors", A.device)
-        self._basis = torch.empty(rows, n, dtype=A.dtype, device=A.device)
+        require_memory(rows * share * A.dtype.itemsize, f"a basis of {rows} vectors", A.device)
+        self._basis = torch.empty(rows, share, dtype=A.dtype, device=A.device)
         self._T = torch.zeros(rows, rows, dtype=torch.float64)
         self._C = torch.zeros(len(self.deflated), rows, dtype=torch.float64)
         self._scale = 0.0
         self.dropped = 0.0
         self._local = 0
         self.size = self._known = 0
-        block = start.T.to(A.dtype).clone()
-        project_out_(block, self.deflated)
+        block = start.T[:, self._own].to(A.dtype).clone()
+        project_out_(block, self.deflated, self._ranks)
         lengths = torch.linalg.vector_norm(start, dim=0, dtype=torch.float64)
         block /= torch.where(lengths == 0, 1, lengths)[:, None].to(A.dtype)
         # A direction of D leaves nothing but the round-off of its projection.
@@ -106,19 +109,17 @@ class KrylovSpace:
     def expand(self) -> int:
         """Multiply ``next`` and extend the basis; return the number of products."""
         rows = slice(self.size, self._known)
-        block = self._basis[rows]
-        W = self._A.matmat(block.T).T.clone()
-        self._C[:, rows] = project_out_(W, self.deflated).double().cpu()
-        # Squares of float32 overflow from 1e19.
-        lengths = torch.linalg.vector_norm(W, dim=1, dtype=torch.float64)
-        self._scale = max(self._scale, float(lengths.max()))
+        block = self._ranks.whole(self._basis[rows], self.dim)
+        W = self._A.matmat(block.T).T[:, self._own].clone()
+        self._C[:, rows] = project_out_(W, self.deflated, self._ranks).double().cpu()
+        self._scale = max(self._scale, *(length(w, self._ranks) for w in W))
         # The recurrence first, in float64: what the full pass then removes is round-off.
         recent = slice(self._local, self._known)
         coefficients = torch.zeros(self._known, len(W), dtype=torch.float64)
-        local = self._basis[recent].double() @ W.double().T
+        local = self._ranks.sum_(self._basis[recent].double() @ W.double().T)
         W -= (local.T @ self._basis[recent].double()).to(W.dtype)
         coefficients[recent] = local.cpu()
-        coefficients += project_out_(W, self._basis[: self._known]).double().cpu()
+        coefficients += project_out_(W, self._basis[: self._known], self._ranks).double().cpu()
         self._T[: self._known, rows] = coefficients
         self._T[rows, : self._known] = coefficients.T
         # Two computed halves of the diagonal block differ by round-off.
@@ -141,7 +142,7 @@ class KrylovSpace:
         return theta, S, torch.linalg.vector_norm(self.coupling @ S, dim=0)
 
     def rotate(self, S: Tensor) -> Tensor:
-        """The vectors with coordinates S, shape (size, k), as rows, shape (k, n)."""
+        """The vectors with coordinates S, shape (size, k), as rows, shape (k, share of n)."""
         return S.T.to(self._basis) @ self._basis[: self.size]
 
     def restart(self, theta: Tensor, S: Tensor) -> None:
@@ -168,19 +169,19 @@ class KrylovSpace:
         added = 0
         for i, w in enumerate(W):
             own = self._basis[begin : begin + added]
-            R[:added, i] += project_out_(w, own).double().cpu()
-            length = float(torch.linalg.vector_norm(w, dtype=torch.float64))
-            if length <= tolerance or added == room:
+            R[:added, i] += project_out_(w, own, self._ranks).double().cpu()
+            remainder = length(w, self._ranks)
+            if remainder <= tolerance or added == room:
                 # V is orthogonal to it, so that the columns of all of these make a matrix of norm
                 # at most this, and with its transpose too.
-                self.dropped = math.hypot(self.dropped, length)
+                self.dropped = math.hypot(self.dropped, remainder)
                 continue
-            w /= length
+            w /= remainder
             # A short remainder carries relatively large round-off along everything before it.
-            project_out_(w, self.deflated)
-            project_out_(w, self._basis[: begin + added])
-            w /= torch.linalg.vector_norm(w)
+            project_out_(w, self.deflated, self._ranks)
+            project_out_(w, self._basis[: begin + added], self._ranks)
+            w /= length(w, self._ranks)
             self._basis[begin + added] = w
-            R[added, i] = length
+            R[added, i] = remainder
             added += 1
         return added, R[:added]

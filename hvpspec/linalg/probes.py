@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hvpspec.errors import InputError
+from hvpspec.linalg.ranks import ALONE, Ranks
 
 #: The distributions of :func:`draw_probes`.
 ProbeKind = Literal["gaussian", "rademacher", "sphere"]
@@ -22,6 +23,7 @@ def draw_probes(
     dtype: torch.dtype = torch.float64,
     device: torch.device | str = "cpu",
     orthogonal_to: Tensor | None = None,
+    ranks: Ranks = ALONE,
 ) -> Tensor:
     """Draw independent random vectors z with ``E[z z^T] = I``.
 
@@ -37,6 +39,8 @@ def draw_probes(
         dtype: of the result.
         device: of the result.
         orthogonal_to: orthonormal rows, shape (d, n), whose span is projected out.
+        ranks: the processes, each of which has its share of the columns of ``orthogonal_to``, and
+            all of which draw the same.
 
     Returns:
         The probes as columns, shape (n, num_probes).
@@ -65,8 +69,10 @@ def draw_probes(
         raise InputError(f"kind must be 'gaussian', 'rademacher' or 'sphere', got {kind!r}")
     Z = Z.to(device, dtype)
     if orthogonal_to is not None:
+        own = Z[:, ranks.share(n)]
         for _ in range(2):  # the second pass removes the round-off of the first
-            Z -= (Z @ orthogonal_to.mT) @ orthogonal_to
+            own -= ranks.sum_(own @ orthogonal_to.mT) @ orthogonal_to
+        Z = ranks.whole(own, n)
     return Z.T
 
 

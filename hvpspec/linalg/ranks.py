@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
-from hvpspec.errors import ComputationError
+from hvpspec.errors import ComputationError, first_line
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -74,6 +74,10 @@ class Ranks:
         """The entries of a vector of length n that this process holds: as many as the others."""
         return self._shares(n)[self.rank]
 
+    def share_size(self, n: int) -> int:
+        """How many entries of a vector of length n this process holds."""
+        return len(range(n)[self.share(n)])
+
     def whole(self, part: Tensor, n: int) -> Tensor:
         """Put vectors together from the shares that the processes hold.
 
@@ -116,7 +120,7 @@ def _reachable() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise ComputationError(
             f"another process ended, or did not answer in time ({reason}); it may say why itself"
         ) from error

@@ -107,17 +107,17 @@ def lanczos(
         raise InputError("a start vector is zero; Lanczos needs a direction to start from")
     kept = num_steps + 1 if reorthogonalize else 2
     ranks, own = A.ranks, A.ranks.share(n)
-    length = own.stop - own.start
+    share = ranks.share_size(n)
     require_memory(
-        k * kept * length * A.dtype.itemsize,
-        f"a Lanczos basis of {k} x {kept} vectors of length {length}",
+        k * kept * share * A.dtype.itemsize,
+        f"a Lanczos basis of {k} x {kept} vectors of length {share}",
         A.device,
         "fewer probes or steps, or reorthogonalize=False",
     )
     give_back_freed()  # of which the basis, in one piece, could take nothing
     # Row j of a probe's basis is q_j; without reorthogonalisation rows 0 and 1 take turns. Not
     # cleared, so that it takes memory only as it fills.
-    basis = torch.empty(k, kept, length, dtype=A.dtype, device=A.device)
+    basis = torch.empty(k, kept, share, dtype=A.dtype, device=A.device)
     for i in range(k):
         basis[i, 0] = Z[own, i].double() / norms[i]
     del Z  # the caller may have let go of it
@@ -144,7 +144,7 @@ def lanczos(
             w.sub_(q[i], alpha=alpha)
             if reorthogonalize:
                 project_out_(w, basis[i, : j + 1], ranks)
-            beta = _length(w, ranks)
+            beta = length(w, ranks)
             alphas[i, j], betas[i, j], lengths[i] = alpha, beta, j + 1
             scales[i] = max(scales[i], abs(alpha) + beta)
             # After n steps a basis kept orthogonal is complete; one with copies is not.
@@ -222,12 +222,12 @@ def project_out_(w: Tensor, basis: Tensor, ranks: Ranks = ALONE) -> Tensor:
         The coefficients that were removed, shape (m,) or (m, k).
     """
     removed = _project_once_(w, basis, ranks)
-    if norm(removed) > _length(w, ranks):
+    if norm(removed) > length(w, ranks):
         removed += _project_once_(w, basis, ranks)
     return removed
 
 
-def _length(w: Tensor, ranks: Ranks) -> float:
+def length(w: Tensor, ranks: Ranks = ALONE) -> float:
     """The norm of all entries, of which each process has a share."""
     return norm(w) if ranks.size == 1 else math.sqrt(ranks.sum(norm(w) ** 2))
 

@@ -17,7 +17,8 @@ from hvpspec.errors import InputError
 from hvpspec.linalg.memory import require_memory
 from hvpspec.linalg.operator import Progress, SymmetricOperator, as_operator, unit_columns
 from hvpspec.linalg.probes import ProbeKind, draw_probes
-from hvpspec.linalg.sketch import entries, inner
+from hvpspec.linalg.ranks import Ranks
+from hvpspec.linalg.sketch import entries, inner, qr
 
 #: Products spent when neither a budget nor a target is given.
 DEFAULT_BUDGET = 100
@@ -28,8 +29,9 @@ _MIN_SAMPLES = 10
 
 #: V, AV (n, k) to samples (k,), or (n, k) for a diagonal.
 Form = Callable[[Tensor, Tensor], Tensor]
-#: Omega (n, m), Q and Z (n, r), C (r, m) to an estimate and its standard error, () or (n,).
-LeaveOneOut = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+#: n, the processes, and their shares of Omega (n, m), Q and Z (n, r), with C (r, m), to an estimate
+#: and its standard error, () or (n,).
+LeaveOneOut = Callable[[int, Ranks, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class Step(NamedTuple):
@@ -62,6 +64,7 @@ class Run:
             raise InputError(f"block_size must be at least 1, got {block_size}")
         self.A = as_operator(A)
         self.n, self.start = self.A.shape[0], self.A.num_matvecs
+        self.ranks, self.own = self.A.ranks, self.A.ranks.share(self.n)
         self.rtol, self.atol = rtol or 0.0, atol or 0.0
         self.has_target = rtol is not None or atol is not None
         self.generator, self.block_size, self.progress = generator, block_size, progress
@@ -85,10 +88,16 @@ class Run:
         return self.A.num_matvecs - self.start
 
     def draw(self, kind: ProbeKind, most: int, Q: Tensor | None = None) -> Tensor:
-        """Draw a block of probes, at most so many, orthogonal to the columns of Q."""
-        A, k, rows = self.A, min(most, self.block_size), None if Q is None else Q.mT
+        """Draw a block of probes, at most so many, orthogonal to the shared columns of Q."""
         return draw_probes(
-            kind, self.n, k, self.generator, dtype=A.dtype, device=A.device, orthogonal_to=rows
+            kind,
+            self.n,
+            min(most, self.block_size),
+            self.generator,
+            dtype=self.A.dtype,
+            device=self.A.device,
+            orthogonal_to=None if Q is None else Q.mT,
+            ranks=self.ranks,
         )
 
     def multiply(self, V: Tensor) -> Tensor:
@@ -144,7 +153,8 @@ def hutchpp(run: Run, kind: ProbeKind, rank: int) -> Iterator[Step]:
     Q, Z, C = _empty_sketch(run)
     while C.shape[1] < rank:
         Q, Z, C = _extend(run, Q, Z, C, run.draw(kind, rank - C.shape[1]))
-    low_rank, square_norm = inner(Q, Z).trace(), float(inner(Z, Z).trace())
+    low_rank = inner(Q, Z, run.ranks).trace()
+    square_norm = float(inner(Z, Z, run.ranks).trace())
     for mean, sem, rest, count in hutchinson(run, kind, quadratic_form, Q):
         # ||A||_F^2 = ||A Q||_F^2 + ||A (I - Q Q^T)||_F^2
         yield Step(low_rank + mean, sem, square_norm + rest, count)
@@ -160,26 +170,28 @@ def leave_one_out(run: Run, kind: ProbeKind, form: LeaveOneOut) -> Iterator[Step
         planned = m + W.shape[1] if run.has_target else num_probes
         _require_room(run, 3 * (planned - m) + m)  # appending copies one of the three
         Q, Z, C = _extend(run, Q, Z, C, W)
-        Omega, m = torch.cat([Omega, W], 1), m + W.shape[1]
+        Omega, m = torch.cat([Omega, W[run.own]], 1), m + W.shape[1]
         if m == num_probes or (run.has_target and m >= _MIN_SAMPLES):
-            yield Step(*form(Omega, Q, Z, C), float(C.square().sum()) / m, m)
+            yield Step(*form(run.n, run.ranks, Omega, Q, Z, C), float(C.square().sum()) / m, m)
 
 
 def _extend(run: Run, Q: Tensor, Z: Tensor, C: Tensor, W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Grow an orthonormal Q by the range of ``A W``, with ``Z = A Q`` and ``A [... W] = Q C``."""
     Y = run.multiply(W)
     norm = max(float(torch.linalg.vector_norm(X, dtype=torch.float64)) for X in (Y, C))
-    B = inner(Q, Y)
-    P, R = torch.linalg.qr(Y - Q @ B.to(Y.dtype))
+    Y, ranks = Y[run.own], run.ranks
+    B = inner(Q, Y, ranks)
+    P, R = qr(Y - Q @ B.to(Y.dtype), ranks)
     # Directions below the products' round-off are dropped; those just above it do no harm.
     U, sigma, Vh = torch.linalg.svd(R.double())
     keep = sigma > 10 * run.A.unit_roundoff * norm
     P, R = P @ U[:, keep].to(Y.dtype), sigma[keep, None] * Vh[keep]
-    correction = inner(Q, P)  # the second pass of Gram-Schmidt
-    P, factor = torch.linalg.qr(P - Q @ correction.to(Y.dtype))
+    correction = inner(Q, P, ranks)  # the second pass of Gram-Schmidt
+    P, factor = qr(P - Q @ correction.to(Y.dtype), ranks)
     B, R = B + correction @ R, factor.double() @ R
     C = torch.cat([torch.nn.functional.pad(C, (0, 0, 0, len(R))), torch.cat([B, R])], 1)
-    return torch.cat([Q, P], 1), torch.cat([Z, run.multiply(P)], 1), C
+    AP = run.multiply(ranks.whole(P.mT, run.n).mT)[run.own]
+    return torch.cat([Q, P], 1), torch.cat([Z, AP], 1), C
 
 
 def quadratic_form(V: Tensor, AV: Tensor) -> Tensor:
@@ -199,12 +211,12 @@ def root(step: Step) -> Step:
 
 
 def _empty_sketch(run: Run) -> tuple[Tensor, Tensor, Tensor]:
-    """Q and Z (n, 0), C (0, 0)."""
-    Q = torch.empty(run.n, 0, dtype=run.A.dtype, device=run.A.device)
+    """Q and Z (share of n, 0), C (0, 0)."""
+    Q = torch.empty(run.ranks.share_size(run.n), 0, dtype=run.A.dtype, device=run.A.device)
     return Q, Q, torch.empty(0, 0, dtype=torch.float64, device=run.A.device)
 
 
 def _require_room(run: Run, num_columns: int) -> None:
     """Raise InputError unless so many vectors fit into memory."""
-    size = num_columns * run.n * run.A.dtype.itemsize
+    size = num_columns * run.ranks.share_size(run.n) * run.A.dtype.itemsize
     require_memory(size, "the sketch (method='hutchinson' has none)", run.A.device)

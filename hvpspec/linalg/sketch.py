@@ -3,13 +3,16 @@
 Sample ``x_i`` tests with probe i what the sketch by all others leaves. ``d_ij`` is its change by
 probe j: ``x_i`` less what it would be had j been left out of the sketch as well.
 
-Shapes: Omega (n, m); Q and Z (n, r); C (r, m); everything small is float64.
+Shapes: Omega (n, m); Q and Z (n, r); C (r, m); everything small is float64. Of several processes
+each has its share of the rows of the first three.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from hvpspec.linalg.ranks import ALONE, Ranks
 
 #: Rows converted to float64 at once.
 _STRIPE = 16384
@@ -31,7 +34,7 @@ def left_out(C: Tensor) -> Tensor:
 
 
 def xtrace(
-    Omega: Tensor, Q: Tensor, Z: Tensor, C: Tensor, *, normalise: bool
+    n: int, ranks: Ranks, Omega: Tensor, Q: Tensor, Z: Tensor, C: Tensor, *, normalise: bool
 ) -> tuple[Tensor, Tensor]:
     """The mean of the samples ``x_i = tr(Q_i^T A Q_i) + v_i^T A v_i``, and its standard error.
 
@@ -39,7 +42,7 @@ def xtrace(
     """
     S = left_out(C)
     G, p = _pairs(S)
-    H, W = inner(Q, Z), inner(Q, Omega)
+    H, W = inner(Q, Z, ranks), inner(Q, Omega, ranks)
     F = C - H @ W  # Q^T A (I - Q Q^T) Omega
     K, M, N = S.mT @ H @ S, S.mT @ W, S.mT @ F
     k, mu, nu = (X.diagonal()[:, None] for X in (K, M, N))
@@ -51,9 +54,9 @@ def xtrace(
     form_without = form + tW.square() * tHt + 2 * tW * (tF + mu * tHs)
     if normalise:
         matters = S.any(0).double()
-        dim = Omega.shape[0] - Q.shape[1] + matters[:, None]
-        norms = torch.linalg.vector_norm(Omega, dim=0, dtype=torch.float64)
-        square = (norms.square() - W.square().sum(0))[:, None] + mu.square()
+        dim = n - Q.shape[1] + matters[:, None]
+        squares = torch.linalg.vector_norm(Omega, dim=0, dtype=torch.float64).square()
+        square = (ranks.sum_(squares) - W.square().sum(0))[:, None] + mu.square()
         form = form * dim / square
         form_without = form_without * (dim + matters * (p > 0)) / (square + tW.square())
     samples = (H.trace() - k + form)[:, 0]
@@ -61,7 +64,9 @@ def xtrace(
     return samples.mean(), _standard_error(samples, (change * change.mT).sum())
 
 
-def xdiag(Omega: Tensor, Q: Tensor, Z: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
+def xdiag(
+    n: int, ranks: Ranks, Omega: Tensor, Q: Tensor, Z: Tensor, C: Tensor
+) -> tuple[Tensor, Tensor]:
     """The mean of the samples ``diag(Q_i Q_i^T A) + omega_i * (I - Q_i Q_i^T) A omega_i``, (n,).
 
     The second result is its standard error (n,).
@@ -77,7 +82,8 @@ def xdiag(Omega: Tensor, Q: Tensor, Z: Tensor, C: Tensor) -> tuple[Tensor, Tenso
         samples = entries(Q[rows], Z[rows]).sum(1, keepdim=True) + x * y
         values.append(samples.mean(1))
         errors.append(_standard_error(samples, _changes(x, y, z, G, p)))
-    return torch.cat(values), torch.cat(errors)
+    value, error = ranks.whole(torch.stack([torch.cat(values), torch.cat(errors)]), n)
+    return value, error
 
 
 def _changes(x: Tensor, y: Tensor, z: Tensor, G: Tensor, p: Tensor) -> Tensor:
@@ -132,11 +138,27 @@ def entries(V: Tensor, AV: Tensor) -> Tensor:
     return V.double() * AV.double()
 
 
-def inner(X: Tensor, Y: Tensor) -> Tensor:
+def inner(X: Tensor, Y: Tensor, ranks: Ranks = ALONE) -> Tensor:
     """``X^T Y`` in float64, converted a stripe at a time."""
-    return torch.stack([X[rows].double().mT @ Y[rows].double() for rows in _stripes(X)]).sum(0)
+    products = [X[rows].double().mT @ Y[rows].double() for rows in _stripes(X)]
+    return ranks.sum_(torch.stack(products).sum(0))
+
+
+def qr(X: Tensor, ranks: Ranks = ALONE) -> tuple[Tensor, Tensor]:
+    """``X = Q R`` with orthonormal columns of Q, by a second QR of all processes' factors R.
+
+    Reference:
+        Demmel, Grigori, Hoemmen & Langou, Communication-optimal parallel and sequential QR (2012).
+    """
+    Q, R = torch.linalg.qr(X)
+    if ranks.size == 1:
+        return Q, R
+    factors = ranks.gather(R)
+    together, R = torch.linalg.qr(torch.cat(factors))
+    start = sum(len(factor) for factor in factors[: ranks.rank])
+    return Q @ together[start : start + Q.shape[1]], R
 
 
 def _stripes(X: Tensor) -> list[slice]:
-    """The rows of X in order, so many at a time."""
-    return [slice(i, i + _STRIPE) for i in range(0, len(X), _STRIPE)]
+    """The rows of X in order, so many at a time; one that is empty where there are none."""
+    return [slice(i, i + _STRIPE) for i in range(0, max(1, len(X)), _STRIPE)]

@@ -66,7 +66,8 @@ def trace(
     ``"hutchinson"`` averages ``z^T A z`` in O(n) memory. The others take the trace of a low-rank
     part exactly and sample the remainder, which wins where the spectrum decays: ``"hutch++"`` parts
     its products between the two and keeps ``2 n num_matvecs / 3`` numbers; in ``"xtrace"`` each
-    probe samples what all others leave, and ``3 n num_matvecs / 2`` numbers are kept. XTrace is the
+    probe samples what all others leave, and ``3 n num_matvecs / 2`` numbers are kept, of which each
+    of several processes has its share. XTrace is the
     most accurate. Its samples are exchangeable, not independent; the standard error counts their
     correlation, estimated from each sample's change when another probe is left out too. The squares
     of the standard errors are unbiased, but XTrace's is cut off from below at that of independent

@@ -113,7 +113,7 @@ def count_below(
     """
     n = A.shape[0]
     brackets = [Bracket(tau, 0, upper_bound, 0, upper_bound, upper_bound / 2) for tau in taus]
-    deflated = Deflated(torch.empty(0, n, dtype=A.dtype, device=A.device))
+    deflated = Deflated(torch.empty(0, A.ranks.share_size(n), dtype=A.dtype, device=A.device))
     spent, rounds, dropped = 0, 0, 0.0
     look = partial(_look, unit_roundoff=A.unit_roundoff)
     for bracket in brackets:

@@ -17,7 +17,8 @@ class Deflated:
     """Directions taken out: W, nearly invariant, and Q, on which A is negative.
 
     Attributes:
-        vectors: orthonormal rows, W before Q, shape (w + q, n).
+        vectors: orthonormal rows, W before Q, shape (w + q, n), of which each of several processes
+            has its share of the columns.
         G: A compressed to them, float64, shape (w + q, w + q).
         residuals: bounds on ``||A x||`` outside of all vectors, for the rows of W, shape (w,).
     """

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import hvpspec
 from hvpspec import ComputationError, GGNOperator, HessianOperator
+from hvpspec.linalg.krylov import KrylovSpace
 from hvpspec.linalg.ranks import Ranks
 from hvpspec.linalg.recurrence import lanczos
 
@@ -71,7 +72,21 @@ def answers(group: dist.ProcessGroup | None) -> dict[str, Any]:
     own = ranks.share(H.shape[0])
     assert rows.shape[1] == own.stop - own.start <= H.shape[0] / ranks.size + 1
     found["basis"] = ranks.whole(rows, H.shape[0])
-    found["eigenvalues"] = hvpspec.eigsh(H, 3).values
+    space = KrylovSpace(H, V, 12)
+    while not space.full:
+        space.expand()
+    theta, S, _ = space.ritz()
+    rows = space.rotate(S)
+    assert rows.shape[1] == ranks.share_size(H.shape[0])
+    found |= {"Ritz values": theta, "their vectors": ranks.whole(rows, H.shape[0]) ** 2}
+    pairs = hvpspec.eigsh(H, 3)
+    found |= {"eigenvalues": pairs.values, "eigenvectors": pairs.vectors}
+    found["residuals"] = pairs.residual_norms < 1e-6
+    for name in ("hutchinson", "hutch++", "xtrace"):
+        estimate = hvpspec.trace(H, 30, generator=seeded(), method=name, block_size=4)
+        found[name] = torch.tensor([estimate.value, estimate.sem])
+    diagonal = hvpspec.diagonal(H, 30, generator=seeded(), block_size=4)
+    found |= {"diagonal": diagonal.value, "its sem": diagonal.sem}
     for method in ("certified", "exact"):
         result = hvpspec.index(H, 1e-3, method=method, generator=seeded())
         found[method] = (result.index, result.lower, result.upper)
