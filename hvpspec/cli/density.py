@@ -34,9 +34,11 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
     from hvpspec import SpectralMeasure
+    from hvpspec.curvature.operator import CurvatureOperator
 
 _BINS = 100
 _WHOLE = "whole network"
+_HESSIAN, _GAUSS_NEWTON = "Hessian", "Gauss-Newton"
 
 
 @on_problem
@@ -55,6 +57,9 @@ def density(
     sigma: Sigma = None,
     per_layer: Annotated[
         bool, typer.Option("--per-layer", help="Also of each layer's own block, beside the whole.")
+    ] = False,
+    gauss_newton: Annotated[
+        bool, typer.Option("--gauss-newton", help="Also of the Gauss-Newton matrix, beside it.")
     ] = False,
     bins: Annotated[
         int | None,
@@ -80,6 +85,7 @@ def density(
             seed=seed,
             sigma=sigma,
             per_layer=per_layer,
+            gauss_newton=gauss_newton,
             save=save,
             parallel=parallel,
         )
@@ -97,16 +103,28 @@ def density(
     of_data, of_probes = divided(parallel)
     problem = load(group=of_data)
     start = time.perf_counter()
-    measures = _measure(
-        problem, probes or 8, steps or 100, seed or 0, per_layer=per_layer, group=of_probes
-    )
+    operators: dict[str, CurvatureOperator] = {_HESSIAN: problem.hessian}
+    if gauss_newton:
+        operators[_GAUSS_NEWTON] = problem.gauss_newton()
+    numbers = probes or 8, steps or 100, seed or 0
+    found = {
+        matrix: _measure(problem, operator, matrix, *numbers, per_layer=per_layer, group=of_probes)
+        for matrix, operator in operators.items()
+    }
     seconds = time.perf_counter() - start
     subject = problem.subject
+    measures = {
+        _name(part, matrix): measure
+        for matrix, parts in found.items()
+        for part, measure in parts.items()
+    }
     Console().print(measure_table(measures, subject=subject, seconds=seconds))
-    whole = measures[_WHOLE]
+    whole = found[_HESSIAN].pop(_WHOLE)
+    beside = found.get(_GAUSS_NEWTON)
     if json_file:
-        layers = {name: measure for name, measure in measures.items() if name != _WHOLE}
-        write_json(json_file, measure_to_dict(whole, subject=subject, layers=layers))
+        both = (beside.pop(_WHOLE), beside) if beside else None
+        content = measure_to_dict(whole, subject=subject, layers=found[_HESSIAN], gauss_newton=both)
+        write_json(json_file, content)
         typer.echo(f"wrote {json_file}")
     if save:
         whole.save(save)
@@ -115,13 +133,15 @@ def density(
     if out:
         from hvpspec.plotting import plot_density, save_figure
 
-        drawn = measures if per_layer else whole
+        drawn = measures if len(measures) > 1 else whole
         save_figure(plot_density(drawn, sigma=sigma, symlog=symlog, title=subject.title), out)
         typer.echo(f"wrote {out}")
 
 
 def _measure(
     problem: Problem,
+    operator: CurvatureOperator,
+    matrix: str,
     probes: int,
     steps: int,
     seed: int,
@@ -129,23 +149,28 @@ def _measure(
     per_layer: bool,
     group: ProcessGroup | None,
 ) -> dict[str, SpectralMeasure]:
-    """Run Lanczos on the Hessian and, if asked to, on each layer's block of it."""
+    """Run Lanczos on a matrix and, if asked to, on each layer's block of it."""
     import torch
 
     import hvpspec
 
-    operators = {_WHOLE: problem.hessian}
+    parts = {_WHOLE: operator}
     if per_layer:
-        for layer, names in _layers(problem.hessian.space.names).items():
-            operators[layer] = problem.hessian.block(names)
+        for layer, names in _layers(operator.space.names).items():
+            parts[layer] = operator.block(names)
     measures = {}
-    for name, operator in operators.items():
-        generator = torch.Generator().manual_seed(seed)
-        with product_bar(name) as progress, problem.lasting(operator, name) as lasting:
-            measures[name] = hvpspec.spectral_measure(
+    for part, block in parts.items():
+        generator, name = torch.Generator().manual_seed(seed), _name(part, matrix)
+        with product_bar(name) as progress, problem.lasting(block, name) as lasting:
+            measures[part] = hvpspec.spectral_measure(
                 lasting, probes, steps, generator=generator, group=group, progress=progress
             )
     return measures
+
+
+def _name(part: str, matrix: str) -> str:
+    """What a part of the Hessian, or of another matrix, is called beside others."""
+    return part if matrix == _HESSIAN else f"{part}, {matrix}"
 
 
 def _layers(names: tuple[str, ...]) -> dict[str, list[str]]:

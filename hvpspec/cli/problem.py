@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -34,26 +35,40 @@ from hvpspec.report import Subject, network_text
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-    from hvpspec import HessianOperator, SymmetricOperator
+    from hvpspec import GGNOperator, HessianOperator, SymmetricOperator
+    from hvpspec.curvature.operator import CurvatureOperator
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A Hessian, and what it is the Hessian of."""
+    """A Hessian, its Gauss-Newton part, and what it is the Hessian of."""
 
     hessian: HessianOperator
-    subject: Subject
+    gauss_newton: Callable[[], GGNOperator]
+    about: Subject
     checkpoint: Path | None = None
     checkpoint_every: float | None = None
+    start: float = field(default_factory=time.perf_counter)
+
+    @property
+    def subject(self) -> Subject:
+        """What it is, for the record with the way in which products were made up to now."""
+        if self.about.provenance is None:
+            return self.about
+        so_far = {
+            "plan": [asdict(plan) for plan in self.hessian.plan],
+            "seconds": time.perf_counter() - self.start,
+        }
+        return replace(self.about, provenance={**self.about.provenance, **so_far})
 
     @contextmanager
     def lasting(
-        self, operator: HessianOperator, name: str = "network"
+        self, operator: CurvatureOperator, name: str = "network"
     ) -> Iterator[SymmetricOperator]:
         """An operator whose products are kept, if that is asked for.
 
         Args:
-            operator: the Hessian, or a block of it.
+            operator: one of the matrices, or a block of it.
             name: of its own folder.
         """
         if self.checkpoint is None:
@@ -115,7 +130,7 @@ def load_problem(
     Raises:
         HvpspecError: something does not exist, does not fit or is not finite.
     """
-    from hvpspec import HessianOperator
+    from hvpspec import GGNOperator, HessianOperator
     from hvpspec.zoo import Dataset, build_loss, evaluate, load_checkpoint
 
     if checkpoint is None:
@@ -133,17 +148,20 @@ def load_problem(
     else:
         # Only a source that the user names can give batches.
         name, num_examples, tensors = str(data), None, None
-    hessian = HessianOperator(
+    function = (
         trained.model,
         build_loss(loss),
         _own_share(tensors or examples, num_examples, group),
-        params=params,
-        l2=l2,
-        chunk_size=chunk_size,
-        # To go on with the same bits, products must not be made in the way the clock likes best.
-        engine="auto" if checkpoint is None else "batched forward over reverse",
-        group=group,
     )
+    options: dict[str, Any] = {
+        "params": params,
+        "l2": l2,
+        "chunk_size": chunk_size,
+        # To go on with the same bits, products must not be made in the way the clock likes best.
+        "engine": "auto" if checkpoint is None else "batched forward over reverse",
+        "group": group,
+    }
+    hessian = HessianOperator(*function, **options)
     subject = Subject(
         network=network_text(trained.network.name, trained.network.arguments),
         data=name,
@@ -156,7 +174,8 @@ def load_problem(
         # It takes a pass over the data, and stands in files alone.
         provenance=_provenance(hessian, told) if told and told["json_file"] else None,
     )
-    return Problem(hessian, subject, checkpoint, checkpoint_every)
+    gauss_newton = partial(GGNOperator, *function, **options)
+    return Problem(hessian, gauss_newton, subject, checkpoint, checkpoint_every)
 
 
 def _provenance(hessian: HessianOperator, told: Mapping[str, Any]) -> dict[str, Any]:

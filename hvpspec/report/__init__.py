@@ -11,6 +11,7 @@ from hvpspec.report.index import (
     index_to_dict,
     relative_decrease,
 )
+from hvpspec.report.reading import read_json
 from hvpspec.report.spectrum import (
     density_to_dict,
     eigenpairs_to_dict,
@@ -42,6 +43,7 @@ __all__ = [
     "measure_table",
     "measure_to_dict",
     "network_text",
+    "read_json",
     "relative_decrease",
     "trace_table",
     "trace_to_dict",

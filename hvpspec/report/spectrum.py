@@ -50,6 +50,7 @@ def measure_to_dict(
     *,
     subject: Subject | None = None,
     layers: Mapping[str, SpectralMeasure] | None = None,
+    gauss_newton: tuple[SpectralMeasure, Mapping[str, SpectralMeasure]] | None = None,
 ) -> dict[str, Any]:
     """Turn a spectral measure into plain data for JSON.
 
@@ -58,18 +59,20 @@ def measure_to_dict(
     norm in ``norms``, its Ritz values in ``nodes`` and their weights, of sum 1, in ``weights``;
     ``norm``, the largest absolute value of a node; ``resolution``, below which differences are
     round-off; ``bulk``, ``gap_below``, ``gap_above``, ``bottom`` and ``top`` (lists of ``value``,
-    ``residual``, ``multiplicity``) of `hvpspec.spectrum.Outliers`; and ``layers``, from the name of
-    a layer to the same of its own block, or null.
+    ``residual``, ``multiplicity``) of `hvpspec.spectrum.Outliers`; ``layers``, from the name of a
+    layer to the same of its own block, or null; and ``gauss_newton``, all of this of the
+    Gauss-Newton matrix, or null.
 
     Args:
         measure: the measure.
         subject: what it is of.
         layers: those of diagonal blocks.
+        gauss_newton: that of the Gauss-Newton matrix, and those of its blocks.
     """
     return {
         **envelope("hvpspec-measure", subject),
-        **_measure_fields(measure),
-        "layers": {name: _measure_fields(m) for name, m in layers.items()} if layers else None,
+        **_measure_fields(measure, layers),
+        "gauss_newton": _measure_fields(*gauss_newton) if gauss_newton else None,
     }
 
 
@@ -218,7 +221,15 @@ def _estimate(estimate: Estimate[float], method: str) -> tuple[str, str]:
     return f"{estimate.value:.5g} ± {estimate.sem:.2g}", cost
 
 
-def _measure_fields(measure: SpectralMeasure) -> dict[str, Any]:
+def _measure_fields(
+    measure: SpectralMeasure, layers: Mapping[str, SpectralMeasure] | None
+) -> dict[str, Any]:
+    """The facts of one measure, and of those of its layers."""
+    parts = {name: _measure_facts(layer) for name, layer in layers.items()} if layers else None
+    return {**_measure_facts(measure), "layers": parts}
+
+
+def _measure_facts(measure: SpectralMeasure) -> dict[str, Any]:
     """The facts of one measure."""
     found = measure.outliers()
     return {

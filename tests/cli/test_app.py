@@ -57,6 +57,7 @@ def test_module_is_the_same_program():
         "density --model x.pt --sigma 0",
         "density --model x.pt --bins 7",
         "density --model x.pt --exact --per-layer",
+        "density --model x.pt --exact --gauss-newton",
         "density --model x.pt --exact --seed 0",
         "density --model x.pt --exact --save x.npz",
         "eigs --model x.pt -k 0",

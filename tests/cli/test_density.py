@@ -63,6 +63,33 @@ def test_layers(run, workspace):
     assert {name: layer["dim"] for name, layer in layers.items()} == {"0": 9, "2": 2}
 
 
+def test_gauss_newton(run, checkpoint):
+    """It is the Hessian of a network that is linear in its parameters."""
+    outcome = run(f"density --model {checkpoint} --gauss-newton --out d.png --json d.json")
+    assert not outcome.code, outcome.err
+    assert "whole network, Gauss-Newton" in outcome.out
+    with open("d.json") as file:
+        content = json.load(file)
+    assert content["gauss_newton"]["layers"] is None
+    for own, other in zip(content["gauss_newton"]["nodes"], content["nodes"], strict=True):
+        assert own == pytest.approx(other, rel=1e-4, abs=1e-5 * content["norm"])
+
+
+def test_gauss_newton_of_layers(run, workspace):
+    run("train --net tiny_cli_network:make --data plane.npz --epochs 1 --out net.pt")
+    model = "--model net.pt --net tiny_cli_network:make --per-layer"
+    assert not run(f"density {model} --gauss-newton --json d.json").code
+    with open("d.json") as file:
+        content = json.load(file)
+    other = content["gauss_newton"]
+    assert content["layers"].keys() == other["layers"].keys() == {"0", "2"}
+    # The outputs are affine in the last layer's parameters, and in none before a nonlinear one.
+    assert other["layers"]["2"]["norm"] == pytest.approx(content["layers"]["2"]["norm"], rel=1e-4)
+    assert other["layers"]["0"]["norm"] != pytest.approx(content["layers"]["0"]["norm"], rel=1e-4)
+    least = min(min(nodes) for nodes in other["nodes"])
+    assert least > -1e-5 * other["norm"] > min(min(nodes) for nodes in content["nodes"])
+
+
 def test_seed(run, checkpoint):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         run(f"density --model {checkpoint} --seed {seed} --steps 2 --json {name}.json")

@@ -71,11 +71,14 @@ def test_where_it_comes_from(run, checkpoint):
         assert not outcome.code, outcome.err
         with open("e.json") as file:
             found.append(json.load(file)["provenance"])
+    assert all(each.pop("seconds") > 0 for each in found)
     first, again, other = found
     assert first == again
     assert first["options"]["seed"] == 3
     assert first["options"]["model"] == str(checkpoint)
     assert "tol" not in first["options"]
+    assert [plan["engine"] for plan in first["plan"]] == ["double backward"] * len(first["plan"])
+    assert 1 in {plan["num_vectors"] for plan in first["plan"]}
     assert set(first["versions"]) == {"python", "torch", "numpy"}
     differing = {
         name for name, value in first["fingerprint"].items() if other["fingerprint"][name] != value

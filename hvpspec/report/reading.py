@@ -1,0 +1,56 @@
+"""Files of results read back, those that an earlier program wrote, too."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from hvpspec.errors import InputError, first_line
+
+#: The formats, and what was added to each within its version, as earlier files mean it.
+_ADDED: Mapping[str, Mapping[str, None]] = {
+    "hvpspec-index": {"provenance": None},
+    "hvpspec-density": {"provenance": None},
+    "hvpspec-measure": {"provenance": None, "gauss_newton": None},
+    "hvpspec-eigs": {"provenance": None},
+    "hvpspec-trace": {"provenance": None},
+    "hvpspec-checkpoint-info": {},
+}
+_VERSION = 1
+
+
+def read_json(path: str | PathLike[str]) -> dict[str, Any]:
+    """Read a file that ``--json`` wrote.
+
+    Args:
+        path: the file, of this version of hvpspec or an earlier one.
+
+    Returns:
+        Its fields by name, see docs: JSON; those that a later program added are None.
+
+    Raises:
+        InputError: it cannot be read, is another kind of file, or of a later version.
+    """
+    path = Path(path)
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:  # which those of JSON and of UTF-8 are
+        raise InputError(f"{path} is no JSON, or damaged: {first_line(error)}") from error
+    kind = content.get("format") if isinstance(content, dict) else None
+    if not isinstance(kind, str) or kind not in _ADDED:
+        raise InputError(
+            f"{path} is no result of hvpspec: its format is {kind!r}, not one of "
+            f"{', '.join(_ADDED)}"
+        )
+    version = content.get("version")
+    if version != _VERSION:
+        raise InputError(
+            f"{path} is of version {version!r} of {kind}, and this hvpspec reads {_VERSION}; "
+            "update hvpspec"
+        )
+    return {**_ADDED[kind], **content}
