@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from hvpspec.curvature.operator import CurvatureOperator
+from hvpspec.curvature.sharding import whole
 from hvpspec.errors import InputError
 
 
@@ -58,6 +59,6 @@ def adam_preconditioner(optimizer: torch.optim.Optimizer, operator: CurvatureOpe
         group = groups[p]
         # With amsgrad the largest so far takes the place of the mean.
         second = state["max_exp_avg_sq"] if group.get("amsgrad") else state["exp_avg_sq"]
-        corrected = second.double() / (1 - group["betas"][1] ** float(state["step"]))
+        corrected = whole(second).double() / (1 - group["betas"][1] ** float(state["step"]))
         pieces.append((corrected.sqrt() + group["eps"]).flatten())
     return torch.cat(pieces)

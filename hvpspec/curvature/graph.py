@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
+from hvpspec.curvature.sharding import shard
 from hvpspec.errors import InputError, NotDifferentiableError
 
 
@@ -83,10 +84,11 @@ def refuse_own_parameters(loss: Tensor, model: nn.Module) -> None:
 
 
 def parameter_norms(model: nn.Module) -> tuple[float, ...]:
-    """The norms of all parameters and buffers, by which a change is known."""
+    """The norms of all parameters and buffers, or shards of them, by which a change is known."""
     tensors = [*model.parameters(), *(b for b in model.buffers() if b.is_floating_point())]
     with torch.no_grad():
+        shards = [shard(t) for t in tensors]
         return tuple(
             float(torch.linalg.vector_norm(t, dtype=torch.promote_types(t.dtype, torch.float64)))
-            for t in tensors
+            for t in shards
         )

@@ -16,7 +16,7 @@ from hvpspec.errors import InputError
 
 
 @contextmanager
-def differentiable_forward(device: torch.device) -> Iterator[None]:
+def differentiable_forward(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Switch gradients on, and off whatever makes a forward pass inexact or once-differentiable.
 
     The fused kernels of attention and cuDNN's of recurrent networks have no double backward, so the
@@ -27,6 +27,8 @@ def differentiable_forward(device: torch.device) -> Iterator[None]:
         stack.enter_context(torch.enable_grad())
         stack.enter_context(torch.autocast(device.type, enabled=False))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         yield
 
 

@@ -19,6 +19,7 @@ from hvpspec.curvature.parameters import ParameterSpace, Selector
 from hvpspec.curvature.planning import EngineName, Plan
 from hvpspec.curvature.products import Products
 from hvpspec.curvature.risk import EmpiricalRisk
+from hvpspec.curvature.sharding import whole
 from hvpspec.errors import InputError
 from hvpspec.linalg.digests import tensor_digest
 from hvpspec.linalg.facts import IndexBound, PointFacts
@@ -85,7 +86,7 @@ class CurvatureOperator(SymmetricOperator):
     @property
     def model(self) -> nn.Module:
         """The network."""
-        return self._risk.model
+        return self._arguments[0]
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -156,7 +157,7 @@ class CurvatureOperator(SymmetricOperator):
             data = tensor_digest(tensor for _, batch in chunks for tensor in batch.leaves)
         return {
             **super().fingerprint(),
-            "weights": tensor_digest([*model.parameters(), *model.buffers()]),
+            "weights": tensor_digest(map(whole, [*model.parameters(), *model.buffers()])),
             "data": data,
             "loss": f"{self.loss():.6e}",
             "parameters": ", ".join(self.space.names),

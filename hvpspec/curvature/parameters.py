@@ -78,8 +78,6 @@ def select_parameters(
         >>> select_parameters(model, "*.bias").names
         ('0.bias', '2.bias')
     """
-    if not isinstance(model, nn.Module):
-        raise InputError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     first_name = {id(p): name for name, p in model.named_parameters()}
     # Tied parameters are reached under every name they have, and kept under the first.
     canonical = {

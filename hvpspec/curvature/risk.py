@@ -24,6 +24,7 @@ from hvpspec.curvature.isolation import (
 )
 from hvpspec.curvature.losses import Loss, as_loss
 from hvpspec.curvature.parameters import ParameterSpace, Selector, select_parameters
+from hvpspec.curvature.sharding import unmanaged, whole
 from hvpspec.curvature.structure import is_convex
 from hvpspec.errors import DataChangedError, InputError, NonFiniteError
 from hvpspec.linalg.ranks import ALONE, Ranks
@@ -119,6 +120,7 @@ class EmpiricalRisk:
         ranks: Ranks = ALONE,
     ) -> None:
         self.ranks = ranks
+        model = unmanaged(model)
         self.space: ParameterSpace = select_parameters(model, params)
         self.model = model
         self.notes = check_mode(model)
@@ -215,7 +217,7 @@ class EmpiricalRisk:
         with torch.inference_mode(False):
             return {
                 # A copy: what the model writes into a parameter must not reach the caller's.
-                name: parameters[name].detach().to(self.dtype, copy=True).requires_grad_()
+                name: self._constant(parameters[name]).requires_grad_()
                 for name in self.space.names
             }
 
@@ -281,7 +283,7 @@ class EmpiricalRisk:
         with ExitStack() as stack:
             stack.enter_context(evaluation_mode(self.model))
             stack.enter_context(random_states(self._num_passes, self.device, self.data.sources))
-            stack.enter_context(differentiable_forward(self.device))
+            stack.enter_context(differentiable_forward(self.model, self.device))
             yield
 
     def _counted(self, expected: int) -> Iterator[tuple[int, Batch]]:
@@ -309,7 +311,7 @@ class EmpiricalRisk:
     def parameters(self, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """All parameters: ``leaves``, and copies of the others in the risk's dtype."""
         constants = {
-            name: p.detach().to(self.dtype if p.is_floating_point() else p.dtype, copy=True)
+            name: self._constant(p)
             for name, p in self.model.named_parameters()
             if name not in leaves
         }
@@ -318,14 +320,16 @@ class EmpiricalRisk:
     def outputs(self, parameters: Mapping[str, Tensor], batch: Batch) -> Any:
         """What the model returns for a chunk with the given parameters."""
         # Copies: a module that counts its calls, say, must not write into the caller's buffers.
-        buffers = {
-            name: b.detach().to(self.dtype if b.is_floating_point() else b.dtype, copy=True)
-            for name, b in self.model.named_buffers()
-        }
+        buffers = {name: self._constant(b) for name, b in self.model.named_buffers()}
         outputs = functional_call(
             self.model, {**parameters, **buffers}, batch.args, dict(batch.kwargs)
         )
         return getattr(outputs, "logits", outputs)
+
+    def _constant(self, tensor: Tensor) -> Tensor:
+        """A copy of a parameter or buffer, whole and in the risk's dtype."""
+        dtype = self.dtype if tensor.is_floating_point() else tensor.dtype
+        return whole(tensor.detach()).to(dtype, copy=True)
 
     def _measure(self, total: float | None = None) -> _Reference:
         """Make the first pass: note the weight and loss of each chunk, and their total if new."""

@@ -637,6 +637,27 @@ def test_the_fused_attention_kernel_is_avoided_in_float32() -> None:
     assert error < 1e-4
 
 
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_kernels_of_recurrent_layers_that_cannot_be_differentiated_twice(recurrent: bool) -> None:
+    """cuDNN's are switched off, and for other models, whose convolutions it is for, left on."""
+    seen: set[bool] = set()
+
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.GRU(2, 3, batch_first=True) if recurrent else nn.Linear(2, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            seen.add(torch.backends.cudnn.enabled)
+            return self.first(x)[0].sum((1, 2)) if recurrent else self.first(x).sum((1, 2))
+
+    before = torch.backends.cudnn.enabled
+    H = HessianOperator(Reader().double(), nn.MSELoss(), (torch.rand(4, 5, 2), torch.rand(4)))
+    assert torch.isfinite(H.to_dense()).all()
+    assert seen == {before and not recurrent}
+    assert torch.backends.cudnn.enabled == before
+
+
 def test_to_scipy_works_in_eigsh() -> None:
     model, X, y = small()
     H = HessianOperator(model, nn.CrossEntropyLoss(), (X, y))

@@ -14,21 +14,28 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    parallelize_module,
+)
 
 import hvpspec
-from hvpspec import ComputationError, GGNOperator, HessianOperator
+from hvpspec import ComputationError, GGNOperator, HessianOperator, InputError
 from hvpspec.linalg.krylov import KrylovSpace
-from hvpspec.linalg.ranks import Ranks
+from hvpspec.linalg.ranks import ALONE, Ranks
 from hvpspec.linalg.recurrence import lanczos
 
 # Far longer than anything here takes, and than a test waits for a process that hangs.
 TIMEOUT = timedelta(seconds=60)
 
 
-def problem() -> tuple[nn.Module, Tensor, Tensor]:
+def problem(hidden: int = 5) -> tuple[nn.Module, Tensor, Tensor]:
     """A network with a large linear layer, and 23 examples, which cannot be shared out evenly."""
     generator = torch.Generator().manual_seed(0)
-    model = nn.Sequential(nn.Linear(40, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    model = nn.Sequential(nn.Linear(40, hidden), nn.Tanh(), nn.Linear(hidden, 3)).double()
     with torch.no_grad():
         for p in model.parameters():
             p.copy_(torch.randn(p.shape, generator=generator) / 3)
@@ -115,6 +122,46 @@ def answers_of_probes(group: dist.ProcessGroup | None) -> dict[str, Any]:
     return {"probes' nodes": torch.cat(measure.nodes), "probes' products": measure.num_matvecs}
 
 
+def of_shards(group: dist.ProcessGroup | None) -> dict[str, Any]:
+    """What there is to ask of a model whose parameters are shared out, while it is trained."""
+    found: dict[str, Any] = {}
+    for way in ("fully_shard", "tensor parallel"):
+        model, X, y = problem(hidden=6)  # which tensor parallelism must be able to halve
+        ranks = Ranks(group)
+        if group is not None:
+            mesh = init_device_mesh("cpu", (ranks.size,))
+            if way == "fully_shard":
+                fully_shard(model[0], mesh=mesh)
+                fully_shard(model, mesh=mesh)
+            else:
+                parallelize_module(model, mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
+        # Processes that have a part of each layer have all of the examples.
+        data = ranks if way == "fully_shard" else ALONE
+        share = slice(data.rank, None, data.size)
+        loss = nn.CrossEntropyLoss(reduction="sum")
+        adam = torch.optim.Adam(model.parameters(), lr=0.1, foreach=False)
+        for step in range(2):
+            adam.zero_grad()
+            # Which fully_shard averages over the processes.
+            (data.size * loss(model(X[share]), y[share])).backward()
+            adam.step()
+            with torch.no_grad():
+                model(X[share])  # which leaves some parameters gathered
+            H = HessianOperator(model, loss, (X[share], y[share]), chunk_size=4, group=data.group)
+            V = torch.randn(H.shape[0], 3, generator=seeded(), dtype=torch.float64)
+            found |= {
+                f"{way}, {step}, products": torch.cat([H @ V, H @ V]),
+                f"{way}, {step}, loss": H.loss(),
+                f"{way}, {step}, gradient": H.gradient(),
+                f"{way}, {step}, matrix": H.to_dense(),
+                f"{way}, {step}, block": H.block(model[2]).to_dense(),
+                f"{way}, {step}, bound": H.structural_upper_bound().upper,
+                f"{way}, {step}, Adam": hvpspec.adam_preconditioner(adam, H),
+            }
+            assert not hasattr(H.gradient(), "full_tensor")
+    return found
+
+
 def dies(group: dist.ProcessGroup | None) -> dict[str, Any]:
     """The last process ends at its third product, without a word."""
     model, X, y = problem()
@@ -177,6 +224,36 @@ def test_the_same_answers(size: int, tmp_path: Path) -> None:
             torch.testing.assert_close(each[name], value, rtol=1e-9, atol=1e-10, msg=name)
         for name, value in found[0].items():  # no process decides by other bits
             torch.testing.assert_close(each[name], value, rtol=0, atol=0, msg=name)
+
+
+@pytest.mark.parametrize("size", [2])
+def test_models_that_are_shared_out(size: int, tmp_path: Path) -> None:
+    expected = of_shards(None)
+    found = together(of_shards, size, tmp_path)
+    assert len(found) == size
+    for each in found:
+        assert "error" not in each, each["error"]
+        for name, value in expected.items():
+            torch.testing.assert_close(each[name], value, rtol=1e-9, atol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("kind", "remedy"),
+    [
+        ("DataParallel", "pass the .module inside, and group="),
+        ("DistributedDataParallel", "pass the .module inside, and group="),
+        ("FullyShardedDataParallel", "shard it with torch.distributed.fsdp.fully_shard"),
+    ],
+)
+def test_wrappers_that_are_refused(kind: str, remedy: str) -> None:
+    """By their names, since most of them cannot be made in one process."""
+    wrapper = type(kind, (nn.Sequential,), {})
+    _, X, y = problem()
+    model = nn.Sequential(wrapper(nn.Linear(40, 3)))
+    with pytest.raises(InputError, match=f"while its module '0' is wrapped in {kind}; {remedy}"):
+        HessianOperator(model, nn.CrossEntropyLoss(), (X, y))
+    with pytest.raises(InputError, match=f"while it is wrapped in {kind}; "):
+        HessianOperator(wrapper(model), nn.CrossEntropyLoss(), (X, y))
 
 
 def test_a_process_that_dies_ends_the_others(tmp_path: Path) -> None:

@@ -1,0 +1,100 @@
+"""Models whose parameters are shared out among processes, as FSDP2 and tensor parallelism do.
+
+Products need whole vectors, and so whole parameters: they are gathered for each pass over the data.
+What is shared out stays so, and the model goes on training afterwards.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from hvpspec.errors import InputError
+
+# Dicts of a module that hold hooks, by which the shards would be gathered and let go of.
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A parameter, gathered where this process has but a shard of it (a DTensor)."""
+    # By name, since loading the type takes longer than all else that is loaded here.
+    gathered: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return gathered
+
+
+def shard(tensor: Tensor) -> Tensor:
+    """What this process has of a parameter."""
+    own: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return own
+
+
+def unmanaged(model: nn.Module) -> nn.Module:
+    """Return the model as it computes with parameters that are handed to it.
+
+    Where parameters are sharded, this is another tree of modules around the same parameters and
+    buffers, without the hooks that would put others in their place. Else it is the model itself.
+
+    Args:
+        model: the network.
+
+    Raises:
+        InputError: it is no module, or wrapped in a way that cannot be undone here.
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    for name, module in model.named_modules():
+        kind, where = type(module).__name__, f"its module {name!r}" if name else "it"
+        if kind in ("DistributedDataParallel", "DataParallel"):
+            raise InputError(
+                f"the model cannot be differentiated twice while {where} is wrapped in {kind}; "
+                "pass the .module inside, and group=... where processes share out the data"
+            )
+        if kind == "FullyShardedDataParallel":
+            raise InputError(
+                f"the model cannot be differentiated twice while {where} is wrapped in {kind}; "
+                "shard it with torch.distributed.fsdp.fully_shard, or load its full state dict "
+                "into a model that is not wrapped"
+            )
+    if not any(hasattr(p, "full_tensor") for p in model.parameters()):
+        return model
+    for module in model.modules():
+        reshard: Callable[[], None] | None = getattr(module, "reshard", None)
+        if reshard is not None:  # after a forward pass some may still be gathered
+            reshard()
+    return _copy(model, {})
+
+
+def _copy(module: nn.Module, made: dict[int, nn.Module]) -> nn.Module:
+    """Copy a tree of modules, but none of the tensors, without what manages shards."""
+    if id(module) not in made:
+        kind = next(c for c in type(module).__mro__ if not _is_distributed(c))
+        copy: nn.Module = object.__new__(kind)
+        made[id(module)] = copy
+        fields: dict[str, Any] = dict(vars(module))
+        for name in _HOOKS:
+            fields[name] = _own_hooks(fields[name])
+        for name in ("_parameters", "_buffers"):
+            fields[name] = dict(fields[name])
+        children = fields["_modules"].items()
+        fields["_modules"] = {name: child and _copy(child, made) for name, child in children}
+        vars(copy).update(fields)
+    return made[id(module)]
+
+
+def _own_hooks(hooks: Mapping[int, Any]) -> OrderedDict[int, Any]:
+    """The hooks that a user has registered."""
+    kept = ((key, hook) for key, hook in hooks.items() if not _is_distributed(_owner(hook)))
+    return OrderedDict(kept)
+
+
+def _owner(hook: Any) -> Any:
+    """What a hook belongs to: the class of a bound method's object, or the function itself."""
+    return type(hook.__self__) if hasattr(hook, "__self__") else hook
+
+
+def _is_distributed(thing: Any) -> bool:
+    """Whether a class or function is a part of ``torch.distributed``."""
+    return str(getattr(thing, "__module__", "")).startswith("torch.distributed.")
