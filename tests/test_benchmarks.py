@@ -75,3 +75,14 @@ def test_index_products(tmp_path):
     assert row["lower"] == row["truth"] == row["upper"]
     assert row["slq_lower"] <= row["truth"] <= row["slq_upper"]
     assert len(row["times"]["seconds"]) == 1
+
+
+def test_scaling(tmp_path):
+    options = "--processes 2 --scalings strong --examples 200 --probes 2 --steps 3 --repeats 1"
+    rows, table = run("scaling", tmp_path, options)
+    together, apart = rows
+    assert together["examples"] == apart["examples"] == 100
+    assert 2 * together["basis"] == apart["basis"] == 2 * 4 * 7960 * 4
+    for row in rows:
+        assert max(row["talking"]) < min(row["seconds"])
+    assert len(table.splitlines()) == 2 + len(rows)

@@ -10,7 +10,7 @@ from torch import Tensor
 from hvpspec.errors import InputError
 from hvpspec.linalg.memory import require_memory
 from hvpspec.linalg.operator import SymmetricOperator
-from hvpspec.linalg.recurrence import breakdown_tolerance, length, project_out_
+from hvpspec.linalg.recurrence import breakdown_tolerance, length, lengths, project_out_
 
 
 class KrylovSpace:
@@ -112,7 +112,7 @@ class KrylovSpace:
         block = self._ranks.whole(self._basis[rows], self.dim)
         W = self._A.matmat(block.T).T[:, self._own].clone()
         self._C[:, rows] = project_out_(W, self.deflated, self._ranks).double().cpu()
-        self._scale = max(self._scale, *(length(w, self._ranks) for w in W))
+        self._scale = max(self._scale, *lengths(W, self._ranks))
         # The recurrence first, in float64: what the full pass then removes is round-off.
         recent = slice(self._local, self._known)
         coefficients = torch.zeros(self._known, len(W), dtype=torch.float64)

@@ -51,11 +51,16 @@ class Ranks:
 
     def sum(self, x: float) -> float:
         """Add up a number over the processes, in float64."""
+        return self.sums([x])[0]
+
+    def sums(self, numbers: Sequence[float]) -> list[float]:
+        """Add up each of some numbers over the processes, in float64 and in one message."""
         if self.size == 1:
-            return x
+            return list(numbers)
         on_gpu = torch.distributed.get_backend(self.group) == "nccl"
         device = "cuda" if on_gpu else "cpu"
-        return float(self.sum_(torch.tensor(x, dtype=torch.float64, device=device)))
+        total = self.sum_(torch.tensor(numbers, dtype=torch.float64, device=device))
+        return total.tolist()
 
     def gather(self, value: T) -> list[T]:
         """What each process has, in the order of their ranks.

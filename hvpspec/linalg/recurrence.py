@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -123,7 +124,7 @@ def lanczos(
     del Z  # the caller may have let go of it
     alphas = torch.zeros(k, num_steps, dtype=torch.float64)
     betas = torch.zeros(k, num_steps, dtype=torch.float64)
-    lengths = [0] * k
+    num_done = [0] * k
     ended = [False] * k
     scales = [0.0] * k
     done = 0
@@ -140,12 +141,15 @@ def lanczos(
         for w, i in zip(W, active, strict=True):
             if j:
                 w.sub_(basis[i, (j - 1) % kept], alpha=float(betas[i, j - 1]))
-            alpha = ranks.sum(dot(w, q[i]))
+        diagonal = ranks.sums([dot(w, q[i]) for w, i in zip(W, active, strict=True)])
+        for w, i, alpha in zip(W, active, diagonal, strict=True):
             w.sub_(q[i], alpha=alpha)
-            if reorthogonalize:
-                project_out_(w, basis[i, : j + 1], ranks)
-            beta = length(w, ranks)
-            alphas[i, j], betas[i, j], lengths[i] = alpha, beta, j + 1
+        if reorthogonalize:
+            off_diagonal = project_each_out_(W, [basis[i, : j + 1] for i in active], ranks)
+        else:
+            off_diagonal = lengths(W, ranks)
+        for w, i, alpha, beta in zip(W, active, diagonal, off_diagonal, strict=True):
+            alphas[i, j], betas[i, j], num_done[i] = alpha, beta, j + 1
             scales[i] = max(scales[i], abs(alpha) + beta)
             # After n steps a basis kept orthogonal is complete; one with copies is not.
             complete = reorthogonalize and j + 1 == n
@@ -160,12 +164,12 @@ def lanczos(
             progress(done, k * num_steps)
     return tuple(
         LanczosRun(
-            alphas[i, : lengths[i]],
-            betas[i, : lengths[i]],
+            alphas[i, : num_done[i]],
+            betas[i, : num_done[i]],
             float(norms[i]),
             ended[i],
-            basis[i, : lengths[i]] if reorthogonalize else None,
-            basis[i, lengths[i]] if reorthogonalize else None,
+            basis[i, : num_done[i]] if reorthogonalize else None,
+            basis[i, num_done[i]] if reorthogonalize else None,
         )
         for i in range(k)
     )
@@ -227,9 +231,39 @@ def project_out_(w: Tensor, basis: Tensor, ranks: Ranks = ALONE) -> Tensor:
     return removed
 
 
+def project_each_out_(W: Tensor, bases: Sequence[Tensor], ranks: Ranks = ALONE) -> list[float]:
+    """Make each row orthogonal to orthonormal rows of its own, like :func:`project_out_`.
+
+    Args:
+        W: shape (k, n).
+        bases: for each row of W, shape (m, n).
+        ranks: the processes, each of which has its share of the columns of all.
+
+    Returns:
+        The norms of what is left of the rows.
+    """
+    left, again = [0.0] * len(W), list(range(len(W)))
+    for _ in range(2):
+        removed = ranks.sum_(torch.stack([bases[i] @ W[i] for i in again]))
+        for i, coefficients in zip(again, removed, strict=True):
+            W[i].addmv_(bases[i].T, coefficients, alpha=-1)
+        for i, x in zip(again, lengths([W[i] for i in again], ranks), strict=True):
+            left[i] = x
+        again = [i for i, x in zip(again, removed, strict=True) if norm(x) > left[i]]
+        if not again:
+            break
+    return left
+
+
 def length(w: Tensor, ranks: Ranks = ALONE) -> float:
     """The norm of all entries, of which each process has a share."""
-    return norm(w) if ranks.size == 1 else math.sqrt(ranks.sum(norm(w) ** 2))
+    return lengths([w], ranks)[0]
+
+
+def lengths(rows: Iterable[Tensor], ranks: Ranks) -> list[float]:
+    """The norms of some vectors, of which each process has a share."""
+    own = [norm(w) for w in rows]
+    return own if ranks.size == 1 else [math.sqrt(s) for s in ranks.sums([x**2 for x in own])]
 
 
 def _project_once_(w: Tensor, basis: Tensor, ranks: Ranks) -> Tensor:
