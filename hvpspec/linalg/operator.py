@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from hvpspec.errors import ComputationError, InputError, NonFiniteError
+from hvpspec.errors import ComputationError, InputError, NonFiniteError, first_line
 from hvpspec.linalg.digests import tensor_digest
 from hvpspec.linalg.facts import PointFacts
 from hvpspec.linalg.memory import require_memory
@@ -251,7 +251,13 @@ class DenseOperator(SymmetricOperator):
     """
 
     def __init__(self, A: Tensor) -> None:
-        A = torch.as_tensor(A).detach()
+        try:
+            A = torch.as_tensor(A).detach()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(
+                f"expected a symmetric operator or a matrix, got {type(A).__name__} "
+                f"({first_line(error)})"
+            ) from error
         if A.layout != torch.strided:
             raise InputError(f"expected a dense matrix, got layout {A.layout}; call .to_dense()")
         if A.ndim != 2 or A.shape[0] != A.shape[1]:

@@ -8,7 +8,7 @@ from torch import Tensor
 from hvpspec.errors import InputError
 from hvpspec.linalg.digests import tensor_digest
 from hvpspec.linalg.facts import PointFacts
-from hvpspec.linalg.operator import Progress, SymmetricOperator
+from hvpspec.linalg.operator import Progress, SymmetricOperator, as_operator
 
 
 class PreconditionedOperator(SymmetricOperator):
@@ -19,7 +19,7 @@ class PreconditionedOperator(SymmetricOperator):
     though not that of those below ``-tau``.
 
     Args:
-        A: the operator, whose products are counted there, too.
+        A: the operator, whose products are counted there, too, or a symmetric matrix (n, n).
         D: positive numbers, shape (n,).
 
     Raises:
@@ -33,7 +33,8 @@ class PreconditionedOperator(SymmetricOperator):
                 [ 1., -3.]])
     """
 
-    def __init__(self, A: SymmetricOperator, D: Tensor) -> None:
+    def __init__(self, A: SymmetricOperator | Tensor, D: Tensor) -> None:
+        A = as_operator(A)
         super().__init__(A.shape[0], dtype=A.dtype, device=A.device)
         if D.shape != (A.shape[0],):
             raise InputError(f"D must have shape ({A.shape[0]},), got {tuple(D.shape)}")

@@ -28,7 +28,7 @@ from hvpspec.errors import InputError
 from hvpspec.files import make_folder, write_atomically
 from hvpspec.linalg.digests import digest, tensor_digest
 from hvpspec.linalg.facts import PointFacts
-from hvpspec.linalg.operator import Progress, SymmetricOperator
+from hvpspec.linalg.operator import Progress, SymmetricOperator, as_operator
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -152,8 +152,9 @@ class RecordedOperator(SymmetricOperator):
     when it ends, in whatever way.
 
     Args:
-        A: the operator. For the same bits as without an interruption its own must be the same from
-            run to run, which for a network's means to name one ``engine``.
+        A: the operator, or a symmetric matrix of shape (n, n). For the same bits as without an
+            interruption its products must be the same from run to run, which for a network's means
+            to name one ``engine``.
         folder: where; one for each operator.
         every: seconds between writing, in which more is lost if the process is killed.
 
@@ -169,7 +170,10 @@ class RecordedOperator(SymmetricOperator):
         tensor([5.], dtype=torch.float64)
     """
 
-    def __init__(self, A: SymmetricOperator, folder: Path | str, *, every: float = 60.0) -> None:
+    def __init__(
+        self, A: SymmetricOperator | Tensor, folder: Path | str, *, every: float = 60.0
+    ) -> None:
+        A = as_operator(A)
         super().__init__(A.shape[0], dtype=A.dtype, device=A.device)
         self._A, self.ranks = A, A.ranks
         self._widths: set[int] = set()
