@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -31,8 +32,6 @@ from hvpspec.report import (
 )
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
-
     from hvpspec import SpectralMeasure
     from hvpspec.curvature.operator import CurvatureOperator
 
@@ -69,6 +68,16 @@ def density(
     save: Annotated[
         Path | None, typer.Option("--save", help="Keep the measure of the whole: .npz.")
     ] = None,
+    no_reorthogonalize: Annotated[
+        bool,
+        typer.Option(
+            "--no-reorthogonalize", help="Keep no bases, which take most memory; no outliers."
+        ),
+    ] = False,
+    basis_folder: Annotated[
+        Path | None,
+        typer.Option("--basis-folder", metavar="DIR", help="Keep bases on a disk, not in memory."),
+    ] = None,
     parallel: Annotated[
         Parallel | None,
         typer.Option(help="What processes of torchrun share out.", show_default="data"),
@@ -87,6 +96,8 @@ def density(
             per_layer=per_layer,
             gauss_newton=gauss_newton,
             save=save,
+            no_reorthogonalize=no_reorthogonalize,
+            basis_folder=basis_folder,
             parallel=parallel,
         )
     else:
@@ -106,9 +117,15 @@ def density(
     operators: dict[str, CurvatureOperator] = {_HESSIAN: problem.hessian}
     if gauss_newton:
         operators[_GAUSS_NEWTON] = problem.gauss_newton()
-    numbers = probes or 8, steps or 100, seed or 0
+    how: dict[str, Any] = {
+        "num_probes": probes or 8,
+        "num_steps": steps or 100,
+        "reorthogonalize": not no_reorthogonalize,
+        "basis_folder": basis_folder,
+        "group": of_probes,
+    }
     found = {
-        matrix: _measure(problem, operator, matrix, *numbers, per_layer=per_layer, group=of_probes)
+        matrix: _measure(problem, operator, matrix, how, seed or 0, per_layer=per_layer)
         for matrix, operator in operators.items()
     }
     seconds = time.perf_counter() - start
@@ -142,12 +159,10 @@ def _measure(
     problem: Problem,
     operator: CurvatureOperator,
     matrix: str,
-    probes: int,
-    steps: int,
+    how: Mapping[str, Any],
     seed: int,
     *,
     per_layer: bool,
-    group: ProcessGroup | None,
 ) -> dict[str, SpectralMeasure]:
     """Run Lanczos on a matrix and, if asked to, on each layer's block of it."""
     import torch
@@ -163,7 +178,7 @@ def _measure(
         generator, name = torch.Generator().manual_seed(seed), _name(part, matrix)
         with product_bar(name) as progress, problem.lasting(block, name) as lasting:
             measures[part] = hvpspec.spectral_measure(
-                lasting, probes, steps, generator=generator, group=group, progress=progress
+                lasting, generator=generator, progress=progress, **how
             )
     return measures
 

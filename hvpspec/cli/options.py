@@ -14,6 +14,13 @@ from hvpspec.errors import InputError
 
 LossName = Literal["cross_entropy", "mse"]
 MethodName = Literal["auto", "exact", "ldl", "certified", "slq", "chebyshev"]
+EngineName = Literal[
+    "double backward",
+    "batched double backward",
+    "forward over reverse",
+    "batched forward over reverse",
+    "compiled forward over reverse",
+]
 OptimizerName = Literal["sgd", "adam", "lbfgs"]
 
 _AS_TRAINED = "as it was trained"
@@ -68,6 +75,14 @@ ChunkSize = Annotated[
     int | None,
     typer.Option(
         "--chunk-size", min=1, help="Most examples at once: bounds memory, not the result."
+    ),
+]
+Engine = Annotated[
+    EngineName | None,
+    typer.Option(
+        "--engine",
+        help="One way to multiply, for the same bits in every run.",
+        show_default="the fastest here",
     ),
 ]
 CheckpointFolder = Annotated[

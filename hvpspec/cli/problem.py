@@ -19,6 +19,7 @@ from hvpspec.cli.options import (
     ChunkSize,
     DataDir,
     DataName,
+    Engine,
     Loss,
     ModelFile,
     NetArgs,
@@ -104,6 +105,7 @@ def load_problem(
     l2: L2 = None,
     params: Params = None,
     chunk_size: ChunkSize = None,
+    engine: Engine = None,
     checkpoint: CheckpointFolder = None,
     checkpoint_every: CheckpointEvery = None,
     group: Any = None,  # a ProcessGroup, whose name would load PyTorch here
@@ -122,6 +124,7 @@ def load_problem(
         l2: coefficient of the squared norm; 0 if nothing is recorded either.
         params: patterns of the parameters.
         chunk_size: most examples in one graph.
+        engine: one way to multiply; None for the fastest.
         checkpoint: folder in which products are kept.
         checkpoint_every: seconds between writing there.
         group: processes that share out the data; None for this one alone.
@@ -158,7 +161,7 @@ def load_problem(
         "l2": l2,
         "chunk_size": chunk_size,
         # To go on with the same bits, products must not be made in the way the clock likes best.
-        "engine": "auto" if checkpoint is None else "batched forward over reverse",
+        "engine": engine or ("auto" if checkpoint is None else "batched forward over reverse"),
         "group": group,
     }
     hessian = HessianOperator(*function, **options)

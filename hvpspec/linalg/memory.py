@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import math
+import mmap
+import os
 import sys
+import tempfile
+from collections.abc import Sequence
+from os import PathLike
 
 import psutil
 import torch
+from torch import Tensor
 
 from hvpspec.errors import InputError
 
@@ -32,6 +39,38 @@ def require_memory(
             f"{what} needs {num_bytes / 2**30:.1f} GiB, but {available / 2**30:.1f} GiB are free; "
             f"choose {remedy}"
         )
+
+
+def on_disk(shape: Sequence[int], dtype: torch.dtype, folder: str | PathLike[str]) -> Tensor:
+    """Return an uncleared tensor whose memory is a file, which the system reads and writes.
+
+    The file has no name, so that nothing stays of it when the process ends, in whatever way.
+
+    Args:
+        shape: of the tensor.
+        dtype: of its entries.
+        folder: where the file lies.
+
+    Raises:
+        InputError: the folder cannot be written to, or has no room for it.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if size == 0:  # as the share of a process that has none
+        return torch.empty(*shape, dtype=dtype)
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            # Room for all of it now: a disk that is full later would end the process.
+            if sys.platform == "linux":
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                file.truncate(size)
+            mapped = mmap.mmap(file.fileno(), size)
+    except OSError as error:
+        raise InputError(
+            f"cannot keep {size / 2**30:.1f} GiB in {os.fspath(folder)}: {error.strerror}; choose "
+            "another basis_folder"
+        ) from error
+    return torch.frombuffer(mapped, dtype=dtype).view(*shape)
 
 
 def is_out_of_memory(error: Exception) -> bool:

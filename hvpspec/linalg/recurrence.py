@@ -5,12 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from os import PathLike
 
 import torch
 from torch import Tensor
 
 from hvpspec.errors import ComputationError, InputError
-from hvpspec.linalg.memory import give_back_freed, require_memory
+from hvpspec.linalg.memory import (
+    available_memory,
+    give_back_freed,
+    on_disk,
+    require_memory,
+)
 from hvpspec.linalg.operator import Progress, SymmetricOperator
 from hvpspec.linalg.probes import require_count
 from hvpspec.linalg.ranks import ALONE, Ranks
@@ -60,6 +66,7 @@ def lanczos(
     num_steps: int,
     *,
     reorthogonalize: bool = True,
+    basis_folder: str | PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> tuple[LanczosRun, ...]:
     """Run Lanczos from each column of a block, with one block product a step.
@@ -76,6 +83,7 @@ def lanczos(
             numbers, shared out among processes. Without it memory is O(k n) and copies of
             converged eigenvalues appear, which share the weight of one: good for densities, not for
             counts.
+        basis_folder: where the basis lies on a disk instead of in memory, on CPUs.
         progress: called with the number of products done and the most there will be.
 
     Returns:
@@ -109,16 +117,17 @@ def lanczos(
     kept = num_steps + 1 if reorthogonalize else 2
     ranks, own = A.ranks, A.ranks.share(n)
     share = ranks.share_size(n)
-    require_memory(
-        k * kept * share * A.dtype.itemsize,
-        f"a Lanczos basis of {k} x {kept} vectors of length {share}",
-        A.device,
-        "fewer probes or steps, or reorthogonalize=False",
-    )
-    give_back_freed()  # of which the basis, in one piece, could take nothing
     # Row j of a probe's basis is q_j; without reorthogonalisation rows 0 and 1 take turns. Not
     # cleared, so that it takes memory only as it fills.
-    basis = torch.empty(k, kept, share, dtype=A.dtype, device=A.device)
+    shape = (k, kept, share)
+    if basis_folder is None:
+        _require_room(shape, A)
+        give_back_freed()  # of which the basis, in one piece, could take nothing
+        basis = torch.empty(shape, dtype=A.dtype, device=A.device)
+    elif A.device.type == "cpu":
+        basis = on_disk(shape, A.dtype, basis_folder)
+    else:
+        raise InputError(f"basis_folder is for operators on the CPU, and this is on {A.device}")
     for i in range(k):
         basis[i, 0] = Z[own, i].double() / norms[i]
     del Z  # the caller may have let go of it
@@ -172,6 +181,23 @@ def lanczos(
             basis[i, num_done[i]] if reorthogonalize else None,
         )
         for i in range(k)
+    )
+
+
+def _require_room(shape: tuple[int, int, int], A: SymmetricOperator) -> None:
+    """Raise InputError where a basis of k x m vectors does not fit, and say what would."""
+    k, m, length = shape
+    vectors = available_memory(A.device) // (length * A.dtype.itemsize)
+    steps, probes = vectors // k - 1, vectors // m
+    fits = [f"num_steps={steps}"] * (steps > 0)
+    fits += [f"{probes} probes at a time (block_size={probes})"] * (0 < probes < k)
+    others = "reorthogonalize=False, or a basis_folder on a disk"
+    remedy = f"{' or '.join(fits)}, which fit, or {others}" if fits else others
+    require_memory(
+        k * m * length * A.dtype.itemsize,
+        f"a Lanczos basis of {k} x {m} vectors of length {length}",
+        A.device,
+        remedy,
     )
 
 

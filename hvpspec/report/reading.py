@@ -11,10 +11,10 @@ from typing import Any
 from hvpspec.errors import InputError, first_line
 
 #: The formats, and what was added to each within its version, as earlier files mean it.
-_ADDED: Mapping[str, Mapping[str, None]] = {
+_ADDED: Mapping[str, Mapping[str, bool | None]] = {
     "hvpspec-index": {"provenance": None},
     "hvpspec-density": {"provenance": None},
-    "hvpspec-measure": {"provenance": None, "gauss_newton": None},
+    "hvpspec-measure": {"provenance": None, "gauss_newton": None, "reorthogonalized": True},
     "hvpspec-eigs": {"provenance": None},
     "hvpspec-trace": {"provenance": None},
     "hvpspec-checkpoint-info": {},
@@ -29,7 +29,7 @@ def read_json(path: str | PathLike[str]) -> dict[str, Any]:
         path: the file, of this version of hvpspec or an earlier one.
 
     Returns:
-        Its fields by name, see docs: JSON; those that a later program added are None.
+        Its fields by name, see docs: JSON; with those that a later program added.
 
     Raises:
         InputError: it cannot be read, is another kind of file, or of a later version.

@@ -88,9 +88,16 @@ def measure_table(
     """
     rows: list[tuple[str, str, str]] = []
     for name, measure in measures.items():
-        found = measure.outliers()
         if len(measures) > 1:
             rows.append((name, f"{measure.dim:,}", "parameters"))
+        if not measure.reorthogonalized:
+            low = min(float(nodes.min()) for nodes in measure.nodes)
+            high = max(float(nodes.max()) for nodes in measure.nodes)
+            rows.append(
+                ("spectrum", f"[{low:.3g}, {high:.3g}]", "without outliers: copies hide them")
+            )
+            continue
+        found = measure.outliers()
         if found.top:
             rows.append(("above", _gap(found.gap_above), "gap between the bulk and these"))
             rows += [_outlier_row(x) for x in reversed(found.top)]
@@ -231,7 +238,7 @@ def _measure_fields(
 
 def _measure_facts(measure: SpectralMeasure) -> dict[str, Any]:
     """The facts of one measure."""
-    found = measure.outliers()
+    found = measure.outliers() if measure.reorthogonalized else None
     return {
         "dim": measure.dim,
         "dtype": str(measure.dtype).removeprefix("torch."),
@@ -239,11 +246,12 @@ def _measure_facts(measure: SpectralMeasure) -> dict[str, Any]:
         "num_matvecs": measure.num_matvecs,
         "norm": max(float(nodes.abs().max()) for nodes in measure.nodes),
         "resolution": measure.resolution,
-        "bulk": list(found.bulk),
-        "gap_below": found.gap_below,
-        "gap_above": found.gap_above,
-        "bottom": [asdict(outlier) for outlier in found.bottom],
-        "top": [asdict(outlier) for outlier in found.top],
+        "reorthogonalized": measure.reorthogonalized,
+        "bulk": list(found.bulk) if found else None,
+        "gap_below": found.gap_below if found else None,
+        "gap_above": found.gap_above if found else None,
+        "bottom": [asdict(outlier) for outlier in found.bottom] if found else None,
+        "top": [asdict(outlier) for outlier in found.top] if found else None,
         "norms": [run.norm for run in measure.runs],
         "nodes": [nodes.tolist() for nodes in measure.nodes],
         "weights": [weights.tolist() for weights in measure.weights],

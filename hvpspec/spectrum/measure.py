@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from os import PathLike
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,6 +29,7 @@ def spectral_measure(
     probes: ProbeKind = "gaussian",
     reorthogonalize: bool = True,
     block_size: int | None = None,
+    basis_folder: str | PathLike[str] | None = None,
     group: ProcessGroup | None = None,
     progress: Progress | None = None,
 ) -> SpectralMeasure:
@@ -47,6 +49,7 @@ def spectral_measure(
         reorthogonalize: keep ``block_size * (num_steps + 1)`` vectors and the bases orthogonal.
             Without it memory is O(n), and only densities and estimates are offered.
         block_size: probes that advance together, by one block product a step; None for all.
+        basis_folder: where bases lie on a disk instead of in memory, for operators on the CPU.
         group: processes that share out the probes, of which each multiplies by the whole operator,
             alone or together with others that have the rest of its data. All get the same measure.
         progress: called with the number of products done and the most there will be.
@@ -99,6 +102,7 @@ def spectral_measure(
             blocks.pop(0),
             num_steps,
             reorthogonalize=reorthogonalize,
+            basis_folder=basis_folder,
             progress=report,
         )
         runs += [replace(run, basis=None, next_vector=None) for run in found]

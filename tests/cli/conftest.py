@@ -27,13 +27,13 @@ Run = Callable[..., Outcome]
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run the program in this process; words of a string are arguments."""
+    """Run the program in this process; words of a string are arguments, others follow as are."""
     monkeypatch.setenv("COLUMNS", "200")
 
-    def call(command: str) -> Outcome:
+    def call(command: str, *others: str) -> Outcome:
         capsys.readouterr()
         with pytest.raises(SystemExit) as exit_info:
-            main(command.split())
+            main([*command.split(), *others])
         captured = capsys.readouterr()
         return Outcome(exit_info.value.code, captured.out, captured.err)
 

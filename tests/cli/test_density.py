@@ -1,8 +1,11 @@
 import json
+from typing import get_args
 
 import pytest
 
 import hvpspec
+from hvpspec.cli.options import EngineName
+from hvpspec.curvature import planning
 
 
 @pytest.mark.parametrize("option", ["", " --symlog"])
@@ -88,6 +91,50 @@ def test_gauss_newton_of_layers(run, workspace):
     assert other["layers"]["0"]["norm"] != pytest.approx(content["layers"]["0"]["norm"], rel=1e-4)
     least = min(min(nodes) for nodes in other["nodes"])
     assert least > -1e-5 * other["norm"] > min(min(nodes) for nodes in content["nodes"])
+
+
+def test_without_bases_in_memory(run, workspace, checkpoint):
+    outcome = run(f"density --model {checkpoint} --json a.json --out a.png --basis-folder .")
+    assert not outcome.code, outcome.err
+    model = f"--model {checkpoint} --json b.json --out b.png"
+    outcome = run(f"density {model} --no-reorthogonalize --steps 40 --per-layer")
+    assert not outcome.code, outcome.err
+    assert "outlier" not in outcome.out.replace("without outliers", "")
+    contents = []
+    for name in "ab":
+        with open(f"{name}.json") as file:
+            contents.append(json.load(file))
+        assert (workspace / f"{name}.png").exists()
+    kept, without = contents
+    assert kept["reorthogonalized"]
+    assert kept["bulk"]
+    assert not without["reorthogonalized"]
+    for field in ("bulk", "gap_below", "gap_above", "bottom", "top"):
+        assert without[field] is None
+    assert without["norm"] == pytest.approx(kept["norm"], rel=1e-4)
+    outcome = run(f"density --model {checkpoint} --basis-folder nowhere")
+    assert outcome.code == 2
+    assert "nowhere: No such file or directory" in outcome.err
+
+
+def test_the_same_bits_twice(run, workspace):
+    """With one way to multiply nothing depends on the clock."""
+    run("train --net tiny_cli_network:make --data plane.npz --epochs 1 --out net.pt")
+    model = "--model net.pt --net tiny_cli_network:make --chunk-size 7"
+    nodes, engines = [], []
+    for name in get_args(EngineName):
+        if name != "compiled forward over reverse":
+            for _ in range(2):
+                command = f"density {model} --json d.json --steps 6 --engine"
+                outcome = run(command, name)
+                assert not outcome.code, outcome.err
+                with open("d.json") as file:
+                    content = json.load(file)
+                nodes.append(content["nodes"])
+                engines.append(content["provenance"]["plan"][-1]["engine"])
+            assert nodes[-2] == nodes[-1]
+            assert engines[-2:] == [name, name]
+    assert {*get_args(EngineName), "auto"} == set(get_args(planning.EngineName))
 
 
 def test_seed(run, checkpoint):

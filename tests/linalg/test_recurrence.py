@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -227,6 +228,55 @@ def test_products_are_counted_and_inputs_left_alone() -> None:
     assert torch.equal(Z, before)
     lanczos(A, Z[:, :1], 1000)
     assert A.num_matvecs == 35 + 30
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_basis_on_a_disk(dtype: torch.dtype, tmp_path: Path) -> None:
+    A = DenseOperator(rotated(torch.linspace(-1, 2, 30)).to(dtype))
+    Z = starts(30, 3, dtype=dtype)
+    for on_disk, in_memory in zip(
+        lanczos(A, Z, 12, basis_folder=tmp_path), lanczos(A, Z, 12), strict=True
+    ):
+        assert list(tmp_path.iterdir()) == []  # the file has no name
+        assert torch.equal(on_disk.alphas, in_memory.alphas)
+        assert torch.equal(on_disk.betas, in_memory.betas)
+        assert all(map(torch.equal, bases(on_disk), bases(in_memory)))
+
+
+def test_a_basis_on_a_disk_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    A = DenseOperator(torch.eye(3, dtype=torch.float64))
+    with pytest.raises(InputError, match=r"cannot keep 0\.0 GiB in .*none: No such file or dir"):
+        lanczos(A, starts(3), 2, basis_folder=tmp_path / "none")
+    large = FunctionOperator(10**8, lambda v: v)  # 7 PiB
+    before = large.num_matvecs
+    with pytest.raises(InputError, match=r"GiB in .*: (No space left|File too large)"):
+        lanczos(large, torch.ones(1).expand(10**8, 1), 10**7, basis_folder=tmp_path)
+    assert large.num_matvecs == before
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_would_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The numbers that the message names do fit, and one more does not."""
+    A, Z = DenseOperator(rotated(torch.linspace(-1, 2, 30))), starts(30, 4)
+    for room, steps, probes in ((50, 11, 2), (21, 4, 1), (10, 1, 0), (4, 0, 0)):
+        for module in ("memory", "recurrence"):
+            monkeypatch.setattr(
+                f"hvpspec.linalg.{module}.available_memory", lambda device, room=room: room * 30 * 8
+            )
+        with pytest.raises(InputError) as raised:
+            lanczos(A, Z, 20)
+        words = str(raised.value)
+        assert ("num_steps=" in words, "block_size=" in words) == (steps > 0, probes > 0)
+        if steps:
+            assert f"choose num_steps={steps}" in words
+            lanczos(A, Z, steps)
+            with pytest.raises(InputError):
+                lanczos(A, Z, steps + 1)
+        if probes:
+            assert f"{probes} probes at a time (block_size={probes}), which fit, or" in words
+            lanczos(A, Z[:, :probes], 20)
+            with pytest.raises(InputError):
+                lanczos(A, Z[:, : probes + 1], 20)
 
 
 def test_no_module_hides_a_function() -> None:
