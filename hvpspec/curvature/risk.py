@@ -24,7 +24,7 @@ from hvpspec.curvature.isolation import (
 )
 from hvpspec.curvature.losses import Loss, as_loss
 from hvpspec.curvature.parameters import ParameterSpace, Selector, select_parameters
-from hvpspec.curvature.sharding import unmanaged, whole
+from hvpspec.curvature.sharding import is_shard, unmanaged, whole
 from hvpspec.curvature.structure import is_convex
 from hvpspec.errors import DataChangedError, InputError, NonFiniteError
 from hvpspec.linalg.ranks import ALONE, Ranks
@@ -146,6 +146,10 @@ class EmpiricalRisk:
         given, self._loss_is_assumed = as_loss(loss)
         self.loss = given.to(self.device, self.dtype)
         self.data = ChunkedData(data, device=self.device, dtype=self.dtype, chunk_size=chunk_size)
+        # Once and for all: on which pass a process multiplies in another way is its own affair.
+        self._gathered = {
+            id(t): whole(t.detach()) for t in (*model.parameters(), *model.buffers()) if is_shard(t)
+        }
         self._num_passes = 0
         self._writes_inputs: bool | None = None
         self._reference: _Reference | None = None
@@ -329,7 +333,7 @@ class EmpiricalRisk:
     def _constant(self, tensor: Tensor) -> Tensor:
         """A copy of a parameter or buffer, whole and in the risk's dtype."""
         dtype = self.dtype if tensor.is_floating_point() else tensor.dtype
-        return whole(tensor.detach()).to(dtype, copy=True)
+        return self._gathered.get(id(tensor), tensor.detach()).to(dtype, copy=True)
 
     def _measure(self, total: float | None = None) -> _Reference:
         """Make the first pass: note the weight and loss of each chunk, and their total if new."""

@@ -1,7 +1,7 @@
 """Models whose parameters are shared out among processes, as FSDP2 and tensor parallelism do.
 
-Products need whole vectors, and so whole parameters: they are gathered for each pass over the data.
-What is shared out stays so, and the model goes on training afterwards.
+Products need whole vectors, and so whole parameters: an operator gathers copies of them when it is
+made. What is shared out stays so, and the model goes on training afterwards.
 """
 
 from __future__ import annotations
@@ -18,15 +18,20 @@ from hvpspec.errors import InputError
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
+def is_shard(tensor: Tensor) -> bool:
+    """Whether a process has but a part of a tensor (a DTensor)."""
+    # By a method, since loading the type takes longer than all else that is loaded here.
+    return hasattr(tensor, "full_tensor")
+
+
 def whole(tensor: Tensor) -> Tensor:
-    """A parameter, gathered where this process has but a shard of it (a DTensor)."""
-    # By name, since loading the type takes longer than all else that is loaded here.
+    """A tensor, gathered from all processes where this one has but a part of it."""
     gathered: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     return gathered
 
 
 def shard(tensor: Tensor) -> Tensor:
-    """What this process has of a parameter."""
+    """What this process has of a tensor."""
     own: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     return own
 
@@ -58,7 +63,7 @@ def unmanaged(model: nn.Module) -> nn.Module:
                 "shard it with torch.distributed.fsdp.fully_shard, or load its full state dict "
                 "into a model that is not wrapped"
             )
-    if not any(hasattr(p, "full_tensor") for p in model.parameters()):
+    if not any(map(is_shard, model.parameters())):
         return model
     for module in model.modules():
         reshard: Callable[[], None] | None = getattr(module, "reshard", None)
