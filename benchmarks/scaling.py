@@ -137,14 +137,14 @@ def timed(kind: type, names: Sequence[str]) -> list[float]:
 def line(row: dict[str, Any], alone: dict[str, Any]) -> str:
     """One row of the table."""
     seconds, one = Times(tuple(row["seconds"])), Times(tuple(alone["seconds"]))
-    work = row["processes"] * row["examples"] / alone["examples"]
+    done, by_one = (r["processes"] * r["examples"] for r in (row, alone))
     cells = [
         row["scaling"],
         str(row["processes"]),
         row["how"],
         f"{row['examples']:,}",
         str(seconds),
-        f"{one.median * work / seconds.median:.2f} x",
+        f"{one.median / seconds.median * done / by_one:.2f} x",
         f"{Times(tuple(row['talking'])).median / seconds.median:.1%}",
         f"{row['basis'] / 2**20:.1f} MiB",
     ]
@@ -152,7 +152,7 @@ def line(row: dict[str, Any], alone: dict[str, Any]) -> str:
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """A table of all rows; what one process does in a second is the measure of the others."""
+    """A table of all rows; what the first does in a second is the measure of the others."""
     names = ["scaling", "processes", "data", "examples of each", "seconds"]
     names += ["work per second", "talking", "basis in each"]
     head = "| " + " | ".join(names) + " |"

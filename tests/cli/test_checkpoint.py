@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 COMMANDS = {
     "density": "density --probes 3 --steps 30",
@@ -35,11 +37,14 @@ def numbers(path: str) -> dict[str, Any]:
 
 
 @pytest.fixture
-def command(request: pytest.FixtureRequest, run, workspace) -> str:
-    """A command that takes some hundred products, written at once."""
+def command(request: pytest.FixtureRequest, run, workspace) -> Iterator[str]:
+    """A command that takes some hundred products, written at once, in one thread as in others."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     trained = run("train --net mlp2 --data mnist-sample --epochs 0 --out net.pt")
     assert not trained.code, trained.err
-    return f"{COMMANDS[request.param]} --model net.pt --subset 60 --checkpoint-every 0"
+    yield f"{COMMANDS[request.param]} --model net.pt --subset 60 --checkpoint-every 0"
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("command", COMMANDS, indirect=True)

@@ -53,9 +53,11 @@ def answers(group: dist.ProcessGroup | None) -> dict[str, Any]:
     ranks = Ranks(group)
     share = slice(ranks.rank, None, ranks.size)
     found: dict[str, Any] = {}
-    for reduction in ("mean", "sum"):
+    # What follows is asked of the last, which has nothing to trace in all of the processes.
+    for reduction, engine in (("mean", "auto"), ("sum", "double backward")):
         loss = nn.CrossEntropyLoss(reduction=reduction)
-        H = HessianOperator(model, loss, (X[share], y[share]), l2=0.1, chunk_size=4, group=group)
+        how: dict[str, Any] = {"l2": 0.1, "chunk_size": 4, "engine": engine, "group": group}
+        H = HessianOperator(model, loss, (X[share], y[share]), **how)
         V = torch.randn(H.shape[0], 3, generator=seeded(), dtype=torch.float64)
         G = GGNOperator(model, loss, (X[share], y[share]), group=group)
         found |= {
@@ -95,7 +97,7 @@ def answers(group: dist.ProcessGroup | None) -> dict[str, Any]:
     diagonal = hvpspec.diagonal(H, 30, generator=seeded(), block_size=4)
     found |= {"diagonal": diagonal.value, "its sem": diagonal.sem}
     for method in ("certified", "exact"):
-        result = hvpspec.index(H, 1e-3, method=method, generator=seeded())
+        result = hvpspec.index(H, 1e-2, method=method, generator=seeded())
         found[method] = (result.index, result.lower, result.upper)
     return found | answers_of_probes(group)
 
