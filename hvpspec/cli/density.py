@@ -57,6 +57,14 @@ def density(
     per_layer: Annotated[
         bool, typer.Option("--per-layer", help="Also of each layer's own block, beside the whole.")
     ] = False,
+    depth: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="With --per-layer: of modules so deep, from 1 for the outermost.",
+            show_default="layers themselves",
+        ),
+    ] = None,
     gauss_newton: Annotated[
         bool, typer.Option("--gauss-newton", help="Also of the Gauss-Newton matrix, beside it.")
     ] = False,
@@ -94,6 +102,7 @@ def density(
             seed=seed,
             sigma=sigma,
             per_layer=per_layer,
+            depth=depth,
             gauss_newton=gauss_newton,
             save=save,
             no_reorthogonalize=no_reorthogonalize,
@@ -102,6 +111,8 @@ def density(
         )
     else:
         refuse_together("belongs to --exact", bins=bins)
+        if not per_layer:
+            refuse_together("belongs to --per-layer", depth=depth)
     if out:
         check_picture(out)
     if json_file:
@@ -125,7 +136,13 @@ def density(
         "group": of_probes,
     }
     found = {
-        matrix: _measure(problem, operator, matrix, how, seed or 0, per_layer=per_layer)
+        matrix: _measure(
+            problem,
+            _parts(operator, depth) if per_layer else {_WHOLE: operator},
+            matrix,
+            how,
+            seed or 0,
+        )
         for matrix, operator in operators.items()
     }
     seconds = time.perf_counter() - start
@@ -157,22 +174,16 @@ def density(
 
 def _measure(
     problem: Problem,
-    operator: CurvatureOperator,
+    parts: Mapping[str, CurvatureOperator],
     matrix: str,
     how: Mapping[str, Any],
     seed: int,
-    *,
-    per_layer: bool,
 ) -> dict[str, SpectralMeasure]:
-    """Run Lanczos on a matrix and, if asked to, on each layer's block of it."""
+    """Run Lanczos on a matrix, or on it and blocks of it."""
     import torch
 
     import hvpspec
 
-    parts = {_WHOLE: operator}
-    if per_layer:
-        for layer, names in _layers(operator.space.names).items():
-            parts[layer] = operator.block(names)
     measures = {}
     for part, block in parts.items():
         generator, name = torch.Generator().manual_seed(seed), _name(part, matrix)
@@ -188,12 +199,13 @@ def _name(part: str, matrix: str) -> str:
     return part if matrix == _HESSIAN else f"{part}, {matrix}"
 
 
-def _layers(names: tuple[str, ...]) -> dict[str, list[str]]:
-    """Sort the names of parameters by the modules that own them."""
-    layers: dict[str, list[str]] = {}
-    for name in names:
-        layers.setdefault(name.rpartition(".")[0] or name, []).append(name)
-    return layers
+def _parts(operator: CurvatureOperator, depth: int | None) -> dict[str, CurvatureOperator]:
+    """A matrix and its blocks: of modules that own parameters, or contain those, so deep."""
+    modules: dict[str, list[str]] = {}
+    for name in operator.space.names:
+        owners = name.split(".")[:-1][:depth]
+        modules.setdefault(".".join(owners) or name, []).append(name)
+    return {_WHOLE: operator, **{m: operator.block(names) for m, names in modules.items()}}
 
 
 def _draw_exact(

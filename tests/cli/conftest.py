@@ -12,6 +12,9 @@ from torch import nn
 
 def make(width=3):
     return nn.Sequential(nn.Linear(2, width), nn.Tanh(), nn.Linear(width, 2))
+
+def nested():
+    return nn.Sequential(make(), nn.Sequential(nn.Tanh(), nn.Sequential(nn.Linear(2, 2))))
 """
 
 

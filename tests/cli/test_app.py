@@ -58,6 +58,8 @@ def test_module_is_the_same_program():
         "density --model x.pt --bins 7",
         "density --model x.pt --exact --per-layer",
         "density --model x.pt --exact --gauss-newton",
+        "density --model x.pt --depth 1",
+        "density --model x.pt --per-layer --depth 0",
         "density --model x.pt --exact --no-reorthogonalize",
         "density --model x.pt --exact --basis-folder .",
         "density --model x.pt --engine fastest",

@@ -66,6 +66,24 @@ def test_layers(run, workspace):
     assert {name: layer["dim"] for name, layer in layers.items()} == {"0": 9, "2": 2}
 
 
+@pytest.mark.parametrize(
+    ("depth", "expected"),
+    [
+        ("", {"0.0": 9, "0.2": 8, "1.1.0": 6}),
+        ("--depth 1", {"0": 17, "1": 6}),
+        ("--depth 2", {"0.0": 9, "0.2": 8, "1.1": 6}),
+    ],
+)
+def test_modules(run, workspace, depth, expected):
+    run("train --net tiny_cli_network:nested --data plane.npz --epochs 1 --out net.pt")
+    model = "--model net.pt --net tiny_cli_network:nested"
+    outcome = run(f"density {model} --steps 3 --probes 1 --json d.json --per-layer {depth}")
+    assert not outcome.code, outcome.err
+    with open("d.json") as file:
+        found = {name: layer["dim"] for name, layer in json.load(file)["layers"].items()}
+    assert found == expected
+
+
 def test_gauss_newton(run, checkpoint):
     """It is the Hessian of a network that is linear in its parameters."""
     outcome = run(f"density --model {checkpoint} --gauss-newton --out d.png --json d.json")
