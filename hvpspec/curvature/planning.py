@@ -42,6 +42,9 @@ _PRICES = {
     "trace": (0.8, 1.5e-2, 1.5),
     "compile": (60.0, 0.1, 0.5),
 }
+# Seconds of one vector on one chunk from which arithmetic is all that a block has to do: taking its
+# vectors at once saves nothing, and to try it costs as long as the whole block.
+_LONG = 1.0
 # The C library takes pieces of memory beyond 32 MB from the system each time, which clears them
 # first: half of the time went there (mallopt(3), M_MMAP_THRESHOLD). Smaller ones stay in the cache.
 _LARGEST = 2**24
@@ -197,10 +200,11 @@ class Planner:
     def _take(self, step: str, course: Course, V: Tensor) -> None:
         """Take a step of planning: time some ways on the first chunk, and go the fastest."""
         course.spent = 0.0
+        batching = len(V) > 1 and self._first_seconds / self._risk.num_chunks < _LONG
         names = [
             name
             for name in _STEPS.get(step, (step,))
-            if len(V) > 1 or not name.startswith("batched") or name == self._wish
+            if batching or not name.startswith("batched") or name == self._wish
         ]
         while names:
             large, names = self._time(names, course, V)

@@ -142,8 +142,13 @@ def test_some_of_the_parameters() -> None:
         torch.testing.assert_close(H @ V, first, rtol=1e-11, atol=1e-13)
 
 
-def test_planning_finds_the_fastest_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("long", [1000.0, 0.0])
+def test_planning_finds_the_fastest_and_says_so(
+    long: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a vector takes long by itself, blocks are not tried at once."""
     monkeypatch.setattr(planning, "_PRICES", {"compile": (float("inf"), 0.0, 0.0)})
+    monkeypatch.setattr(planning, "_LONG", long)
     model, loss, data = problem("mlp2")
     H = HessianOperator(model, loss, data)
     V = torch.randn(H.shape[0], 4, dtype=torch.float64)
@@ -153,6 +158,8 @@ def test_planning_finds_the_fastest_and_says_so(monkeypatch: pytest.MonkeyPatch)
     (plan,) = H.plan
     # Tracing twice is spared where what was traced first is fastest.
     spared = {"forward over reverse"} if plan.engine == "batched forward over reverse" else set()
+    if not long:
+        spared = {name for name in ENGINES if name.startswith("batched")}
     assert set(plan.seconds) == set(ENGINES) - spared
     assert plan.seconds[plan.engine] == min(plan.seconds.values())
     assert plan.kept
