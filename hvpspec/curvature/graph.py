@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from hvpspec.curvature.sharding import shard
+from hvpspec.curvature.sharding import reshard, shard
 from hvpspec.errors import InputError, NotDifferentiableError
 
 
@@ -83,12 +83,23 @@ def refuse_own_parameters(loss: Tensor, model: nn.Module) -> None:
             )
 
 
-def parameter_norms(model: nn.Module) -> tuple[float, ...]:
-    """The norms of all parameters and buffers, or shards of them, by which a change is known."""
-    tensors = [*model.parameters(), *(b for b in model.buffers() if b.is_floating_point())]
+def parameter_marks(model: nn.Module) -> dict[str, tuple[float, float]]:
+    """Two numbers for each parameter and buffer, or shard of one, by which a change is known.
+
+    A norm tells all changes but those of signs and places, and these are told by the sum with
+    unequal weights.
+    """
+    reshard(model)
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     with torch.no_grad():
-        shards = [shard(t) for t in tensors]
-        return tuple(
-            float(torch.linalg.vector_norm(t, dtype=torch.promote_types(t.dtype, torch.float64)))
-            for t in shards
-        )
+        return {
+            name: _mark(shard(t).flatten()) for name, t in tensors.items() if t.is_floating_point()
+        }
+
+
+def _mark(x: Tensor) -> tuple[float, float]:
+    """The norm of a vector, and its sum with weights from 1 to 2."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    weights = torch.linspace(1, 2, len(x), dtype=dtype, device=x.device)
+    norm = torch.linalg.vector_norm(x, dtype=torch.promote_types(x.dtype, torch.float64))
+    return float(norm), float(torch.dot(x.to(dtype), weights))

@@ -15,7 +15,7 @@ from torch.func import functional_call
 
 from hvpspec.curvature.batches import Batch, ChunkedData
 from hvpspec.curvature.combining import refuse_dependence, refuse_other_than_mean
-from hvpspec.curvature.graph import parameter_norms, refuse_own_parameters
+from hvpspec.curvature.graph import parameter_marks, refuse_own_parameters
 from hvpspec.curvature.isolation import (
     check_mode,
     differentiable_forward,
@@ -77,7 +77,7 @@ class _Reference:
         weights: of the chunks in the mean.
         losses: on them.
         dtype: of the loss.
-        parameter_norms: the norms of the model's parameters and buffers.
+        marks: of the model's parameters and buffers, by which changes are known.
         total: what the sum over chunks is divided by.
         scale: the size of a loss, against which a change is judged.
     """
@@ -85,7 +85,7 @@ class _Reference:
     weights: list[float]
     losses: list[float]
     dtype: torch.dtype
-    parameter_norms: tuple[float, ...]
+    marks: dict[str, tuple[float, float]]
     total: float
     scale: float
 
@@ -120,7 +120,7 @@ class EmpiricalRisk:
         ranks: Ranks = ALONE,
     ) -> None:
         self.ranks = ranks
-        model = unmanaged(model)
+        self._given, model = model, unmanaged(model)
         self.space: ParameterSpace = select_parameters(model, params)
         self.model = model
         self.notes = check_mode(model)
@@ -201,7 +201,7 @@ class EmpiricalRisk:
 
     def check_parameters(self) -> None:
         """Raise DataChangedError if parameters or buffers are not those of the first pass."""
-        if parameter_norms(self.model) != self.reference.parameter_norms:
+        if parameter_marks(self._given) != self.reference.marks:
             self._raise_changed("the parameters are others")
 
     def value(self) -> float:
@@ -340,7 +340,9 @@ class EmpiricalRisk:
         weights: list[float] = []
         losses: list[float] = []
         dtype = self.dtype
-        norms = parameter_norms(self.model)
+        marks = parameter_marks(self._given)
+        if total is None:
+            self._refuse_other_networks(marks)
         parameters = self.parameters(self.leaves())
         with self._stage():
             for k, batch in enumerate(self.data):
@@ -373,7 +375,24 @@ class EmpiricalRisk:
             total = self.ranks.sum(sum(weights)) if self.loss.reduction == "mean" else 1.0
         if total == 0:
             raise InputError("every target is ignored by the loss: there is nothing to average")
-        return _Reference(weights, losses, dtype, norms, total, max(map(abs, losses)))
+        return _Reference(weights, losses, dtype, marks, total, max(map(abs, losses)))
+
+    def _refuse_other_networks(self, marks: Mapping[str, tuple[float, float]]) -> None:
+        """Raise InputError where processes that share the data have different networks."""
+        shards = {
+            name
+            for name, t in (*self._given.named_parameters(), *self._given.named_buffers())
+            if is_shard(t)
+        }
+        own = {name: mark for name, mark in marks.items() if name not in shards}
+        for rank, other in enumerate(self.ranks.gather(own)):
+            differing = [name for name in {**own, **other} if own.get(name) != other.get(name)]
+            if differing:
+                raise InputError(
+                    f"process {self.ranks.rank} has another {differing[0]} in the network than "
+                    f"process {rank}; send parameters and buffers of one to all with "
+                    "torch.distributed.broadcast"
+                )
 
     def _compare(self, k: int, weight: float, loss: float) -> None:
         """Raise unless chunk k's weight and loss are those of the first pass."""

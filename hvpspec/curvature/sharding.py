@@ -63,13 +63,18 @@ def unmanaged(model: nn.Module) -> nn.Module:
                 "shard it with torch.distributed.fsdp.fully_shard, or load its full state dict "
                 "into a model that is not wrapped"
             )
+    reshard(model)
     if not any(map(is_shard, model.parameters())):
         return model
-    for module in model.modules():
-        reshard: Callable[[], None] | None = getattr(module, "reshard", None)
-        if reshard is not None:  # after a forward pass some may still be gathered
-            reshard()
     return _copy(model, {})
+
+
+def reshard(model: nn.Module) -> None:
+    """Let go of parameters that a forward pass has gathered, so that the model's own are seen."""
+    for module in model.modules():
+        let_go: Callable[[], None] | None = getattr(module, "reshard", None)
+        if let_go is not None:
+            let_go()
 
 
 def _copy(module: nn.Module, made: dict[int, nn.Module]) -> nn.Module:

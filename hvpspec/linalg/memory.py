@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from os import PathLike
+from pathlib import Path
 
 import psutil
 import torch
@@ -36,9 +37,14 @@ def require_memory(
     available = available_memory(device)
     if num_bytes > available:
         raise InputError(
-            f"{what} needs {num_bytes / 2**30:.1f} GiB, but {available / 2**30:.1f} GiB are free; "
-            f"choose {remedy}"
+            f"{what} needs {_size(num_bytes)}, but {_size(available)} are free; choose {remedy}"
         )
+
+
+def _size(num_bytes: int) -> str:
+    """A number of bytes as people say it."""
+    small = num_bytes < 2**30
+    return f"{num_bytes / 2**20:.1f} MiB" if small else f"{num_bytes / 2**30:.1f} GiB"
 
 
 def on_disk(shape: Sequence[int], dtype: torch.dtype, folder: str | PathLike[str]) -> Tensor:
@@ -58,7 +64,7 @@ def on_disk(shape: Sequence[int], dtype: torch.dtype, folder: str | PathLike[str
     if size == 0:  # as the share of a process that has none
         return torch.empty(*shape, dtype=dtype)
     try:
-        with tempfile.TemporaryFile(dir=folder) as file:
+        with tempfile.TemporaryFile(dir=Path(folder)) as file:
             # Room for all of it now: a disk that is full later would end the process.
             if sys.platform == "linux":
                 os.posix_fallocate(file.fileno(), 0, size)
@@ -67,8 +73,8 @@ def on_disk(shape: Sequence[int], dtype: torch.dtype, folder: str | PathLike[str
             mapped = mmap.mmap(file.fileno(), size)
     except OSError as error:
         raise InputError(
-            f"cannot keep {size / 2**30:.1f} GiB in {os.fspath(folder)}: {error.strerror}; choose "
-            "another basis_folder"
+            f"cannot keep {_size(size)} in {os.fspath(folder)}: {error.strerror}; choose another "
+            "basis_folder"
         ) from error
     return torch.frombuffer(mapped, dtype=dtype).view(*shape)
 

@@ -81,6 +81,7 @@ class SymmetricOperator(ABC):
             NonFiniteError: an entry of the product is NaN or infinite.
         """
         n = self.shape[0]
+        self._check_tensor(V)
         if V.ndim != 2 or V.shape[0] != n:
             raise InputError(f"expected a block of shape ({n}, k), got {tuple(V.shape)}")
         self._check_kind(V)
@@ -111,11 +112,13 @@ class SymmetricOperator(ABC):
             NonFiniteError: an entry of the product is NaN or infinite.
         """
         n = self.shape[0]
+        self._check_tensor(v)
         if v.shape != (n,):
             raise InputError(f"expected a vector of shape ({n},), got {tuple(v.shape)}")
         return self.matmat(v.unsqueeze(1)).squeeze(1)
 
     def __matmul__(self, other: Tensor) -> Tensor:
+        self._check_tensor(other)
         return self.matvec(other) if other.ndim == 1 else self.matmat(other)
 
     def __neg__(self) -> SymmetricOperator:
@@ -213,6 +216,13 @@ class SymmetricOperator(ABC):
         """Say what to do when a product of a finite vector is not finite."""
         return "the operator returned NaN or infinity for a finite vector; check the operator"
 
+    def _check_tensor(self, V: Tensor) -> None:
+        """Raise unless ``V`` is a tensor."""
+        if not isinstance(V, Tensor):
+            raise InputError(
+                f"expected a tensor, got {type(V).__name__}; convert it with torch.as_tensor"
+            )
+
     def _check_kind(self, V: Tensor) -> None:
         """Raise unless ``V`` has the operator's dtype and device."""
         if V.dtype != self.dtype:
@@ -262,6 +272,8 @@ class DenseOperator(SymmetricOperator):
             raise InputError(f"expected a dense matrix, got layout {A.layout}; call .to_dense()")
         if A.ndim != 2 or A.shape[0] != A.shape[1]:
             raise InputError(f"expected a square matrix, got shape {tuple(A.shape)}")
+        if A.is_meta:
+            raise InputError("expected a matrix with numbers, got one on the device meta")
         super().__init__(A.shape[0], dtype=A.dtype, device=A.device)
         if not bool(torch.isfinite(A).all()):
             raise InputError("the matrix contains NaN or infinity")
@@ -320,7 +332,12 @@ class FunctionOperator(SymmetricOperator):
 
     def _matmat(self, V: Tensor) -> Tensor:
         columns = [self._function(v) for v in V.unbind(1)]
+        if not columns:
+            return V.clone()
         for product in columns:
+            if not isinstance(product, Tensor) or product.dtype.is_complex:
+                kind = getattr(product, "dtype", type(product).__name__)
+                raise InputError(f"matvec must return a real tensor, but returned {kind}")
             if product.shape != (self.shape[0],):
                 raise InputError(
                     f"matvec must return shape ({self.shape[0]},), but returned "

@@ -187,7 +187,7 @@ def lanczos(
 def _require_room(shape: tuple[int, int, int], A: SymmetricOperator) -> None:
     """Raise InputError where a basis of k x m vectors does not fit, and say what would."""
     k, m, length = shape
-    vectors = available_memory(A.device) // (length * A.dtype.itemsize)
+    vectors = available_memory(A.device) // max(1, length * A.dtype.itemsize)
     steps, probes = vectors // k - 1, vectors // m
     fits = [f"num_steps={steps}"] * (steps > 0)
     fits += [f"{probes} probes at a time (block_size={probes})"] * (0 < probes < k)

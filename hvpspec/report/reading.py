@@ -36,10 +36,10 @@ def read_json(path: str | PathLike[str]) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes(), parse_constant=_refuse)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:  # which those of JSON and of UTF-8 are
+    except (ValueError, RecursionError) as error:  # those of JSON and of UTF-8 are ValueErrors
         raise InputError(f"{path} is no JSON, or damaged: {first_line(error)}") from error
     kind = content.get("format") if isinstance(content, dict) else None
     if not isinstance(kind, str) or kind not in _ADDED:
@@ -48,9 +48,23 @@ def read_json(path: str | PathLike[str]) -> dict[str, Any]:
             f"{', '.join(_ADDED)}"
         )
     version = content.get("version")
-    if version != _VERSION:
+    if version != _VERSION or version is True:
         raise InputError(
             f"{path} is of version {version!r} of {kind}, and this hvpspec reads {_VERSION}; "
             "update hvpspec"
         )
+    if kind == "hvpspec-measure":
+        content = {**content, "layers": _completed(content.get("layers"))}
     return {**_ADDED[kind], **content}
+
+
+def _completed(layers: Mapping[str, Mapping[str, Any]] | None) -> dict[str, Any] | None:
+    """Layers with the field that was added to them as to the whole."""
+    if layers is None:
+        return None
+    return {name: {"reorthogonalized": True, **layer} for name, layer in layers.items()}
+
+
+def _refuse(constant: str) -> None:
+    """Refuse NaN and infinities, which no result holds."""
+    raise ValueError(f"it holds {constant}")

@@ -637,6 +637,35 @@ def test_the_fused_attention_kernel_is_avoided_in_float32() -> None:
     assert error < 1e-4
 
 
+@pytest.mark.parametrize("engine", ["double backward", "batched forward over reverse"])
+@pytest.mark.parametrize("change", ["signs", "places", "one place", "data", "buffer"])
+def test_changes_that_keep_the_norm_are_noticed(change: str, engine: str) -> None:
+    """When all that is kept from product to product would be as before."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.BatchNorm1d(4).eval(), nn.Linear(4, 2))
+    nn.init.normal_(model[2].running_mean)
+    data = torch.randn(9, 3), torch.randint(2, (9,))
+    H = HessianOperator(model, nn.CrossEntropyLoss(), data, engine=engine)
+    v = torch.randn(H.shape[0])
+    for _ in range(3):
+        H @ v
+    (plan,) = H.plan
+    assert plan.kept
+    weight = model[3].weight
+    with torch.no_grad():
+        if change == "signs":
+            weight.neg_()
+        elif change == "places":
+            weight.copy_(weight.flip(0))
+        elif change == "one place":
+            weight[0, :2] = weight[0, :2].flip(0)
+        elif change == "data":
+            weight.data = -weight.data
+        else:
+            model[2].running_mean.neg_()
+    with pytest.raises(hvpspec.DataChangedError, match="the parameters are others"):
+        H @ v
+
+
 @pytest.mark.parametrize("recurrent", [False, True])
 def test_kernels_of_recurrent_layers_that_cannot_be_differentiated_twice(recurrent: bool) -> None:
     """cuDNN's are switched off, and for other models, whose convolutions it is for, left on."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import traceback
@@ -23,7 +24,13 @@ from torch.distributed.tensor.parallel import (
 )
 
 import hvpspec
-from hvpspec import ComputationError, GGNOperator, HessianOperator, InputError
+from hvpspec import (
+    ComputationError,
+    DataChangedError,
+    GGNOperator,
+    HessianOperator,
+    InputError,
+)
 from hvpspec.linalg.krylov import KrylovSpace
 from hvpspec.linalg.ranks import ALONE, Ranks
 from hvpspec.linalg.recurrence import lanczos
@@ -161,7 +168,50 @@ def of_shards(group: dist.ProcessGroup | None) -> dict[str, Any]:
                 f"{way}, {step}, Adam": hvpspec.adam_preconditioner(adam, H),
             }
             assert not hasattr(H.gradient(), "full_tensor")
+        for change in (lambda p: p.neg_(), lambda p: p.add_(0.1)):
+            with torch.no_grad():
+                change(next(model[2].parameters()))
+            with pytest.raises(DataChangedError, match="the parameters are others"):
+                H @ V
+            H = HessianOperator(model, loss, (X[share], y[share]), group=data.group)
+            H @ V
     return found
+
+
+def of_one_parameter(group: dist.ProcessGroup | None) -> dict[str, Any]:
+    """Of which one process has no share."""
+    _, X, _ = problem()
+    ranks = Ranks(group)
+    share = slice(ranks.rank, None, ranks.size)
+    model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Tanh()).double()
+    nn.init.constant_(model[0].weight, 0.5)
+    H = HessianOperator(model, nn.MSELoss(), (X[share, :1], X[share, 1:2]), group=group)
+    measure = hvpspec.spectral_measure(H, 2, 3, generator=seeded())
+    return {
+        "measure": torch.cat(measure.nodes),
+        "eigenvalues": hvpspec.eigsh(H, 1).values,
+        "certified": hvpspec.index(H, 1e-3, method="certified", generator=seeded()).estimate,
+        "slq": hvpspec.index(H, 1e-3, method="slq", generator=seeded()).estimate,
+        "trace": hvpspec.trace(H, generator=seeded()).value,
+    }
+
+
+def differ(group: dist.ProcessGroup | None) -> dict[str, Any]:
+    """Processes have seen other data, and so have other running statistics."""
+    _, X, y = problem()
+    share = slice(Ranks(group).rank, None, 2)
+    model = nn.Sequential(nn.BatchNorm1d(40), nn.Linear(40, 3)).double()
+    with torch.no_grad():
+        nn.init.zeros_(model[1].weight)
+        nn.init.zeros_(model[1].bias)
+        model(X[share])
+    H = HessianOperator(model.eval(), nn.CrossEntropyLoss(), (X[share], y[share]), group=group)
+    with pytest.raises(InputError) as raised:
+        H.loss()
+    dist.broadcast(model[0].running_mean, src=0)
+    dist.broadcast(model[0].running_var, src=0)
+    H = HessianOperator(model, nn.CrossEntropyLoss(), (X[share], y[share]), group=group)
+    return {"message": str(raised.value), "loss": H.loss()}
 
 
 def dies(group: dist.ProcessGroup | None) -> dict[str, Any]:
@@ -256,6 +306,25 @@ def test_wrappers_that_are_refused(kind: str, remedy: str) -> None:
         HessianOperator(model, nn.CrossEntropyLoss(), (X, y))
     with pytest.raises(InputError, match=f"while it is wrapped in {kind}; "):
         HessianOperator(wrapper(model), nn.CrossEntropyLoss(), (X, y))
+
+
+def test_fewer_parameters_than_processes(tmp_path: Path) -> None:
+    expected = of_one_parameter(None)
+    for found in together(of_one_parameter, 2, tmp_path):
+        assert "error" not in found, found["error"]
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-12, msg=name)
+
+
+def test_another_network_in_each_process(tmp_path: Path) -> None:
+    first, second = together(differ, 2, tmp_path)
+    for rank, found in enumerate((first, second)):
+        assert "error" not in found, found["error"]
+        assert found["message"] == (
+            f"process {rank} has another 0.running_mean in the network than process {1 - rank}; "
+            "send parameters and buffers of one to all with torch.distributed.broadcast"
+        )
+        assert found["loss"] == pytest.approx(math.log(3))
 
 
 def test_a_process_that_dies_ends_the_others(tmp_path: Path) -> None:

@@ -245,7 +245,7 @@ def test_a_basis_on_a_disk(dtype: torch.dtype, tmp_path: Path) -> None:
 
 def test_a_basis_on_a_disk_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     A = DenseOperator(torch.eye(3, dtype=torch.float64))
-    with pytest.raises(InputError, match=r"cannot keep 0\.0 GiB in .*none: No such file or dir"):
+    with pytest.raises(InputError, match=r"cannot keep 0\.0 MiB in .*none: No such file or dir"):
         lanczos(A, starts(3), 2, basis_folder=tmp_path / "none")
     large = FunctionOperator(10**8, lambda v: v)  # 7 PiB
     before = large.num_matvecs

@@ -13,6 +13,7 @@ from hvpspec.report import read_json
 
 # Written by the commands before files told where they come from.
 OLD = Path(__file__).parent / "version-1"
+NOT_OF_LAYERS = {"format", "version", "hvpspec", "subject", "provenance"}
 SCHEMA = Path(__file__).parents[2] / "docs" / "json.md"
 
 
@@ -34,7 +35,11 @@ def test_old_files(name: str) -> None:
     assert set(content) == documented(content["format"])
     assert content.get("provenance") is None
     for field, value in json.loads((OLD / f"{name}.json").read_text()).items():
-        assert content[field] == value
+        if field != "layers":
+            assert content[field] == value
+    for layer in content.get("layers", {}).values():
+        # As docs say: the fields from dim on, of the layer's own block.
+        assert layer.keys() | {"layers", "gauss_newton"} >= content.keys() - NOT_OF_LAYERS
 
 
 @pytest.mark.parametrize(
@@ -48,6 +53,9 @@ def test_old_files(name: str) -> None:
         (b'{"format": ["hvpspec-index"]}', r"its format is \['hvpspec-index'\]"),
         (b'{"format": "hvpspec-index", "version": 2}', "of version 2 of hvpspec-index, and this"),
         (b'{"format": "hvpspec-index"}', "of version None"),
+        (b'{"format": "hvpspec-index", "version": true}', "of version True"),
+        (b'{"format": "hvpspec-index", "version": 1, "tau": NaN}', "damaged: it holds NaN"),
+        (b"[" * 100_000, "damaged: maximum recursion depth"),
     ],
 )
 def test_other_files_are_refused(content: bytes, message: str, tmp_path: Path) -> None:

@@ -131,6 +131,7 @@ def test_what_was_kept_before_a_fault_is_sound(moment: tuple[str, int], every: f
             torch.eye(3, dtype=torch.complex64),
             torch.eye(2, dtype=torch.bool),
             torch.eye(2).to_sparse(),
+            torch.eye(2, device="meta"),
             torch.tensor([[1.0, 2.0], [0.0, 1.0]]),
             torch.tensor([[1.0, math.nan], [math.nan, 1.0]]),
             torch.diag(torch.tensor([1.0, math.inf])),
@@ -143,6 +144,31 @@ def test_what_was_kept_before_a_fault_is_sound(moment: tuple[str, int], every: f
 def test_what_is_no_symmetric_matrix(question: str, A: Any) -> None:
     with pytest.raises(InputError):
         QUESTIONS[question](A)
+
+
+@pytest.mark.parametrize(
+    ("returned", "kind"),
+    [(None, "NoneType"), ([1.0] * N, "list"), (torch.ones(N) * 1j, "torch.complex64")],
+)
+def test_functions_that_return_no_real_tensor(returned: Any, kind: str) -> None:
+    A = hvpspec.FunctionOperator(N, lambda v: returned)
+    for ask in QUESTIONS.values():
+        with pytest.raises(InputError, match=f"must return a real tensor, but returned {kind}"):
+            ask(A)
+
+
+@pytest.mark.parametrize("V", [None, [1.0] * N])
+def test_what_is_no_tensor(V: Any) -> None:
+    A = DenseOperator(matrix())
+    for multiply in (A.matvec, A.matmat, A.__matmul__):
+        with pytest.raises(InputError, match=f"expected a tensor, got {type(V).__name__}"):
+            multiply(V)
+
+
+def test_blocks_of_no_vectors() -> None:
+    nothing = torch.ones(N, 0, dtype=torch.float64)
+    for A in (DenseOperator(matrix()), hvpspec.FunctionOperator(N, lambda v: v)):
+        assert A.matmat(nothing).shape == (N, 0)
 
 
 @pytest.mark.parametrize("shape", [(N,), (N - 1, 2), (2, N), (N, 2, 1), ()])
