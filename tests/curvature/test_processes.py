@@ -35,6 +35,15 @@ from hvpspec.linalg.krylov import KrylovSpace
 from hvpspec.linalg.ranks import ALONE, Ranks
 from hvpspec.linalg.recurrence import lanczos
 
+LOADED = [
+    "pytest",
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor.parallel",
+    "torch.fx.experimental.proxy_tensor",
+    "hvpspec.curvature",
+    "hvpspec.spectrum",
+]
+
 # Far longer than anything here takes, and than a test waits for a process that hangs.
 TIMEOUT = timedelta(seconds=60)
 
@@ -60,13 +69,15 @@ def answers(group: dist.ProcessGroup | None) -> dict[str, Any]:
     ranks = Ranks(group)
     share = slice(ranks.rank, None, ranks.size)
     found: dict[str, Any] = {}
-    # What follows is asked of the last, which has nothing to trace in all of the processes.
-    for reduction, engine in (("mean", "auto"), ("sum", "double backward")):
+    # To trace takes as long as all else, in each of the processes: two are enough for it.
+    traced = "auto" if ranks.size < 4 else "double backward"
+    # What follows is asked of the last.
+    for reduction, engine in (("mean", traced), ("sum", "double backward")):
         loss = nn.CrossEntropyLoss(reduction=reduction)
         how: dict[str, Any] = {"l2": 0.1, "chunk_size": 4, "engine": engine, "group": group}
         H = HessianOperator(model, loss, (X[share], y[share]), **how)
         V = torch.randn(H.shape[0], 3, generator=seeded(), dtype=torch.float64)
-        G = GGNOperator(model, loss, (X[share], y[share]), group=group)
+        G = GGNOperator(model, loss, (X[share], y[share]), engine="double backward", group=group)
         found |= {
             f"{reduction}, products": torch.cat([H @ V, H @ V, G @ V, -H @ V]),
             f"{reduction}, loss": H.loss(),
@@ -77,7 +88,13 @@ def answers(group: dist.ProcessGroup | None) -> dict[str, Any]:
         }
     ignored = y.clone()
     ignored[::4] = -100  # which is all that the first of four processes has
-    partial = HessianOperator(model, nn.CrossEntropyLoss(), (X[share], ignored[share]), group=group)
+    partial = HessianOperator(
+        model,
+        nn.CrossEntropyLoss(),
+        (X[share], ignored[share]),
+        engine="double backward",
+        group=group,
+    )
     found |= {"ignored": partial @ V, "its bound": partial.structural_upper_bound().upper}
     measure = hvpspec.spectral_measure(H, 5, 12, generator=seeded(), block_size=2)
     found |= {"nodes": torch.cat(measure.nodes), "products spent": measure.num_matvecs}
@@ -173,7 +190,9 @@ def of_shards(group: dist.ProcessGroup | None) -> dict[str, Any]:
                 change(next(model[2].parameters()))
             with pytest.raises(DataChangedError, match="the parameters are others"):
                 H @ V
-            H = HessianOperator(model, loss, (X[share], y[share]), group=data.group)
+            H = HessianOperator(
+                model, loss, (X[share], y[share]), engine="double backward", group=data.group
+            )
             H @ V
     return found
 
@@ -214,6 +233,11 @@ def differ(group: dist.ProcessGroup | None) -> dict[str, Any]:
     return {"message": str(raised.value), "loss": H.loss()}
 
 
+def of_two(group: dist.ProcessGroup | None) -> dict[str, Any]:
+    """All of the last three."""
+    return of_shards(group) | of_one_parameter(group) | differ(group)
+
+
 def dies(group: dist.ProcessGroup | None) -> dict[str, Any]:
     """The last process ends at its third product, without a word."""
     model, X, y = problem()
@@ -247,9 +271,11 @@ def together(
     what: Callable[[dist.ProcessGroup | None], dict[str, Any]], size: int, folder: Path
 ) -> list[dict[str, Any]]:
     """What each process found that wrote something down; none may hang."""
-    spawn = multiprocessing.get_context("spawn")
+    # A server that has loaded what takes longest, and done nothing, is copied for each.
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(LOADED)
     processes = [
-        spawn.Process(target=worker, args=(what, rank, size, folder)) for rank in range(size)
+        server.Process(target=worker, args=(what, rank, size, folder)) for rank in range(size)
     ]
     for process in processes:
         process.start()
@@ -278,15 +304,20 @@ def test_the_same_answers(size: int, tmp_path: Path) -> None:
             torch.testing.assert_close(each[name], value, rtol=0, atol=0, msg=name)
 
 
-@pytest.mark.parametrize("size", [2])
-def test_models_that_are_shared_out(size: int, tmp_path: Path) -> None:
-    expected = of_shards(None)
-    found = together(of_shards, size, tmp_path)
-    assert len(found) == size
-    for each in found:
+def test_models_that_are_shared_out_and_other_networks(tmp_path: Path) -> None:
+    """All that two processes are enough for, which take longer to start than to answer."""
+    expected = of_shards(None) | of_one_parameter(None)
+    found = together(of_two, 2, tmp_path)
+    assert len(found) == 2
+    for rank, each in enumerate(found):
         assert "error" not in each, each["error"]
         for name, value in expected.items():
             torch.testing.assert_close(each[name], value, rtol=1e-9, atol=1e-9, msg=name)
+        assert each["message"] == (
+            f"process {rank} has another 0.running_mean in the network than process {1 - rank}; "
+            "send parameters and buffers of one to all with torch.distributed.broadcast"
+        )
+        assert each["loss"] == pytest.approx(math.log(3))
 
 
 @pytest.mark.parametrize(
@@ -306,25 +337,6 @@ def test_wrappers_that_are_refused(kind: str, remedy: str) -> None:
         HessianOperator(model, nn.CrossEntropyLoss(), (X, y))
     with pytest.raises(InputError, match=f"while it is wrapped in {kind}; "):
         HessianOperator(wrapper(model), nn.CrossEntropyLoss(), (X, y))
-
-
-def test_fewer_parameters_than_processes(tmp_path: Path) -> None:
-    expected = of_one_parameter(None)
-    for found in together(of_one_parameter, 2, tmp_path):
-        assert "error" not in found, found["error"]
-        for name, value in expected.items():
-            torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-12, msg=name)
-
-
-def test_another_network_in_each_process(tmp_path: Path) -> None:
-    first, second = together(differ, 2, tmp_path)
-    for rank, found in enumerate((first, second)):
-        assert "error" not in found, found["error"]
-        assert found["message"] == (
-            f"process {rank} has another 0.running_mean in the network than process {1 - rank}; "
-            "send parameters and buffers of one to all with torch.distributed.broadcast"
-        )
-        assert found["loss"] == pytest.approx(math.log(3))
 
 
 def test_a_process_that_dies_ends_the_others(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ moments = st.sampled_from(sorted(QUESTIONS)).flatmap(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(moment=moments, value=st.sampled_from([math.nan, math.inf, -math.inf]))
 def test_a_product_that_is_not_finite(moment: tuple[str, int], value: float) -> None:
     question, at = moment
@@ -99,7 +99,7 @@ def test_a_product_that_is_not_finite(moment: tuple[str, int], value: float) -> 
     assert repr(ask(A)) == repr(ask(Faulty()))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=15)
 @given(moment=moments, every=st.sampled_from([0.0, 1e6]))
 def test_what_was_kept_before_a_fault_is_sound(moment: tuple[str, int], every: float) -> None:
     question, at = moment
