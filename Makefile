@@ -15,6 +15,7 @@ test: $(VENV)/.developer
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist worksteal
 
 docs: $(VENV)/.developer
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
 
 format: $(VENV)/.developer
@@ -30,7 +31,7 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 
 $(VENV)/.developer: pyproject.toml | $(BIN)/python
 	# Compiling all of PyTorch and its like takes longer than compiling what is imported.
-	$(BIN)/python -m pip install --quiet --no-compile --editable ".[test,docs,peers,networks]"
+	$(BIN)/python -m pip install --quiet --no-compile --editable ".[test,peers,networks]"
 	touch $@ $(VENV)/.installed
 
 clean:

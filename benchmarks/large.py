@@ -7,7 +7,7 @@
   documentation byte by byte: the ends of the spectrum, by Lanczos with its basis on a disk, and the
   trace. Needs the package transformers.
 
-Each answer is written as it is found.
+Each answer is written as it is found; what stands in the folder of results is not asked again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 import hvpspec
 from benchmarks.measuring import machine
 from benchmarks.networks import resnet18
-from hvpspec import HessianOperator, SpectralMeasure, SymmetricOperator
+from hvpspec import HessianOperator, SymmetricOperator
 from hvpspec.plotting import plot_density, save_figure
 from hvpspec.report import measure_to_dict
 from hvpspec.zoo import Dataset, TrainingSettings, load_data, train
@@ -43,26 +43,37 @@ class Results:
     """What was found, in a file that grows, with the seconds and products that each took.
 
     Args:
-        path: the JSON file.
+        path: the JSON file; what it holds is kept, if it is about the same.
         about: what it is about.
     """
 
     def __init__(self, path: Path, about: dict[str, Any]) -> None:
         self._path, self._content = path, {**about, "machine": machine("float32")}
+        if path.exists():
+            before = json.loads(path.read_text())
+            if any(before.get(name) != value for name, value in about.items()):
+                raise SystemExit(f"{path} is about something else; choose another --out")
+            self._content = before
 
-    def add(self, name: str, A: SymmetricOperator, ask: Callable[[], Any]) -> Any:
-        """Ask a question, and write down what it took; what was answered is added by ``write``."""
-        before, start = A.num_matvecs, time.perf_counter()
-        answer = ask()
-        seconds, products = time.perf_counter() - start, A.num_matvecs - before
-        self.write(name, {"seconds": round(seconds, 1), "products": products})
-        print(f"{name}: {products} products, {seconds:.0f} s", flush=True)
-        return answer
+    def once(
+        self, name: str, A: SymmetricOperator, ask: Callable[[], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """Ask a question, unless it was asked before, and write down the answer and what it took.
 
-    def write(self, name: str, fields: dict[str, Any]) -> None:
-        """Add fields under a name."""
-        self._content.setdefault(name, {}).update(fields)
-        self._path.write_text(json.dumps(self._content, indent=1) + "\n")
+        Args:
+            name: of the answer.
+            A: whose products are counted.
+            ask: returns the fields of the answer.
+        """
+        if name not in self._content:
+            before, start = A.num_matvecs, time.perf_counter()
+            answer = ask()
+            seconds, products = round(time.perf_counter() - start, 1), A.num_matvecs - before
+            self._content[name] = {"seconds": seconds, "products": products, **answer}
+            self._path.write_text(json.dumps(self._content, indent=1) + "\n")
+            print(f"{name}: {products} products, {seconds:.0f} s", flush=True)
+        found: dict[str, Any] = self._content[name]
+        return found
 
 
 def main() -> None:
@@ -87,40 +98,40 @@ def of_resnet18(options: argparse.Namespace) -> None:
     data = load_data("fashion-mnist-sample")
     images, labels = data.tensors
     images = F.pad(images, (2, 2, 2, 2)).expand(-1, 3, -1, -1).contiguous()
-    torch.manual_seed(0)
-    model = resnet18()
     settings = TrainingSettings(epochs=options.epochs, lr=0.02, momentum=0.9, batch_size=64)
-    history = train(model, Dataset(data.name, images, labels), settings)
+    torch.manual_seed(0)
+    model, weights = resnet18(), options.out / f"resnet18-{options.epochs}.pt"
+    if weights.exists():
+        model.load_state_dict(torch.load(weights))
+    else:
+        train(model, Dataset(data.name, images, labels), settings)
+        torch.save(model.state_dict(), weights)
     chosen = slice(0, options.images)
     H = HessianOperator(model.eval(), nn.CrossEntropyLoss(), (images[chosen], labels[chosen]))
-    results = Results(
-        options.out / "resnet18.json",
-        {
-            "network": "ResNet-18 for images of 32 x 32",
-            "parameters": H.shape[0],
-            "data": f"first {options.images} images of {data.name}",
-            "training": {**asdict(settings), "loss": history.loss, "accuracy": history.accuracy},
-        },
-    )
-    results.write("point", {"loss": H.loss(), "gradient_norm": float(H.gradient().norm())})
-    measure = density(H, results, options, probes=2)
-    figure = plot_density(
-        measure, symlog=True, title=f"ResNet-18, {H.shape[0]:,} parameters, {options.images} images"
-    )
-    save_figure(figure, options.out / "resnet18.png")
-    pairs = results.add(
-        "extremes", H, lambda: hvpspec.eigsh(H, 4, "BE", tol=1e-2, max_matvecs=options.most)
-    )
-    results.write(
-        "extremes",
-        {"values": pairs.values.tolist(), "residual_norms": pairs.residual_norms.tolist()},
-    )
-    hutchinson(H, results, options)
-    taus = [ratio * float(pairs.values[-1]) for ratio in RATIOS]
-    result = results.add(
-        "index",
-        H,
-        lambda: hvpspec.index(
+    about = {
+        "network": "ResNet-18 for images of 32 x 32",
+        "parameters": H.shape[0],
+        "data": f"first {options.images} images of {data.name}",
+        "training": asdict(settings),
+    }
+    results = Results(options.out / "resnet18.json", about)
+    results.once("point", H, lambda: point(H))
+    title = f"ResNet-18, {H.shape[0]:,} parameters, {options.images} images"
+    density(H, results, options, probes=2, name="resnet18", title=title)
+
+    def extremes() -> dict[str, Any]:
+        """Two eigenvalues from each end."""
+        pairs = hvpspec.eigsh(H, 4, "BE", tol=1e-2, max_matvecs=options.most)
+        norms = pairs.residual_norms.tolist()
+        return {"values": pairs.values.tolist(), "residual_norms": norms}
+
+    largest = results.once("extremes", H, extremes)["values"][-1]
+    results.once("trace", H, lambda: hutchinson(H, options))
+
+    def index() -> dict[str, Any]:
+        """The certified index, from coarse to fine."""
+        taus = [ratio * largest for ratio in RATIOS]
+        found = hvpspec.index(
             H,
             taus[-1],
             tau_ladder=taus[:-1],
@@ -128,12 +139,11 @@ def of_resnet18(options: argparse.Namespace) -> None:
             confidence=0.95,
             generator=torch.Generator().manual_seed(0),
             max_matvecs=options.most,
-        ),
-    )
-    ladder = [asdict(rung) | {"ratio": r} for r, rung in zip(RATIOS, result.ladder, strict=True)]
-    results.write(
-        "index", {"ladder": ladder, "noise_floor": result.noise_floor, "confidence": 0.95}
-    )
+        )
+        rungs = [asdict(r) | {"ratio": x} for x, r in zip(RATIOS, found.ladder, strict=True)]
+        return {"ladder": rungs, "noise_floor": found.noise_floor, "confidence": 0.95}
+
+    results.once("index", H, index)
 
 
 def of_gpt2(options: argparse.Namespace) -> None:
@@ -151,55 +161,62 @@ def of_gpt2(options: argparse.Namespace) -> None:
 
     loss = hvpspec.Loss(next_token, weight=lambda _, labels: labels[:, 1:].numel())
     H = HessianOperator(model, loss, {"input_ids": tokens, "labels": tokens})
-    results = Results(
-        options.out / "gpt2.json",
-        {
-            "network": "GPT-2, random weights",
-            "parameters": H.shape[0],
-            "data": f"{options.texts} texts of 64 bytes from docs",
-        },
-    )
-    results.write("point", {"loss": H.loss(), "gradient_norm": float(H.gradient().norm())})
-    density(H, results, options, probes=1)
-    hutchinson(H, results, options)
+    about = {
+        "network": "GPT-2, random weights",
+        "parameters": H.shape[0],
+        "data": f"{options.texts} texts of 64 bytes from docs",
+    }
+    results = Results(options.out / "gpt2.json", about)
+    results.once("point", H, lambda: point(H))
+    title = f"GPT-2, {H.shape[0]:,} parameters, random weights, {options.texts} x 64 bytes"
+    density(H, results, options, probes=1, name="gpt2", title=title)
+    results.once("trace", H, lambda: hutchinson(H, options))
+
+
+def point(H: HessianOperator) -> dict[str, Any]:
+    """Where it is."""
+    return {"loss": H.loss(), "gradient_norm": float(H.gradient().norm())}
 
 
 def density(
-    H: HessianOperator, results: Results, options: argparse.Namespace, probes: int
-) -> SpectralMeasure:
-    """Run Lanczos with its basis on a disk."""
-    with tempfile.TemporaryDirectory(dir=options.out) as folder:
-        measure: SpectralMeasure = results.add(
-            "density",
-            H,
-            lambda: hvpspec.spectral_measure(
+    H: HessianOperator,
+    results: Results,
+    options: argparse.Namespace,
+    *,
+    probes: int,
+    name: str,
+    title: str,
+) -> None:
+    """Run Lanczos with its basis on a disk, and draw what it saw."""
+
+    def measure() -> dict[str, Any]:
+        """The ends of the spectrum."""
+        with tempfile.TemporaryDirectory(dir=options.out) as folder:
+            measure = hvpspec.spectral_measure(
                 H,
                 probes,
                 options.steps,
                 generator=torch.Generator().manual_seed(0),
                 basis_folder=folder,
-            ),
-        )
-    facts = measure_to_dict(measure)
-    results.write("density", {name: facts[name] for name in ("bulk", "bottom", "top", "norm")})
-    measure.save(options.out / f"measure-{H.shape[0]}.npz")
-    return measure
+            )
+        measure.save(options.out / f"{name}.npz")
+        save_figure(plot_density(measure, symlog=True, title=title), options.out / f"{name}.png")
+        facts = measure_to_dict(measure)
+        return {field: facts[field] for field in ("bulk", "bottom", "top", "norm")}
+
+    results.once("density", H, measure)
 
 
-def hutchinson(H: HessianOperator, results: Results, options: argparse.Namespace) -> None:
-    """Estimate the trace in the memory of two vectors."""
-    found = results.add(
-        "trace",
+def hutchinson(H: HessianOperator, options: argparse.Namespace) -> dict[str, Any]:
+    """Estimate the trace in the memory of a few vectors."""
+    found = hvpspec.trace(
         H,
-        lambda: hvpspec.trace(
-            H,
-            options.samples,
-            method="hutchinson",
-            generator=torch.Generator().manual_seed(0),
-            block_size=2,
-        ),
+        options.samples,
+        method="hutchinson",
+        generator=torch.Generator().manual_seed(0),
+        block_size=2,
     )
-    results.write("trace", {"value": found.value, "sem": found.sem})
+    return {"value": found.value, "sem": found.sem}
 
 
 WHAT: dict[str, Callable[[argparse.Namespace], None]] = {
