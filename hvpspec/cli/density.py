@@ -153,11 +153,11 @@ def density(
         for part, measure in parts.items()
     }
     Console().print(measure_table(measures, subject=subject, seconds=seconds))
-    whole = found[_HESSIAN].pop(_WHOLE)
-    beside = found.get(_GAUSS_NEWTON)
+    whole = found[_HESSIAN][_WHOLE]
     if json_file:
-        both = (beside.pop(_WHOLE), beside) if beside else None
-        content = measure_to_dict(whole, subject=subject, layers=found[_HESSIAN], gauss_newton=both)
+        _, layers = _divided(found[_HESSIAN])
+        beside = _divided(found[_GAUSS_NEWTON]) if gauss_newton else None
+        content = measure_to_dict(whole, subject=subject, layers=layers, gauss_newton=beside)
         write_json(json_file, content)
         typer.echo(f"wrote {json_file}")
     if save:
@@ -192,6 +192,13 @@ def _measure(
                 lasting, generator=generator, progress=progress, **how
             )
     return measures
+
+
+def _divided(
+    measures: Mapping[str, SpectralMeasure],
+) -> tuple[SpectralMeasure, dict[str, SpectralMeasure]]:
+    """The measure of a whole matrix, and those of its blocks."""
+    return measures[_WHOLE], {part: m for part, m in measures.items() if part != _WHOLE}
 
 
 def _name(part: str, matrix: str) -> str:

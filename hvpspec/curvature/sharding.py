@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -72,9 +72,9 @@ def unmanaged(model: nn.Module) -> nn.Module:
 def reshard(model: nn.Module) -> None:
     """Let go of parameters that a forward pass has gathered, so that the model's own are seen."""
     for module in model.modules():
-        let_go: Callable[[], None] | None = getattr(module, "reshard", None)
-        if let_go is not None:
-            let_go()
+        # A user's own module may have a method of that name.
+        if _is_distributed(type(module)) and hasattr(module, "reshard"):
+            cast(Callable[[], None], module.reshard)()
 
 
 def _copy(module: nn.Module, made: dict[int, nn.Module]) -> nn.Module:

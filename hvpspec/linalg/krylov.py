@@ -66,13 +66,13 @@ class KrylovSpace:
         self.size = self._known = 0
         block = start.T[:, self._own].to(A.dtype).clone()
         project_out_(block, self.deflated, self._ranks)
-        lengths = torch.linalg.vector_norm(start, dim=0, dtype=torch.float64)
-        block /= torch.where(lengths == 0, 1, lengths)[:, None].to(A.dtype)
+        norms = torch.linalg.vector_norm(start, dim=0, dtype=torch.float64)
+        block /= torch.where(norms == 0, 1, norms)[:, None].to(A.dtype)
         # A direction of D leaves nothing but the round-off of its projection.
         added, self.start = self._append(block, 100 * A.unit_roundoff)
         if not added:
             raise InputError("the start vectors lie in the span of what is deflated")
-        self.start *= lengths.cpu()
+        self.start *= norms.cpu()
         self._known = added
         self.dropped = 0.0  # of start vectors nothing is claimed
 

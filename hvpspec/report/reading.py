@@ -10,11 +10,13 @@ from typing import Any
 
 from hvpspec.errors import InputError, first_line
 
+# To the whole and to each layer.
+_ADDED_TO_MEASURES = {"reorthogonalized": True}
 #: The formats, and what was added to each within its version, as earlier files mean it.
 _ADDED: Mapping[str, Mapping[str, bool | None]] = {
     "hvpspec-index": {"provenance": None},
     "hvpspec-density": {"provenance": None},
-    "hvpspec-measure": {"provenance": None, "gauss_newton": None, "reorthogonalized": True},
+    "hvpspec-measure": {"provenance": None, "gauss_newton": None, **_ADDED_TO_MEASURES},
     "hvpspec-eigs": {"provenance": None},
     "hvpspec-trace": {"provenance": None},
     "hvpspec-checkpoint-info": {},
@@ -59,10 +61,10 @@ def read_json(path: str | PathLike[str]) -> dict[str, Any]:
 
 
 def _completed(layers: Mapping[str, Mapping[str, Any]] | None) -> dict[str, Any] | None:
-    """Layers with the field that was added to them as to the whole."""
+    """Layers with what was added to them as to the whole."""
     if layers is None:
         return None
-    return {name: {"reorthogonalized": True, **layer} for name, layer in layers.items()}
+    return {name: {**_ADDED_TO_MEASURES, **layer} for name, layer in layers.items()}
 
 
 def _refuse(constant: str) -> None:
