@@ -15,6 +15,8 @@ from hvpspec.errors import InputError
 LossName = Literal["cross_entropy", "mse"]
 MethodName = Literal["auto", "exact", "ldl", "certified", "slq", "chebyshev"]
 EngineName = Literal[
+    "reproducible",
+    "auto",
     "double backward",
     "batched double backward",
     "forward over reverse",
@@ -81,8 +83,9 @@ Engine = Annotated[
     EngineName | None,
     typer.Option(
         "--engine",
-        help="One way to multiply, for the same bits in every run.",
-        show_default="the fastest here",
+        help="How to multiply: all but auto, the fastest by the clock, give the same bits in every"
+        " run.",
+        show_default="reproducible",
     ),
 ]
 CheckpointFolder = Annotated[

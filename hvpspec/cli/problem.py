@@ -124,7 +124,7 @@ def load_problem(
         l2: coefficient of the squared norm; 0 if nothing is recorded either.
         params: patterns of the parameters.
         chunk_size: most examples in one graph.
-        engine: one way to multiply; None for the fastest.
+        engine: how to multiply; None for what gives the same bits in every run.
         checkpoint: folder in which products are kept.
         checkpoint_every: seconds between writing there.
         group: processes that share out the data; None for this one alone.
@@ -160,8 +160,8 @@ def load_problem(
         "params": params,
         "l2": l2,
         "chunk_size": chunk_size,
-        # To go on with the same bits, products must not be made in the way the clock likes best.
-        "engine": engine or ("auto" if checkpoint is None else "batched forward over reverse"),
+        # Where a run goes on, its products must not depend on how many were made before, either.
+        "engine": engine or ("batched forward over reverse" if checkpoint else "reproducible"),
         "group": group,
     }
     hessian = HessianOperator(*function, **options)

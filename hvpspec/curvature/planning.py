@@ -17,9 +17,11 @@ from hvpspec.curvature.trials import Trial, agree
 from hvpspec.errors import HvpspecError, first_line
 from hvpspec.linalg.memory import available_memory, give_back_freed, is_out_of_memory
 
-#: Ways to multiply; "auto" starts with the first and changes to what is faster.
+#: Ways to multiply; "auto" starts with "double backward" and changes to what is faster by the
+#: clock, "reproducible" to what usually is, once that pays by the arithmetic that was counted.
 EngineName = Literal[
     "auto",
+    "reproducible",
     "double backward",
     "batched double backward",
     "forward over reverse",
@@ -96,11 +98,6 @@ class Course:
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
-    def took(self, seconds: float) -> None:
-        """Note what a product has taken."""
-        self.expected = seconds
-        self.spent += seconds
-
 
 @dataclass(frozen=True)
 class _Test:
@@ -132,10 +129,12 @@ class Planner:
     So a short run is not planned at all, and planning takes about half of any other at most. A way
     that does not agree with double backward on the first chunk is dropped with a warning.
 
+    A plan that is to be reproducible has one step, to trace, and the times in it are from no clock.
+
     Args:
         plain: the engine of the first product.
-        first_seconds: what that took.
-        engine: one way for all products after the first, or "auto".
+        first_seconds: what that took, or for a reproducible plan would take.
+        engine: one way for all products, "auto" or "reproducible".
         memory_budget: bytes for what is kept from product to product; None for a quarter of what is
             free when it is first asked for.
     """
@@ -163,6 +162,12 @@ class Planner:
             for width, c in sorted(self._courses.items())
         )
 
+    def took(self, course: Course, seconds: float) -> None:
+        """Note what a product has taken."""
+        if self._wish != "reproducible":
+            course.expected = seconds
+        course.spent += course.expected
+
     def course(self, V: Tensor) -> Course | None:
         """Tell how to multiply a block, shape (width, n); None if it has proved to be too wide."""
         width = len(V)
@@ -189,7 +194,8 @@ class Planner:
 
     def _steps(self) -> list[str]:
         """What is to be tried."""
-        return list(_STEPS) if self._wish == "auto" else [self._wish]
+        steps = {"auto": list(_STEPS), "reproducible": ["trace"]}
+        return steps.get(self._wish, [self._wish])
 
     def _price(self, step: str, width: int) -> float:
         """The seconds that a step of planning is expected to take; 0 for a way asked for."""
@@ -210,7 +216,8 @@ class Planner:
             large, names = self._time(names, course, V)
             if large is not None:
                 self._cut_chunks(large, course, V)
-        course.expected = min(course.seconds.values(), default=course.expected)
+        if self._wish != "reproducible":
+            course.expected = min(course.seconds.values(), default=course.expected)
 
     def _time(
         self, names: list[str], course: Course, V: Tensor

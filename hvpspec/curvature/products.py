@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import time
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
+from hvpspec.curvature.effort import Effort
 from hvpspec.curvature.engines import DoubleBackward, Engine
 from hvpspec.curvature.matrices import Matrix
 from hvpspec.curvature.planning import EngineName, Plan, Planner
@@ -45,12 +47,12 @@ class _Kept:
 class Products:
     """Products with a matrix of second derivatives of a risk, without the l2 term.
 
-    The first is made by double backward, and the others as a :class:`Planner` tells.
+    One is made by double backward first, and the others as a :class:`Planner` tells.
 
     Args:
         risk: the function.
         matrix: which matrix.
-        engine: one way for all products after the first, or "auto".
+        engine: one way for all products, "auto" or "reproducible".
         memory_budget: bytes for what is kept from product to product; None for a quarter of what is
             free when it is first asked for.
 
@@ -126,11 +128,13 @@ class Products:
         if self._planner is None:
             start = time.perf_counter()
             plain = DoubleBackward(self._risk, self._matrix)
-            product = self._pass(plain, plain, V[:1], keep=False)
+            with Effort() if self._engine == "reproducible" else nullcontext() as effort:
+                product = self._pass(plain, plain, V[:1], keep=False)
+            seconds = effort.seconds if effort else time.perf_counter() - start
             # Only now that nothing was found that is to be refused.
-            seconds = time.perf_counter() - start
             self._planner = Planner(plain, seconds, self._engine, self._memory_budget)
-            if len(V) == 1:
+            # Where one way was asked for, its bits are.
+            if len(V) == 1 and self._engine in ("auto", "reproducible", plain.name):
                 return product
         num_blocks = math.ceil(len(V) / self._planner.widest)
         width = math.ceil(len(V) / num_blocks)
@@ -148,7 +152,7 @@ class Products:
             return self._multiply(V)
         start = time.perf_counter()
         product = self._pass(course.engine, planner.plain, V, keep=course.keep)
-        course.took(time.perf_counter() - start)
+        planner.took(course, time.perf_counter() - start)
         return product
 
     def _pass(self, engine: Engine, plain: Engine, V: Tensor, *, keep: bool) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from hvpspec import ComputationError, DataChangedError, HessianOperator, InputError, Loss
 from hvpspec.curvature import planning
 from hvpspec.curvature.batches import Batch
+from hvpspec.curvature.effort import Effort
 from hvpspec.curvature.engines import Engine
 from hvpspec.curvature.trials import Trial
 from hvpspec.zoo import cnn, mlp2
@@ -165,6 +167,55 @@ def test_planning_finds_the_fastest_and_says_so(
     assert plan.kept
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_way_asked_for_makes_every_product(engine: str) -> None:
+    """Also the first, so that a run that goes on makes the same."""
+    model, loss, data = problem("normalised")
+    H = HessianOperator(model, loss, data, engine=engine)
+    v = torch.randn(H.shape[0], dtype=torch.float64)
+    assert torch.equal(H @ v, H @ v)
+    assert H.plan == () or H.plan[0].engine == engine
+
+
+def test_a_reproducible_plan_goes_by_what_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the clock says, it changes to the traced way after the same products."""
+    changes = []
+    for speed in (1e-3, 1e3):
+        start = time.perf_counter()
+        with monkeypatch.context() as patch:
+            clock = time.perf_counter
+            patch.setattr(
+                "time.perf_counter",
+                lambda start=start, speed=speed, clock=clock: start + (clock() - start) * speed,
+            )
+            patch.setattr(planning, "_PRICES", {"trace": (0.01, 0.0, 0.0)})
+            model, loss, data = problem("mlp2")
+            H = HessianOperator(model, loss, data, engine="reproducible")
+            V = torch.ones(H.shape[0], 2, dtype=torch.float64)
+            engines, products = [], []
+            for _ in range(12):
+                products.append(H @ V)
+                engines.append(H.plan[0].engine)
+        changes.append((engines, torch.stack(products)))
+    (engines, products), (again, same) = changes
+    assert engines == again
+    assert set(engines) == {"double backward", "batched forward over reverse"}
+    assert torch.equal(products, same)
+    torch.testing.assert_close(products[0], products[-1], rtol=1e-11, atol=1e-13)
+
+
+def test_effort_is_that_of_the_arithmetic() -> None:
+    A = torch.randn(300, 400)
+    with Effort() as effort:
+        A.T @ A
+    seconds = effort.seconds
+    # 2 x 300 x 400 x 400 operations at 20 GF/s, and two calls, of which one is a view.
+    assert seconds == pytest.approx(2 * 300 * 400**2 / 2e10 + 2e-5)
+    with Effort() as effort:
+        A + A
+    assert effort.seconds == pytest.approx(4 * A.numel() / 1e10 + 1e-5)
+
+
 def test_a_short_run_is_not_planned() -> None:
     model, loss, data = problem("mlp2")
     H = HessianOperator(model, loss, data)
@@ -208,9 +259,10 @@ def test_what_cannot_be_traced_goes_the_plain_way() -> None:
 @pytest.mark.usefixtures("wrong_operation")
 def test_a_way_that_differs_is_dropped_with_a_warning() -> None:
     data = torch.rand(5, 3).double(), torch.rand(5, 2).double()
-    H = HessianOperator(nn.Linear(3, 2).double(), nn.MSELoss(), data, engine="forward over reverse")
+    model, loss = nn.Linear(3, 2).double(), nn.MSELoss()
+    H = HessianOperator(model, loss, data, engine="forward over reverse")
     v = torch.randn(8, dtype=torch.float64)
-    expected = H @ v
+    expected = HessianOperator(model, loss, data, engine="double backward") @ v
     with pytest.warns(UserWarning, match="forward over reverse differs from double backward"):
         product = H @ v
     assert torch.equal(product, expected)
