@@ -19,16 +19,18 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from scipy.linalg import eigh_tridiagonal
 from torch import Tensor, nn
 
 import hvpspec
 from benchmarks.measuring import machine
 from benchmarks.networks import resnet18
-from hvpspec import HessianOperator, SymmetricOperator
+from hvpspec import HessianOperator, SpectralMeasure, SymmetricOperator
 from hvpspec.plotting import plot_density, save_figure
 from hvpspec.report import measure_to_dict
 from hvpspec.zoo import Dataset, TrainingSettings, load_data, train
@@ -68,10 +70,15 @@ class Results:
         if name not in self._content:
             before, start = A.num_matvecs, time.perf_counter()
             answer = ask()
-            seconds, products = round(time.perf_counter() - start, 1), A.num_matvecs - before
-            self._content[name] = {"seconds": seconds, "products": products, **answer}
+            took = {
+                "seconds": round(time.perf_counter() - start, 1),
+                "products": A.num_matvecs - before,
+                # Of the process so far: on Linux in units of 1,024 bytes.
+                "peak_gigabytes": round(getrusage(RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2),
+            }
+            self._content[name] = took | answer
             self._path.write_text(json.dumps(self._content, indent=1) + "\n")
-            print(f"{name}: {products} products, {seconds:.0f} s", flush=True)
+            print(f"{name}: {took}", flush=True)
         found: dict[str, Any] = self._content[name]
         return found
 
@@ -205,6 +212,18 @@ def density(
         return {field: facts[field] for field in ("bulk", "bottom", "top", "norm")}
 
     results.once("density", H, measure)
+    results.once("ends", H, lambda: ends(SpectralMeasure.load(options.out / f"{name}.npz")))
+
+
+def ends(measure: SpectralMeasure) -> dict[str, Any]:
+    """The outermost Ritz values of each probe: there is an eigenvalue within each residual."""
+    found = []
+    for run in measure.runs:
+        alphas, betas = run.alphas.numpy(), run.betas.numpy()
+        ritz, vectors = eigh_tridiagonal(alphas, betas[:-1])
+        residuals = betas[-1] * abs(vectors[-1])
+        found.append({"ritz": ritz[[0, -1]].tolist(), "residuals": residuals[[0, -1]].tolist()})
+    return {"probes": found}
 
 
 def hutchinson(H: HessianOperator, options: argparse.Namespace) -> dict[str, Any]:

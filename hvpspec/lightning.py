@@ -9,33 +9,23 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from torch import Tensor, nn
 
-from hvpspec.curvature import HessianOperator, Loss
-from hvpspec.curvature.isolation import evaluation_mode
-from hvpspec.errors import InputError
-from hvpspec.linalg import eigsh, trace
-from hvpspec.spectrum import index
+from hvpspec.curvature import Loss
+from hvpspec.monitoring import CurvatureMonitor, check_every
 
 
 class CurvatureLogger(pl.Callback):
     """Logs the Hessian's sharpness, trace and certified index after some of the epochs.
 
-    To the trainer's own logger go ``sharpness`` (the largest eigenvalue), ``hessian_trace`` with
-    its standard error ``hessian_trace_sem``, and ``index_lower`` and ``index_upper``, between which
-    the number of eigenvalues below ``-tau`` lies. Training goes on as it would without: gradients,
-    modes and random numbers are left as they were.
+    What :meth:`hvpspec.monitoring.CurvatureMonitor.measure` returns goes to the trainer's own
+    logger. Training goes on as it would without.
 
     Args:
         loss: of outputs and targets, as for :class:`hvpspec.HessianOperator`.
-        data: fixed examples on which the landscape is looked at, as for ``HessianOperator``; some
-            hundred are enough to see it change.
+        data: fixed examples on which the landscape is looked at, as for ``HessianOperator``.
         every_n_epochs: how often.
-        rtau: the index counts below ``-rtau`` times the sharpness; at least the noise floor.
-        max_matvecs: the most products for each of the three.
-        seed: of the random vectors, which are the same each time.
-        options: further arguments of ``HessianOperator``, such as ``params``.
+        options: further arguments of :class:`hvpspec.monitoring.CurvatureMonitor`.
 
     Raises:
         InputError: a number is out of range.
@@ -47,50 +37,13 @@ class CurvatureLogger(pl.Callback):
         data: Any,
         *,
         every_n_epochs: int = 1,
-        rtau: float = 1e-2,
-        max_matvecs: int = 200,
-        seed: int = 0,
         **options: Any,
     ) -> None:
         super().__init__()
-        if every_n_epochs < 1:
-            raise InputError(f"every_n_epochs must be at least 1, got {every_n_epochs}")
-        if max_matvecs < 10:
-            raise InputError(f"max_matvecs must be at least 10, got {max_matvecs}")
-        if not 0 < rtau < 1:
-            raise InputError(f"rtau must be between 0 and 1, got {rtau}")
-        self._arguments, self._options = (loss, data), options
-        self._every, self._rtau = every_n_epochs, rtau
-        self._max_matvecs, self._seed = max_matvecs, seed
+        self._every = check_every("every_n_epochs", every_n_epochs)
+        self._monitor = CurvatureMonitor(loss, data, **options)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure and log, if it is time to."""
         if (trainer.current_epoch + 1) % self._every == 0:
-            pl_module.log_dict(self.measure(pl_module))
-
-    def measure(self, model: nn.Module) -> dict[str, float]:
-        """What is logged of a model, which may stand in training mode.
-
-        Raises:
-            HvpspecError: see :class:`hvpspec.HessianOperator`.
-        """
-        with evaluation_mode(model):
-            loss, data = self._arguments
-            H = HessianOperator(model, loss, data, **self._options)
-
-            def seeded() -> torch.Generator:
-                return torch.Generator().manual_seed(self._seed)
-
-            budget = self._max_matvecs
-            top = eigsh(H, 1, "LA", tol=1e-3, max_matvecs=budget, generator=seeded())
-            sharpness = float(top.values[-1])
-            found = trace(H, budget, generator=seeded())
-            tau = self._rtau * abs(sharpness) or None  # the noise floor, where all is flat
-            down = index(H, tau, method="certified", max_matvecs=budget, generator=seeded())
-        return {
-            "sharpness": sharpness,
-            "hessian_trace": found.value,
-            "hessian_trace_sem": found.sem,
-            "index_lower": float(down.lower),
-            "index_upper": float(down.upper),
-        }
+            pl_module.log_dict(self._monitor.measure(pl_module))

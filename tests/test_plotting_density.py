@@ -28,7 +28,7 @@ def test_picture(tmp_path, symlog, probes):
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
     assert "outliers resolved: 1 below, 2 above" in labels
     note = figure.get_supxlabel()
-    assert f"{probes} probes × 30 steps" in note
+    assert f"{probes} probe{'s' * (probes > 1)} × 30 steps" in note
     assert ("a factor of 1.22" in note) == symlog
     assert ("no standard error" in note) == (probes == 1)
     save_figure(figure, tmp_path / "density.png")

@@ -153,7 +153,8 @@ def _label(
 ) -> None:
     """Name the axes and say how the curve was made."""
     steps = max(len(run.alphas) for run in first.runs)
-    probes = f"{len(first.runs)} probes × {steps} steps"
+    count = len(first.runs)
+    probes = f"{count} {'probe' if count == 1 else 'probes'} × {steps} steps"
     band = "band: ± one standard error" if len(first.runs) > 1 else "one probe: no standard error"
     if linthresh is None:
         x, y, kernel = "eigenvalue λ (linear axis)", "eigenvalues per unit of λ", short(sigma)

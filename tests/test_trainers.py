@@ -1,4 +1,4 @@
-"""The callback logs what a direct computation finds, and does not disturb training."""
+"""Callbacks log what a direct computation finds, and do not disturb training."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+import transformers
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 
 import hvpspec
 from hvpspec import HessianOperator, InputError
 from hvpspec.lightning import CurvatureLogger
+from hvpspec.monitoring import CurvatureMonitor
+from hvpspec.transformers import CurvatureCallback
 
 
 class Classifier(pl.LightningModule):
@@ -77,8 +80,11 @@ def test_it_logs_what_is_there_and_leaves_training_alone(tmp_path: Path) -> None
     for p, q in zip(plain.parameters(), model.parameters(), strict=True):
         assert torch.equal(p, q)
     assert [row["epoch"] for row in rows] == [1, 3]
-    last = rows[-1]
-    H = HessianOperator(model.eval(), nn.CrossEntropyLoss(), data())
+    check(rows[-1], HessianOperator(model.eval(), nn.CrossEntropyLoss(), data()))
+
+
+def check(last: dict[str, float], H: HessianOperator) -> None:
+    """Hold what was logged last against all eigenvalues."""
     values = hvpspec.eigvalsh(H)
     assert last["sharpness"] == pytest.approx(float(values[-1]), rel=1e-3)
     # n is less than the products that a trace may take, so that it is exact.
@@ -87,11 +93,65 @@ def test_it_logs_what_is_there_and_leaves_training_alone(tmp_path: Path) -> None
     assert last["index_lower"] <= count <= last["index_upper"]
 
 
+class Reader(nn.Module):
+    """Takes and returns what models of transformers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Classifier()
+
+    def forward(self, inputs: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        logits = self.net(inputs)
+        found = {} if labels is None else {"loss": nn.functional.cross_entropy(logits, labels)}
+        return {**found, "logits": logits}
+
+
+def train(folder: Path, *, watched: bool) -> tuple[Reader, list[dict[str, float]]]:
+    """Train for twelve steps; return the model and what was logged of its landscape."""
+    X, y = data()
+    transformers.set_seed(1)
+    model = Reader()
+    settings = transformers.TrainingArguments(
+        str(folder),
+        num_train_epochs=4,
+        per_device_train_batch_size=20,
+        logging_strategy="no",
+        save_strategy="no",
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    examples = [{"inputs": x, "labels": label} for x, label in zip(X, y, strict=True)]
+    trainer = transformers.Trainer(model, settings, train_dataset=examples)
+    if watched:
+        batch = {"inputs": X, "labels": y}
+        callback = CurvatureCallback(trainer, loss_of_logits, batch, every_n_steps=6)
+        trainer.add_callback(callback)
+    trainer.train()
+    return model, [row for row in trainer.state.log_history if "sharpness" in row]
+
+
+def loss_of_logits(outputs: dict[str, Tensor], labels: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(outputs["logits"], labels)
+
+
+@pytest.mark.filterwarnings("ignore")  # those of accelerate, on devices
+def test_the_trainer_of_transformers_logs_the_same(tmp_path: Path) -> None:
+    plain, _ = train(tmp_path / "plain", watched=False)
+    model, rows = train(tmp_path / "watched", watched=True)
+    for p, q in zip(plain.parameters(), model.parameters(), strict=True):
+        assert torch.equal(p, q)
+    assert [row["step"] for row in rows] == [6, 12]
+    X, y = data()
+    H = HessianOperator(model.eval(), loss_of_logits, {"inputs": X, "labels": y})
+    check(rows[-1], H)
+
+
 def test_modes_are_left_as_they_were() -> None:
     model = Classifier()
     model.train()
     model.net[0].eval()
-    measured = CurvatureLogger(nn.CrossEntropyLoss(), data()).measure(model)
+    measured = CurvatureMonitor(nn.CrossEntropyLoss(), data()).measure(model)
     assert set(measured) >= {"sharpness", "hessian_trace", "index_lower"}
     assert model.net[1].training
     assert not model.net[0].training
@@ -102,3 +162,5 @@ def test_numbers_out_of_range() -> None:
         CurvatureLogger(nn.MSELoss(), data(), every_n_epochs=0)
     with pytest.raises(InputError, match="rtau must be between 0 and 1, got 2"):
         CurvatureLogger(nn.MSELoss(), data(), rtau=2)
+    with pytest.raises(InputError, match="every_n_steps must be at least 1, got 0"):
+        CurvatureCallback(None, nn.MSELoss(), data(), every_n_steps=0)
