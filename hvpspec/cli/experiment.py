@@ -39,7 +39,8 @@ def carry_out(
 ) -> None:
     """Carry out the runs that are left, and make the tables anew from all there are.
 
-    The first table is printed; all are written as Markdown, and figures as PNG.
+    The first table is printed; all are written as Markdown, and figures as PNG, after an interrupt
+    from the keyboard, too.
 
     Args:
         name: of the experiment and its files.
@@ -63,15 +64,13 @@ def carry_out(
     path, page = out / f"{name}.jsonl", out / f"{name}.md"
     check_target(path)
     check_target(page)
-    try:
-        with sweep_bar(describe) as watch:
-            failures = sweep(runs, measure, path, cost=cost, jobs=jobs, watch=watch)
-    except KeyboardInterrupt:
-        typer.echo(f"what is done is kept in {path}; the same command goes on from there", err=True)
-        raise
-    records = finished(path, read(path), type(runs[0])).values()
-    if records:
-        grids = show(list(records))
+
+    def tell() -> None:
+        """Make tables and figures of all lines."""
+        records = list(finished(path, read(path), type(runs[0])).values())
+        if not records:
+            return
+        grids = show(records)
         console, table = Console(), grid_table(grids[0])
         if not console.is_terminal:
             wide = console.options.update_width(_WIDEST)
@@ -84,9 +83,18 @@ def carry_out(
         if draw is not None:
             from hvpspec.plotting import save_figure
 
-            for stem, figure in draw(list(records)).items():
+            for stem, figure in draw(records).items():
                 save_figure(figure, out / f"{stem}.png")
                 typer.echo(f"wrote {out / stem}.png")
+
+    try:
+        with sweep_bar(describe) as watch:
+            failures = sweep(runs, measure, path, cost=cost, jobs=jobs, watch=watch)
+    except KeyboardInterrupt:
+        typer.echo(f"what is done is kept in {path}; the same command goes on from there", err=True)
+        tell()
+        raise
+    tell()
     if failures:
         first = failures[0]
         raise ComputationError(

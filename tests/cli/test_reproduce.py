@@ -197,3 +197,4 @@ def test_an_interrupt_from_the_keyboard(tmp_path):
     found = records(path)
     assert 0 < len(found) < 120
     assert path.read_bytes().endswith(b"\n")
+    assert f"| {found[0]['net']} relu |" in path.with_suffix(".md").read_text(encoding="utf-8")
