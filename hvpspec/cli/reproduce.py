@@ -23,7 +23,7 @@ from hvpspec.cli.landscape import curves, regularised, solutions, spectra
 from hvpspec.cli.options import DataDir
 
 _DTYPES = ("float32", "float64")
-_SOLVERS = ("eigvalsh", "eig")
+_SOLVERS = ("eigvalsh", "eigvalsh-live", "eig")
 _ASSEMBLIES = ("blocks", "products")
 
 reproduce = typer.Typer(
@@ -118,8 +118,9 @@ def protocols(
         list[str] | None,
         typer.Option(
             callback=choice(*_SOLVERS),
-            help="eigvalsh, for symmetric matrices, or eig, for any; repeatable.",
-            show_default="eigvalsh; for the cnn up to 1,000 images both",
+            help="eigvalsh, for symmetric matrices; eigvalsh-live, of rows that are not zero; or"
+            " eig, for any matrix; repeatable.",
+            show_default="eigvalsh; with eig for the cnn up to 1,000 images, -live for others",
         ),
     ] = None,
     assembly: Annotated[

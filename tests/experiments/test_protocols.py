@@ -26,7 +26,7 @@ def runs(**changes):
 def test_the_plan_spares_what_is_dear():
     planned = runs(nets=["cnn", "mlp2"], images=[1001, 1000, 128], epochs=[0, 20])
     assert len(set(planned)) == len(planned)
-    assert {r.solver for r in planned if r.net == "mlp2"} == {"eigvalsh"}
+    assert {r.solver for r in planned if r.net == "mlp2"} == {"eigvalsh", "eigvalsh-live"}
     eig = {(r.net, r.images) for r in planned if r.solver == "eig"}
     assert eig == {("cnn", 1000), ("cnn", 128)}
     assert {(r.net, r.images) for r in planned if r.assembly == "products"} == {("cnn", 128)}
@@ -60,6 +60,20 @@ def test_eigenvalues_of_a_matrix_that_is_not_symmetric():
     # -1 ± sqrt(4 - 25): complex, with real part -1; of the lower triangle, -1 ± sqrt(4 + 25).
     assert eigenvalues(matrix, "eig").tolist() == pytest.approx([-1.0, -1.0])
     assert eigenvalues(matrix, "eigvalsh").tolist() == pytest.approx([-1 - 29**0.5, -1 + 29**0.5])
+
+
+def test_rows_of_zeros_are_eigenvalues_zero():
+    generator = torch.Generator().manual_seed(0)
+    live = torch.randn(6, 6, generator=generator, dtype=torch.float64)
+    live = live + live.T
+    matrix = torch.zeros(20, 20, dtype=torch.float64)
+    rows = torch.tensor([1, 4, 5, 11, 12, 18])
+    matrix[rows[:, None], rows] = live
+    expected = torch.linalg.eigvalsh(live)
+    for solver in ("eig", "eigvalsh-live"):  # to the last bit, so that none counts as negative
+        values = eigenvalues(matrix, solver)
+        assert int((values == 0).sum()) == 14
+        torch.testing.assert_close(values[values != 0].sort().values, expected)
 
 
 @pytest.mark.parametrize("run", runs())
