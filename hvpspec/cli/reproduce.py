@@ -23,6 +23,7 @@ from hvpspec.cli.landscape import curves, regularised, solutions, spectra
 from hvpspec.cli.options import DataDir
 
 _DTYPES = ("float32", "float64")
+_SAMPLES = ("first", "random")
 _SOLVERS = ("eigvalsh", "eigvalsh-live", "eig")
 _ASSEMBLIES = ("blocks", "products")
 
@@ -104,7 +105,7 @@ def protocols(
         list[int] | None,
         typer.Option(
             min=1,
-            help="First training images in the Hessian; repeatable.",
+            help="Training images in the Hessian; repeatable.",
             show_default="1, 16, 64, 128, 1000, 60000",
         ),
     ] = None,
@@ -131,6 +132,14 @@ def protocols(
             show_default="blocks; for the cnn up to 128 images both",
         ),
     ] = None,
+    sample: Annotated[
+        list[str] | None,
+        typer.Option(
+            callback=choice(*_SAMPLES),
+            help="Which images: the first, or random, drawn by the seed; repeatable.",
+            show_default="first",
+        ),
+    ] = None,
     jobs: Jobs = 1,
     out: Out = RESULTS,
     data_dir: DataDir = None,
@@ -149,6 +158,7 @@ def protocols(
         dtype or ("float32", "float64"),
         solver,
         assembly,
+        sample or ("first",),
     )
     carry_out_at_points(
         "protocols",

@@ -8,7 +8,7 @@ cutoffs at once.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -52,7 +52,7 @@ class ProtocolRun(Point):
     """One spectrum, computed as a script might.
 
     Attributes:
-        images: the Hessian is that of the mean loss over so many first training images.
+        images: the Hessian is that of the mean loss over so many training images.
         dtype: ``float32`` or ``float64``, of the network, the matrix and the solver.
         assembly: ``blocks``, as `HessianOperator.to_dense`, which is exactly symmetric; or
             ``products``, by double backward for each unit vector and as it comes, which is what
@@ -62,12 +62,14 @@ class ProtocolRun(Point):
             not exactly zero, the others being eigenvalues 0. These ``eig`` finds, too, since it
             balances the matrix first (LAPACK's ``gebal``), while ``eigvalsh`` mixes them with the
             rest, and gives some ±1e-17.
+        sample: which images: the ``first``, or ``random`` ones, drawn by the seed.
     """
 
     images: int
     dtype: str
     assembly: str
     solver: str
+    sample: str = "first"
 
 
 def protocol_runs(
@@ -80,6 +82,7 @@ def protocol_runs(
     dtypes: Sequence[str],
     solvers: Sequence[str] | None = None,
     assemblies: Sequence[str] | None = None,
+    samples: Sequence[str] = ("first",),
 ) -> list[ProtocolRun]:
     """List the runs of a search, those of few images first.
 
@@ -94,6 +97,7 @@ def protocol_runs(
         solvers: None for ``eigvalsh``, with ``eig`` for the CNN up to 1,000 images; it takes many
             minutes on a perceptron's matrix, where ``eigvalsh-live`` stands for it.
         assemblies: None for ``blocks``, and for the CNN up to 128 images ``products`` too.
+        samples: which images.
     """
     return [
         ProtocolRun(
@@ -105,6 +109,7 @@ def protocol_runs(
             dtype=dtype,
             assembly=assembly,
             solver=solver,
+            sample=sample,
             **STANDARD.for_epochs(length).training(net),
         )
         for seed in range(seeds)
@@ -113,6 +118,7 @@ def protocol_runs(
         for solver in solvers or _default_solvers(net, count)
         for assembly in assemblies or _default_assemblies(net, count)
         for dtype in dtypes
+        for sample in samples
         for source in data
         for activation in activations
         for length in epochs
@@ -149,7 +155,7 @@ def measure_protocol(run: ProtocolRun, *, out: Path, data_dir: Path | None) -> R
             diverged.
     """
     model = network_at(run, out=out, data_dir=data_dir)
-    data = images_of(run.data, data_dir).subset(run.images)
+    data = _sampled(images_of(run.data, data_dir), run)
     dtype = getattr(torch, run.dtype)
     if run.assembly == "blocks":
         hessian = hessian_at(model, data, dtype)
@@ -179,6 +185,15 @@ def measure_protocol(run: ProtocolRun, *, out: Path, data_dir: Path | None) -> R
         "zero_rows": live_block(matrix)[1],
         "counts": counts,
     }
+
+
+def _sampled(data: zoo.Dataset, run: ProtocolRun) -> zoo.Dataset:
+    """The images in the Hessian."""
+    if run.sample == "first":
+        return data.subset(run.images)
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(run.seed))
+    drawn = order[: run.images]
+    return replace(data, inputs=data.inputs[drawn], targets=data.targets[drawn])
 
 
 def by_products(hessian: HessianOperator) -> Tensor:

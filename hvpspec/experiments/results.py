@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
@@ -67,7 +67,8 @@ def finished(path: Path, records: Iterable[Record], kind: type[RunT]) -> dict[Ru
     Args:
         path: the file, for messages.
         records: its lines.
-        kind: the dataclass of the settings, whose fields all lines have.
+        kind: the dataclass of the settings. Lines have its fields; one with a default may be
+            missing, where the line is older than the field.
 
     Returns:
         The line of each run; the first, if two processes measured the same.
@@ -77,14 +78,15 @@ def finished(path: Path, records: Iterable[Record], kind: type[RunT]) -> dict[Ru
     """
     done: dict[RunT, Record] = {}
     names = [field.name for field in fields(kind)]
+    needed = [field.name for field in fields(kind) if field.default is MISSING]
     for number, record in enumerate(records, start=1):
-        missing = [name for name in names if name not in record]
+        missing = [name for name in needed if name not in record]
         if missing:
             raise InputError(
                 f"line {number} of {path} is from another experiment: it has no {missing[0]!r};"
                 " move the file away or choose another folder with --out"
             )
-        done.setdefault(kind(**{name: record[name] for name in names}), record)
+        done.setdefault(kind(**{name: record[name] for name in names if name in record}), record)
     return done
 
 

@@ -10,16 +10,20 @@ from typing import Any
 from hvpspec.experiments.protocols import CUTOFFS
 from hvpspec.experiments.published import PUBLISHED, SOURCE
 from hvpspec.experiments.results import Record
+from hvpspec.experiments.statistics import Spread, spread
 from hvpspec.report import Grid
 
 #: Network, data set and state: a number that was published.
 Cell = tuple[str, str, str]
 
-_WAY = ("activation", "images", "dtype", "assembly", "solver")
+_WAY = ("activation", "images", "dtype", "assembly", "solver", "sample")
 _NETS = tuple(dict.fromkeys(net for net, _, _ in PUBLISHED))
-_HEADINGS = ("activation", "dtype", "assembly", "solver", "images", "epochs", "cutoff", "seeds")
+_HEADINGS = (
+    *("activation", "dtype", "assembly", "solver", "sample"),
+    *("images", "epochs", "cutoff", "seeds"),
+)
 _SCORES = ("within 1 std", "within 2 std", *_NETS, "median distance")
-_NUM_WORDS = 4
+_NUM_WORDS = 5
 _NUM_SHOWN = 10
 
 
@@ -33,9 +37,10 @@ class Score:
         dtype: of matrix and solver.
         assembly: of the matrix.
         solver: of its eigenvalues.
+        sample: which images.
         cutoff: one of `CUTOFFS`.
         epochs: of the trained networks.
-        counts: for each published number that was computed, the mean count over the seeds.
+        spreads: for each published number that was computed, the counts of the seeds.
         seeds: the least number of seeds in one of these means.
     """
 
@@ -44,10 +49,16 @@ class Score:
     dtype: str
     assembly: str
     solver: str
+    sample: str
     cutoff: str
     epochs: int
-    counts: dict[Cell, float]
+    spreads: dict[Cell, Spread]
     seeds: int
+
+    @property
+    def counts(self) -> dict[Cell, float]:
+        """The mean counts."""
+        return {cell: spread.mean for cell, spread in self.spreads.items()}
 
     @property
     def distances(self) -> dict[Cell, float]:
@@ -91,7 +102,8 @@ def scores(records: Iterable[Record]) -> list[Score]:
     for record in records:
         cell = (record["net"], record["data"], record["state"])
         if cell in PUBLISHED:
-            lengths = by_way.setdefault(tuple(record[name] for name in _WAY), {})
+            way = tuple({"sample": "first", **record}[name] for name in _WAY)
+            lengths = by_way.setdefault(way, {})
             lengths.setdefault(record["epochs"], {}).setdefault(cell, []).append(record)
     found = []
     for way, lengths in by_way.items():
@@ -100,14 +112,14 @@ def scores(records: Iterable[Record]) -> list[Score]:
         for epochs, trained in lengths.items() or [(0, {})]:
             cells = random | trained
             for cutoff in CUTOFFS:
-                counts = {
-                    cell: statistics.fmean(record["counts"][cutoff] for record in group)
+                spreads = {
+                    cell: spread([record["counts"][cutoff] for record in group])
                     for cell, group in cells.items()
                 }
                 seeds = min(map(len, cells.values()))
                 settings: dict[str, Any] = dict(zip(_WAY, way, strict=True))
                 found.append(
-                    Score(**settings, cutoff=cutoff, epochs=epochs, counts=counts, seeds=seeds)
+                    Score(**settings, cutoff=cutoff, epochs=epochs, spreads=spreads, seeds=seeds)
                 )
     return sorted(
         found, key=lambda score: (-score.within(1), -score.within(2), score.median_distance)
@@ -151,14 +163,15 @@ def score_grids(records: Iterable[Record]) -> list[Grid]:
             (*_HEADINGS, *(" ".join(cell) for cell in published)),
             (("published", *[""] * (len(_HEADINGS) - 1), *means), *counts),
             _NUM_WORDS,
-            "Mean over the seeds; a star marks counts within the published spread.",
+            "Mean ± standard deviation over the seeds; a star marks means within the published"
+            " spread.",
         ),
     ]
 
 
 def _way(score: Score) -> tuple[str, ...]:
     """Name a way of counting."""
-    words = (score.activation, score.dtype, score.assembly, score.solver)
+    words = (score.activation, score.dtype, score.assembly, score.solver, score.sample)
     return (*words, f"{score.images:,}", str(score.epochs), score.cutoff, str(score.seeds))
 
 
@@ -192,4 +205,4 @@ def _count(score: Score, cell: Cell) -> str:
     """A count, marked if it agrees."""
     if cell not in score.counts:
         return "–"
-    return f"{score.counts[cell]:,.1f}{'*' if score.distances[cell] <= 1 else ''}"
+    return score.spreads[cell].text() + ("*" if score.distances[cell] <= 1 else "")

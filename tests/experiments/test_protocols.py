@@ -1,13 +1,22 @@
 """The search over ways of counting: spectra as a script would compute them, and their scores."""
 
+from dataclasses import asdict, replace
+
 import pytest
 import torch
 from torch import nn
 
 from hvpspec import HessianOperator, zoo
-from hvpspec.experiments import PUBLISHED, measure_protocol, protocol_runs, score_grids, scores
+from hvpspec.experiments import (
+    PUBLISHED,
+    finished,
+    measure_protocol,
+    protocol_runs,
+    score_grids,
+    scores,
+)
 from hvpspec.experiments.points import plain_hessian
-from hvpspec.experiments.protocols import CUTOFFS, by_products, eigenvalues
+from hvpspec.experiments.protocols import CUTOFFS, ProtocolRun, by_products, eigenvalues
 
 
 def runs(**changes):
@@ -21,6 +30,11 @@ def runs(**changes):
         "dtypes": ["float32", "float64"],
     }
     return protocol_runs(**{**settings, **changes})
+
+
+def one(**changes):
+    way = {"dtypes": ["float64"], "solvers": ["eigvalsh"], "assemblies": ["blocks"]}
+    return runs(**way, **changes)
 
 
 def test_the_plan_spares_what_is_dear():
@@ -94,6 +108,30 @@ def test_a_line_counts_at_every_cutoff(tmp_path, run):
     if run.dtype == "float64":
         for cutoff in (1e-6, 1e-4, 1e-3):
             assert record["counts"][f"{cutoff:.0e}"] == int((exact < -cutoff * norm).sum())
+
+
+def test_images_are_the_first_or_drawn_by_the_seed(tmp_path):
+    first, drawn = one(samples=["first", "random"])
+    assert (first.sample, drawn.sample) == ("first", "random")
+    assert first != drawn
+    losses = [
+        measure_protocol(run, out=tmp_path, data_dir=None)["loss"]
+        for run in (first, drawn, drawn, replace(drawn, seed=1))
+    ]
+    assert losses[1] == losses[2]
+    data = zoo.load_data("mnist-sample")
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:5]
+    for loss, rows in ((losses[0], slice(5)), (losses[1], order)):
+        logits = zoo.cnn("tanh", seed=0).double()(data.inputs[rows].double())
+        expected = nn.functional.cross_entropy(logits, data.targets[rows])
+        assert loss == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_lines_from_before_there_was_a_choice_of_images(tmp_path):
+    (run,) = one()
+    old = {**asdict(run), "raw_count": 3}
+    del old["sample"]
+    assert finished(tmp_path, [old], ProtocolRun) == {run: old}
 
 
 def test_single_precision_counts_round_off_as_directions(tmp_path):
