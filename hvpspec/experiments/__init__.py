@@ -25,7 +25,7 @@ from hvpspec.experiments.regularised import (
     regularised_runs,
 )
 from hvpspec.experiments.results import append, finished, read
-from hvpspec.experiments.scoring import Score, score_grids, scores
+from hvpspec.experiments.scoring import Score, most_complete, score_grids, scores
 from hvpspec.experiments.solutions import (
     SolutionRun,
     draw_solutions,
@@ -83,6 +83,7 @@ __all__ = [
     "measure_regularised",
     "measure_solution",
     "measure_spectra",
+    "most_complete",
     "protocol_runs",
     "read",
     "regularised_grids",
