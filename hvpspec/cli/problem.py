@@ -50,6 +50,7 @@ class Problem:
     checkpoint: Path | None = None
     checkpoint_every: float | None = None
     start: float = field(default_factory=time.perf_counter)
+    asked: dict[str, CurvatureOperator] = field(default_factory=dict)
 
     @property
     def subject(self) -> Subject:
@@ -57,7 +58,11 @@ class Problem:
         if self.about.provenance is None:
             return self.about
         so_far = {
-            "plan": [asdict(plan) for plan in self.hessian.plan],
+            "plan": [
+                {"matrix": name, **asdict(plan)}
+                for name, operator in self.asked.items()
+                for plan in operator.plan
+            ],
             "seconds": time.perf_counter() - self.start,
         }
         return replace(self.about, provenance={**self.about.provenance, **so_far})
@@ -66,12 +71,13 @@ class Problem:
     def lasting(
         self, operator: CurvatureOperator, name: str = "network"
     ) -> Iterator[SymmetricOperator]:
-        """An operator whose products are kept, if that is asked for.
+        """An operator to be asked, whose products are kept, if that is wanted.
 
         Args:
             operator: one of the matrices, or a block of it.
-            name: of its own folder.
+            name: of its own folder, and in the record.
         """
+        self.asked[name] = operator
         if self.checkpoint is None:
             yield operator
             return
@@ -217,7 +223,15 @@ class _EveryFew:
         self._batches, self._start, self._step = batches, start, step
 
     def __iter__(self) -> Iterator[Any]:
-        return islice(iter(self._batches), self._start, None, self._step)
+        empty = True
+        for batch in islice(iter(self._batches), self._start, None, self._step):
+            yield batch
+            empty = False
+        if empty:
+            raise InputError(
+                f"the data have fewer batches than the {self._step} processes that share them; "
+                "start fewer, or make the batches smaller"
+            )
 
 
 def _own_share(data: Any, num_examples: int | None, group: ProcessGroup | None) -> Any:

@@ -104,6 +104,9 @@ def test_gauss_newton_of_layers(run, workspace):
         content = json.load(file)
     other = content["gauss_newton"]
     assert content["layers"].keys() == other["layers"].keys() == {"0", "2"}
+    parts = {"whole network", "0", "2"}
+    plans = {plan["matrix"] for plan in content["provenance"]["plan"]}
+    assert plans == parts | {f"{part}, Gauss-Newton" for part in parts}
     # The outputs are affine in the last layer's parameters, and in none before a nonlinear one.
     assert other["layers"]["2"]["norm"] == pytest.approx(content["layers"]["2"]["norm"], rel=1e-4)
     assert other["layers"]["0"]["norm"] != pytest.approx(content["layers"]["0"]["norm"], rel=1e-4)

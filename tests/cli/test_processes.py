@@ -9,7 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from hvpspec import InputError
+from hvpspec.cli import problem
 from tests.cli.conftest import Run
 
 
@@ -33,6 +36,13 @@ def test_density_is_that_of_one_process_and_told_once(run: Run, checkpoint: str)
         assert first == pytest.approx(second, rel=1e-4, abs=1e-6)  # of float32 products
     assert one["dim"] == two["dim"]
     assert one["num_matvecs"] == two["num_matvecs"]
+
+
+def test_fewer_batches_than_processes() -> None:
+    batches = [(torch.ones(2, 1), torch.zeros(2))]
+    assert list(problem._EveryFew(batches, 0, 2)) == batches
+    with pytest.raises(InputError, match="fewer batches than the 2 processes that share them"):
+        list(problem._EveryFew(batches, 1, 2))
 
 
 def test_what_is_for_one_process_is_refused(
