@@ -79,7 +79,7 @@ def page(results: Path) -> str:
 
 
 def verdict(lines: list[Record], searched: list[Record]) -> str:
-    """The CNN's row and the three claims, in words and numbers.
+    """The CNN's row, what was counted and the three claims, in words and numbers.
 
     Args:
         lines: of the table.
@@ -100,6 +100,8 @@ def verdict(lines: list[Record], searched: list[Record]) -> str:
         + _what_then([r for r in searched if r["net"] == "cnn"]),
         "",
     ]
+    if searched:
+        parts += [_half_of_the_zeros(searched), "", _one_way(searched), ""]
     return "\n".join([*parts, *_claims(lines)])
 
 
@@ -242,7 +244,6 @@ def protocols(lines: list[Record]) -> str:
         f" {best.within(1)} of {len(best.counts)} published means within the published spread, and"
         f" with {best.within(2)} within twice that. `results/protocols.md` has the scores of all."
     )
-    text = "\n\n".join([text, _half_of_the_zeros(lines), _one_way(lines)])
     return _section("What the published numbers are", text, score_grids(lines)[:3])
 
 
@@ -280,8 +281,9 @@ def _one_way(lines: list[Record]) -> str:
     """The way that accounts for most of the published numbers at once, and why."""
     one = most_complete(scores(lines))
     text = (
-        f"**One way for all.** The {one.activation} networks' Hessian over {one.images:,}"
-        f" {one.sample} images, rows of zeros apart, every eigenvalue below {one.cutoff} counted:"
+        f"**What the numbers may be.** The {one.activation} networks' Hessian over {one.images:,}"
+        f" {one.sample} images, {one.seeds} seeds, rows of zeros apart, each eigenvalue below"
+        f" {one.cutoff} counted:"
         f" {one.within(1)} of {len(one.counts)} means lie within the published spread,"
         f" {one.within(2)} within twice that."
     )
