@@ -7,7 +7,8 @@
   documentation byte by byte: the ends of the spectrum, by Lanczos with its basis on a disk, and the
   trace. Needs the package transformers.
 
-Each answer is written as it is found; what stands in the folder of results is not asked again.
+Each answer is written as it is found; what stands in the folder of results is not asked again. In
+the end ``large.md`` there is made of all of them.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ from torch import Tensor, nn
 import hvpspec
 from benchmarks.measuring import machine
 from benchmarks.networks import resnet18
-from hvpspec import HessianOperator, SpectralMeasure, SymmetricOperator
+from hvpspec import GGNOperator, HessianOperator, SpectralMeasure, SymmetricOperator
 from hvpspec.plotting import plot_density, save_figure
-from hvpspec.report import measure_to_dict
+from hvpspec.report import Grid, grid_markdown, measure_to_dict
 from hvpspec.zoo import Dataset, TrainingSettings, load_data, train
 
 ROOT = Path(__file__).parents[1]
@@ -98,6 +99,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     for what in options.what:
         WHAT[what](options)
+    write_page(options.out)
 
 
 def of_resnet18(options: argparse.Namespace) -> None:
@@ -114,7 +116,8 @@ def of_resnet18(options: argparse.Namespace) -> None:
         train(model, Dataset(data.name, images, labels), settings)
         torch.save(model.state_dict(), weights)
     chosen = slice(0, options.images)
-    H = HessianOperator(model.eval(), nn.CrossEntropyLoss(), (images[chosen], labels[chosen]))
+    problem = model.eval(), nn.CrossEntropyLoss(), (images[chosen], labels[chosen])
+    H, G = HessianOperator(*problem), GGNOperator(*problem)
     about = {
         "network": "ResNet-18 for images of 32 x 32",
         "parameters": H.shape[0],
@@ -134,6 +137,7 @@ def of_resnet18(options: argparse.Namespace) -> None:
 
     largest = results.once("extremes", H, extremes)["values"][-1]
     results.once("trace", H, lambda: hutchinson(H, options))
+    results.once("Gauss-Newton trace", G, lambda: hutchinson(G, options))
 
     def index() -> dict[str, Any]:
         """The certified index, from coarse to fine."""
@@ -167,7 +171,8 @@ def of_gpt2(options: argparse.Namespace) -> None:
         return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
 
     loss = hvpspec.Loss(next_token, weight=lambda _, labels: labels[:, 1:].numel())
-    H = HessianOperator(model, loss, {"input_ids": tokens, "labels": tokens})
+    problem = model, loss, {"input_ids": tokens, "labels": tokens}
+    H, G = HessianOperator(*problem), GGNOperator(*problem)
     about = {
         "network": "GPT-2, random weights",
         "parameters": H.shape[0],
@@ -178,6 +183,9 @@ def of_gpt2(options: argparse.Namespace) -> None:
     title = f"GPT-2, {H.shape[0]:,} parameters, random weights, {options.texts} x 64 bytes"
     density(H, results, options, probes=1, name="gpt2", title=title)
     results.once("trace", H, lambda: hutchinson(H, options))
+    # The other part of the Hessian has as many eigenvalues on either side of 0, which no sample of
+    # the trace of the whole sees through.
+    results.once("Gauss-Newton trace", G, lambda: hutchinson(G, options))
 
 
 def point(H: HessianOperator) -> dict[str, Any]:
@@ -226,10 +234,10 @@ def ends(measure: SpectralMeasure) -> dict[str, Any]:
     return {"probes": found}
 
 
-def hutchinson(H: HessianOperator, options: argparse.Namespace) -> dict[str, Any]:
-    """Estimate the trace in the memory of a few vectors."""
+def hutchinson(A: SymmetricOperator, options: argparse.Namespace) -> dict[str, Any]:
+    """Estimate a trace in the memory of a few vectors."""
     found = hvpspec.trace(
-        H,
+        A,
         options.samples,
         method="hutchinson",
         generator=torch.Generator().manual_seed(0),
@@ -237,6 +245,87 @@ def hutchinson(H: HessianOperator, options: argparse.Namespace) -> dict[str, Any
     )
     return {"value": found.value, "sem": found.sem}
 
+
+def write_page(out: Path) -> None:
+    """Make ``large.md`` of all results in a folder."""
+    parts = []
+    for path in sorted(out.glob("*.json")):
+        found = json.loads(path.read_text())
+        title = f"{found['network']}: {found['parameters']:,} parameters"
+        rows = [
+            (
+                question,
+                answer(found[question]),
+                str(found[question]["products"]),
+                f"{found[question]['seconds']:,.0f}",
+                f"{found[question]['peak_gigabytes']:.1f}",
+            )
+            for question, answer in ANSWERS.items()
+            if question in found
+        ]
+        machine = found["machine"]
+        note = (
+            f"Hessian of the mean loss over the {found['data']}, in {machine['dtype']} on"
+            f" {machine['threads']} thread; GB: the most memory of the process up to then. ±: for"
+            " eigenvalues a bound on the error, for the trace a standard error."
+        )
+        headings = ("question", "answer", "products", "seconds", "GB")
+        parts.append(grid_markdown(Grid(title, headings, tuple(rows), 2, note)))
+        if (out / f"{path.stem}.png").exists():
+            parts.append(f"![Density of {found['network']}]({path.stem}.png)\n")
+    (out / "large.md").write_text("\n".join(parts))
+
+
+def the_point(found: dict[str, Any]) -> str:
+    """Loss and gradient."""
+    return f"loss {found['loss']:.4g}, ‖∇f‖ {found['gradient_norm']:.3g}"
+
+
+def the_density(found: dict[str, Any]) -> str:
+    """Bulk and outliers."""
+    low, high = found["bulk"]
+    counts = f"{len(found['bottom'])} outliers below, {len(found['top'])} above"
+    return f"bulk [{low:.4g}, {high:.4g}], {counts}"
+
+
+def the_ends(found: dict[str, Any]) -> str:
+    """The outermost eigenvalues, from the probe that knows them best."""
+    best = [min(found["probes"], key=lambda probe, i=i: probe["residuals"][i]) for i in (0, 1)]
+    texts = [f"{one['ritz'][i]:.6g} ± {one['residuals'][i]:.1g}" for i, one in enumerate(best)]
+    return f"λ min {texts[0]}, λ max {texts[1]}"
+
+
+def the_extremes(found: dict[str, Any]) -> str:
+    """Eigenvalues at both ends."""
+    pairs = zip(found["values"], found["residual_norms"], strict=True)
+    return ", ".join(f"{value:.6g} ± {norm:.1g}" for value, norm in pairs)
+
+
+def the_trace(found: dict[str, Any]) -> str:
+    """An estimate."""
+    return f"{found['value']:,.0f} ± {found['sem']:,.0f}"
+
+
+def the_index(found: dict[str, Any]) -> str:
+    """Every rung."""
+    return "; ".join(
+        f"{rung['lower']:,}"
+        + (f"–{rung['upper']:,}" if rung["upper"] > rung["lower"] else "")
+        + f" below −{rung['ratio']:g} λ max"
+        for rung in found["ladder"]
+    )
+
+
+#: How each answer is put into words.
+ANSWERS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "point": the_point,
+    "density": the_density,
+    "ends": the_ends,
+    "extremes": the_extremes,
+    "trace": the_trace,
+    "Gauss-Newton trace": the_trace,
+    "index": the_index,
+}
 
 WHAT: dict[str, Callable[[argparse.Namespace], None]] = {
     "resnet18": of_resnet18,
