@@ -24,9 +24,10 @@ from hvpspec.curvature.isolation import (
 )
 from hvpspec.curvature.losses import Loss, as_loss
 from hvpspec.curvature.parameters import ParameterSpace, Selector, select_parameters
-from hvpspec.curvature.sharding import is_shard, unmanaged, whole
+from hvpspec.curvature.reference import Reference, raise_changed
+from hvpspec.curvature.sharding import is_shard, refuse_other_networks, unmanaged, whole
 from hvpspec.curvature.structure import is_convex
-from hvpspec.errors import DataChangedError, InputError, NonFiniteError
+from hvpspec.errors import InputError, NonFiniteError
 from hvpspec.linalg.ranks import ALONE, Ranks
 
 
@@ -67,27 +68,6 @@ class _Chunk:
     weight: float
     loss: Tensor
     outputs: Any
-
-
-@dataclass(frozen=True)
-class _Reference:
-    """What the first pass found, with which later passes must agree.
-
-    Attributes:
-        weights: of the chunks in the mean.
-        losses: on them.
-        dtype: of the loss.
-        marks: of the model's parameters and buffers, by which changes are known.
-        total: what the sum over chunks is divided by.
-        scale: the size of a loss, against which a change is judged.
-    """
-
-    weights: list[float]
-    losses: list[float]
-    dtype: torch.dtype
-    marks: dict[str, tuple[float, float]]
-    total: float
-    scale: float
 
 
 class EmpiricalRisk:
@@ -152,10 +132,10 @@ class EmpiricalRisk:
         }
         self._num_passes = 0
         self._writes_inputs: bool | None = None
-        self._reference: _Reference | None = None
+        self._reference: Reference | None = None
 
     @property
-    def reference(self) -> _Reference:
+    def reference(self) -> Reference:
         """The first pass over the data, made when it is first asked for."""
         if self._reference is None:
             self._reference = self._measure()
@@ -184,25 +164,19 @@ class EmpiricalRisk:
 
     def _rechunk(self, chunk_size: int | None) -> None:
         """Cut the data anew, and compare the risk with that of before."""
-        before, size = self._own_value(), self._mass()
+        before, size = self._own_value(), self.reference.mass
         self.data.chunk_size = chunk_size
         # The total stays, and other processes need not cut theirs at the same time.
         self._reference = self._measure(self.reference.total)
         after = self._own_value()
-        tolerance = 1e3 * torch.finfo(self.reference.dtype).eps * max(size, self._mass())
+        tolerance = 1e3 * torch.finfo(self.reference.dtype).eps * max(size, self.reference.mass)
         if abs(after - before) > tolerance:
-            self._raise_changed(f"loss {after:.6g}, before {before:.6g}")
-
-    def _mass(self) -> float:
-        """What the share of the risk would be if nothing cancelled between chunks."""
-        reference = self.reference
-        weighed = zip(reference.weights, reference.losses, strict=True)
-        return sum(w * abs(x) for w, x in weighed) / reference.total
+            raise_changed(f"loss {after:.6g}, before {before:.6g}")
 
     def check_parameters(self) -> None:
         """Raise DataChangedError if parameters or buffers are not those of the first pass."""
         if parameter_marks(self._given) != self.reference.marks:
-            self._raise_changed("the parameters are others")
+            raise_changed("the parameters are others")
 
     def value(self) -> float:
         """The risk."""
@@ -211,9 +185,7 @@ class EmpiricalRisk:
     def _own_value(self) -> float:
         """The share of the risk that the data of this process have."""
         self.check_parameters()
-        reference = self.reference
-        weighed = zip(reference.weights, reference.losses, strict=True)
-        return sum(w * x for w, x in weighed) / reference.total
+        return self.reference.value
 
     def leaves(self) -> dict[str, Tensor]:
         """The selected parameters in the risk's dtype, detached, to differentiate by."""
@@ -266,7 +238,7 @@ class EmpiricalRisk:
             DataChangedError: the loss is not what it was on the first pass.
         """
         chunk = self._evaluate(batch, parameters)
-        self._compare(k, chunk.weight, float(chunk.loss.detach()))
+        self.reference.compare(k, chunk.weight, float(chunk.loss.detach()))
         if chunk.weight == 0:
             return None
         share = self.share(k)
@@ -274,11 +246,11 @@ class EmpiricalRisk:
 
     def share(self, k: int) -> float:
         """What the loss on chunk ``k`` is multiplied by in the risk."""
-        return self.reference.weights[k] / self.reference.total
+        return self.reference.share(k)
 
     def check(self, k: int, loss: float) -> None:
         """Raise DataChangedError unless the loss on chunk ``k`` is that of the first pass."""
-        self._compare(k, self.reference.weights[k], loss)
+        self.reference.compare(k, self.reference.weights[k], loss)
 
     @contextmanager
     def _stage(self) -> Iterator[None]:
@@ -296,10 +268,10 @@ class EmpiricalRisk:
         for k, batch in enumerate(self.data):
             count += 1
             if count > expected:
-                self._raise_changed(f"{count} chunks or more, before {expected}")
+                raise_changed(f"{count} chunks or more, before {expected}")
             yield k, batch
         if count < expected:
-            self._raise_changed(f"{count} chunks, before {expected}")
+            raise_changed(f"{count} chunks, before {expected}")
 
     def _evaluate(self, batch: Batch, parameters: Mapping[str, Tensor]) -> _Chunk:
         """Evaluate the loss on one chunk."""
@@ -335,14 +307,14 @@ class EmpiricalRisk:
         dtype = self.dtype if tensor.is_floating_point() else tensor.dtype
         return self._gathered.get(id(tensor), tensor.detach()).to(dtype, copy=True)
 
-    def _measure(self, total: float | None = None) -> _Reference:
+    def _measure(self, total: float | None = None) -> Reference:
         """Make the first pass: note the weight and loss of each chunk, and their total if new."""
         weights: list[float] = []
         losses: list[float] = []
         dtype = self.dtype
         marks = parameter_marks(self._given)
         if total is None:
-            self._refuse_other_networks(marks)
+            refuse_other_networks(self._given, marks, self.ranks)
         parameters = self.parameters(self.leaves())
         with self._stage():
             for k, batch in enumerate(self.data):
@@ -375,38 +347,4 @@ class EmpiricalRisk:
             total = self.ranks.sum(sum(weights)) if self.loss.reduction == "mean" else 1.0
         if total == 0:
             raise InputError("every target is ignored by the loss: there is nothing to average")
-        return _Reference(weights, losses, dtype, marks, total, max(map(abs, losses)))
-
-    def _refuse_other_networks(self, marks: Mapping[str, tuple[float, float]]) -> None:
-        """Raise InputError where processes that share the data have different networks."""
-        shards = {
-            name
-            for name, t in (*self._given.named_parameters(), *self._given.named_buffers())
-            if is_shard(t)
-        }
-        own = {name: mark for name, mark in marks.items() if name not in shards}
-        for rank, other in enumerate(self.ranks.gather(own)):
-            differing = [name for name in {**own, **other} if own.get(name) != other.get(name)]
-            if differing:
-                raise InputError(
-                    f"process {self.ranks.rank} has another {differing[0]} in the network than "
-                    f"process {rank}; send parameters and buffers of one to all with "
-                    "torch.distributed.broadcast"
-                )
-
-    def _compare(self, k: int, weight: float, loss: float) -> None:
-        """Raise unless chunk k's weight and loss are those of the first pass."""
-        reference = self.reference
-        before = reference.losses[k]
-        # A repeated forward pass gives the same bits, except for the order of summation on GPUs.
-        tolerance = 1e3 * torch.finfo(reference.dtype).eps * reference.scale
-        same = weight == reference.weights[k] and (weight == 0 or abs(loss - before) <= tolerance)
-        if not same:
-            self._raise_changed(f"loss {loss:.6g} on chunk {k}, before {before:.6g}")
-
-    def _raise_changed(self, difference: str) -> None:
-        """Say that two passes over the data differ."""
-        raise DataChangedError(
-            f"two passes over the data differ ({difference}): switch off shuffling, augmentation "
-            "and randomness in the model, and make a new operator when weights change"
-        )
+        return Reference(weights, losses, dtype, marks, total)

@@ -13,6 +13,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from hvpspec.errors import InputError
+from hvpspec.linalg.ranks import Ranks
 
 # Dicts of a module that hold hooks, by which the shards would be gathered and let go of.
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
@@ -108,3 +109,26 @@ def _owner(hook: Any) -> Any:
 def _is_distributed(thing: Any) -> bool:
     """Whether a class or function is a part of ``torch.distributed``."""
     return str(getattr(thing, "__module__", "")).startswith("torch.distributed.")
+
+
+def refuse_other_networks(
+    model: nn.Module, marks: Mapping[str, tuple[float, float]], ranks: Ranks
+) -> None:
+    """Raise InputError where processes that share the data have different networks.
+
+    Args:
+        model: as it was given.
+        marks: of its parameters and buffers.
+        ranks: the processes.
+    """
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    shards = {name for name, t in tensors if is_shard(t)}
+    own = {name: mark for name, mark in marks.items() if name not in shards}
+    for rank, other in enumerate(ranks.gather(own)):
+        differing = [name for name in {**own, **other} if own.get(name) != other.get(name)]
+        if differing:
+            raise InputError(
+                f"process {ranks.rank} has another {differing[0]} in the network than "
+                f"process {rank}; send parameters and buffers of one to all with "
+                "torch.distributed.broadcast"
+            )
