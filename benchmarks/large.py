@@ -258,7 +258,7 @@ def write_page(out: Path) -> None:
                 answer(found[question]),
                 str(found[question]["products"]),
                 f"{found[question]['seconds']:,.0f}",
-                f"{found[question]['peak_gigabytes']:.1f}",
+                f"{found[question].get('peak_gigabytes', '–')}",
             )
             for question, answer in ANSWERS.items()
             if question in found
@@ -266,7 +266,7 @@ def write_page(out: Path) -> None:
         machine = found["machine"]
         note = (
             f"Hessian of the mean loss over the {found['data']}, in {machine['dtype']} on"
-            f" {machine['threads']} thread; GB: the most memory of the process up to then. ±: for"
+            f" {machine['threads']} thread(s); GB: the most memory of the process so far. ±: for"
             " eigenvalues a bound on the error, for the trace a standard error."
         )
         headings = ("question", "answer", "products", "seconds", "GB")
@@ -303,7 +303,7 @@ def the_extremes(found: dict[str, Any]) -> str:
 
 def the_trace(found: dict[str, Any]) -> str:
     """An estimate."""
-    return f"{found['value']:,.0f} ± {found['sem']:,.0f}"
+    return f"{found['value']:.4g} ± {found['sem']:.2g}"
 
 
 def the_index(found: dict[str, Any]) -> str:

@@ -262,6 +262,8 @@ def _half_of_the_zeros(lines: list[Record]) -> str:
                 f"{middle:.1%} (quartiles {low:.1%} and {high:.1%}) of {len(found):,} spectra in"
                 f" {dtype}"
             )
+    if not shares:
+        return ""
     return (
         f"**Half of what is zero is counted.** Where {MANY} eigenvalues or more are within ±n u ‖H‖"
         " (without those of rows of zeros, where the solver sets these apart), the share of them"
@@ -282,7 +284,7 @@ def _one_way(lines: list[Record]) -> str:
     one = most_complete(scores(lines))
     text = (
         f"**What the numbers may be.** The {one.activation} networks' Hessian over {one.images:,}"
-        f" {one.sample} images, {one.seeds} seeds, rows of zeros apart, each eigenvalue below"
+        f" {one.sample} images, seeds: {one.seeds}, by `{one.solver}`, each eigenvalue below"
         f" {one.cutoff} counted:"
         f" {one.within(1)} of {len(one.counts)} means lie within the published spread,"
         f" {one.within(2)} within twice that."
@@ -292,12 +294,12 @@ def _one_way(lines: list[Record]) -> str:
         for (net, data, state), count in one.counts.items()
         if net != "cnn" and state == "trained" and (net, data, "random") in one.counts
     ]
-    if pairs:
+    if pairs and one.activation == "relu" and one.solver != "eigvalsh":
         more = sum(trained > random for trained, random in pairs)
         text += (
             " The loss over so few images does not depend on the weights of pixels that are black"
             " in all of them, nor on a unit that is dead on all: their rows are zero exactly. Of"
-            " the other rows nearly all eigenvalues are zero up to round-off, and half of these are"
+            " the other rows most eigenvalues are zero up to round-off, and half of these are"
             " counted. Fewer units are dead after training than before, so that in"
             f" {more} of {len(pairs)} cells of the perceptrons more is counted where training ends:"
             " so it takes no saddles for the trained numbers to be the higher ones. And a network"

@@ -46,4 +46,4 @@ class CurvatureLogger(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure and log, if it is time to."""
         if (trainer.current_epoch + 1) % self._every == 0:
-            pl_module.log_dict(self._monitor.measure(pl_module))
+            pl_module.log_dict(self._monitor.measure_if_finite(pl_module))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 
 from hvpspec.curvature import HessianOperator, Loss
 from hvpspec.curvature.isolation import evaluation_mode
-from hvpspec.errors import InputError
+from hvpspec.errors import InputError, NonFiniteError
 from hvpspec.linalg import eigsh, trace
 from hvpspec.spectrum import index
 
@@ -30,7 +32,7 @@ class CurvatureMonitor:
         options: further arguments of ``HessianOperator``, such as ``params``.
 
     Raises:
-        InputError: a number is out of range.
+        InputError: a number is out of range, or an option unknown.
     """
 
     def __init__(
@@ -43,10 +45,14 @@ class CurvatureMonitor:
         seed: int = 0,
         **options: Any,
     ) -> None:
-        if max_matvecs < 10:
-            raise InputError(f"max_matvecs must be at least 10, got {max_matvecs}")
+        if not isinstance(max_matvecs, int) or max_matvecs < 10:
+            raise InputError(f"max_matvecs must be a whole number, 10 or more, got {max_matvecs}")
         if not 0 < rtau < 1:
             raise InputError(f"rtau must be between 0 and 1, got {rtau}")
+        known = signature(HessianOperator).parameters
+        for name in options:
+            if name not in known:
+                raise InputError(f"{name!r} is no argument of CurvatureMonitor or HessianOperator")
         self._arguments, self._options = (loss, data), options
         self._rtau, self._max_matvecs, self._seed = rtau, max_matvecs, seed
 
@@ -81,6 +87,18 @@ class CurvatureMonitor:
             "index_lower": float(down.lower),
             "index_upper": float(down.upper),
         }
+
+    def measure_if_finite(self, model: nn.Module) -> dict[str, float]:
+        """What :meth:`measure` returns; nothing, and a warning, where training has diverged.
+
+        Raises:
+            HvpspecError: see :class:`hvpspec.HessianOperator`.
+        """
+        try:
+            return self.measure(model)
+        except NonFiniteError as error:
+            warnings.warn(f"no curvature is logged: {error}", UserWarning, stacklevel=2)
+            return {}
 
 
 def check_every(name: str, every: int) -> int:

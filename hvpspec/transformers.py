@@ -55,4 +55,6 @@ class CurvatureCallback(TrainerCallback):
     ) -> None:
         """Measure and log, if it is time to."""
         if state.global_step % self._every == 0:
-            self._trainer.log(self._monitor.measure(kwargs["model"]))
+            due = control.should_log
+            self._trainer.log(self._monitor.measure_if_finite(kwargs["model"]))
+            control.should_log = due  # logging takes it back, and the loss would be left out

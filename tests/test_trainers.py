@@ -107,7 +107,7 @@ class Reader(nn.Module):
 
 
 def train(folder: Path, *, watched: bool) -> tuple[Reader, list[dict[str, float]]]:
-    """Train for twelve steps; return the model and what was logged of its landscape."""
+    """Train for twelve steps; return the model and what was logged."""
     X, y = data()
     transformers.set_seed(1)
     model = Reader()
@@ -115,7 +115,7 @@ def train(folder: Path, *, watched: bool) -> tuple[Reader, list[dict[str, float]
         str(folder),
         num_train_epochs=4,
         per_device_train_batch_size=20,
-        logging_strategy="no",
+        logging_steps=3,
         save_strategy="no",
         report_to=[],
         use_cpu=True,
@@ -128,7 +128,7 @@ def train(folder: Path, *, watched: bool) -> tuple[Reader, list[dict[str, float]
         callback = CurvatureCallback(trainer, loss_of_logits, batch, every_n_steps=6)
         trainer.add_callback(callback)
     trainer.train()
-    return model, [row for row in trainer.state.log_history if "sharpness" in row]
+    return model, trainer.state.log_history
 
 
 def loss_of_logits(outputs: dict[str, Tensor], labels: Tensor) -> Tensor:
@@ -137,11 +137,16 @@ def loss_of_logits(outputs: dict[str, Tensor], labels: Tensor) -> Tensor:
 
 @pytest.mark.filterwarnings("ignore")  # those of accelerate, on devices
 def test_the_trainer_of_transformers_logs_the_same(tmp_path: Path) -> None:
-    plain, _ = train(tmp_path / "plain", watched=False)
-    model, rows = train(tmp_path / "watched", watched=True)
+    plain, losses = train(tmp_path / "plain", watched=False)
+    model, logged = train(tmp_path / "watched", watched=True)
     for p, q in zip(plain.parameters(), model.parameters(), strict=True):
         assert torch.equal(p, q)
+    rows = [row for row in logged if "sharpness" in row]
     assert [row["step"] for row in rows] == [6, 12]
+    # The trainer's own rows are there as they would be without.
+    own = [row["loss"] for row in losses if "loss" in row]
+    assert len(own) == 4
+    assert [row["loss"] for row in logged if "loss" in row] == own
     X, y = data()
     H = HessianOperator(model.eval(), loss_of_logits, {"inputs": X, "labels": y})
     check(rows[-1], H)
@@ -157,7 +162,19 @@ def test_modes_are_left_as_they_were() -> None:
     assert not model.net[0].training
 
 
+def test_training_that_has_diverged() -> None:
+    model = Classifier()
+    torch.nn.init.constant_(model.net[0].weight, float("nan"))
+    monitor = CurvatureMonitor(nn.CrossEntropyLoss(), data())
+    with pytest.warns(UserWarning, match="no curvature is logged: the loss is nan"):
+        assert monitor.measure_if_finite(model) == {}
+
+
 def test_numbers_out_of_range() -> None:
+    with pytest.raises(InputError, match="'max_matvec' is no argument of CurvatureMonitor"):
+        CurvatureMonitor(nn.MSELoss(), data(), max_matvec=20)
+    with pytest.raises(InputError, match="max_matvecs must be a whole number, 10 or more, got 20"):
+        CurvatureMonitor(nn.MSELoss(), data(), max_matvecs=20.5)
     with pytest.raises(InputError, match="every_n_epochs must be at least 1, got 0"):
         CurvatureLogger(nn.MSELoss(), data(), every_n_epochs=0)
     with pytest.raises(InputError, match="rtau must be between 0 and 1, got 2"):

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from hvpspec import GGNOperator, HessianOperator, SymmetricOperator
     from hvpspec.curvature.operator import CurvatureOperator
+    from hvpspec.curvature.planning import Plan
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Problem:
     checkpoint: Path | None = None
     checkpoint_every: float | None = None
     start: float = field(default_factory=time.perf_counter)
-    asked: dict[str, CurvatureOperator] = field(default_factory=dict)
+    plans: dict[str, tuple[Plan, ...]] = field(default_factory=dict)
 
     @property
     def subject(self) -> Subject:
@@ -60,8 +61,8 @@ class Problem:
         so_far = {
             "plan": [
                 {"matrix": name, **asdict(plan)}
-                for name, operator in self.asked.items()
-                for plan in operator.plan
+                for name, plans in self.plans.items()
+                for plan in plans
             ],
             "seconds": time.perf_counter() - self.start,
         }
@@ -77,7 +78,13 @@ class Problem:
             operator: one of the matrices, or a block of it.
             name: of its own folder, and in the record.
         """
-        self.asked[name] = operator
+        with self._kept(operator, name) as lasting:
+            yield lasting
+        self.plans[name] = operator.plan
+
+    @contextmanager
+    def _kept(self, operator: CurvatureOperator, name: str) -> Iterator[SymmetricOperator]:
+        """The operator, or one that keeps its products."""
         if self.checkpoint is None:
             yield operator
             return
@@ -144,6 +151,11 @@ def load_problem(
 
     if checkpoint is None:
         refuse_together("belongs to --checkpoint", checkpoint_every=checkpoint_every)
+    elif engine in ("auto", "reproducible"):
+        raise InputError(
+            f"--engine {engine} changes its way of multiplying as products are made, and a run from"
+            " --checkpoint would end with other bits; name one way, or leave --engine out"
+        )
     trained = load_checkpoint(model, net=net, net_arguments=parse_net_args(net_arg))
     settings = trained.settings
     loss = loss or (settings.loss if settings else "cross_entropy")
@@ -229,8 +241,8 @@ class _EveryFew:
             empty = False
         if empty:
             raise InputError(
-                f"the data have fewer batches than the {self._step} processes that share them; "
-                "start fewer, or make the batches smaller"
+                f"the data have no batch for one of the {self._step} processes that share them: "
+                "start fewer, or make the batches smaller; they must also be there on every pass"
             )
 
 

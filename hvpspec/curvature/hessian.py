@@ -49,8 +49,9 @@ class HessianOperator(CurvatureOperator):
             does not depend on the vectors evaluated once per chunk), the same "batched ..." or
             "compiled ..." (a block at once), or "auto" for the fastest, found out on the way and
             shown by :attr:`plan`. Ways differ by round-off, and "auto" goes by the clock; for the
-            same bits from run to run on a CPU name one, or "reproducible", which changes from the
-            first to the batched one when that pays by the arithmetic that is counted.
+            same bits from run to run on a CPU (with 4 GB of free memory) name one, or
+            "reproducible", which changes from the first to a traced one when that pays by the
+            arithmetic that is counted.
         memory_budget: bytes for what is kept between products instead of evaluated again: graphs or
             intermediate results of all chunks, if they fit. None for a quarter of free memory.
         group: processes of ``torch.distributed`` that share out the data, of which each gives its

@@ -47,6 +47,9 @@ _PRICES = {
 # Seconds of one vector on one chunk from which arithmetic is all that a block has to do: taking its
 # vectors at once saves nothing, and to try it costs as long as the whole block.
 _LONG = 1.0
+# Where the same bits are wanted again, the width of blocks must not go by what other programs leave
+# free, as long as it is so much.
+_ENOUGH = 2**32
 # The C library takes pieces of memory beyond 32 MB from the system each time, which clears them
 # first: half of the time went there (mallopt(3), M_MMAP_THRESHOLD). Smaller ones stay in the cache.
 _LARGEST = 2**24
@@ -129,7 +132,7 @@ class Planner:
     So a short run is not planned at all, and planning takes about half of any other at most. A way
     that does not agree with double backward on the first chunk is dropped with a warning.
 
-    A plan that is to be reproducible has one step, to trace, and the times in it are from no clock.
+    A plan that is to be reproducible has one step, to trace, and no clock decides when to take it.
 
     Args:
         plain: the engine of the first product.
@@ -249,6 +252,8 @@ class Planner:
             return None
         # A block's intermediate results take about as much as so many graphs.
         free = available_memory(self._risk.device)
+        if self._wish != "auto":
+            free = min(free, _ENOUGH)
         self.widest = min(self.widest, max(1, free // (4 * max(1, self.plain.size(graph)))))
         if len(V) > self.widest:
             return None

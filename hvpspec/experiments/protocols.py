@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hvpspec import zoo
 from hvpspec.curvature import HessianOperator
+from hvpspec.errors import InputError
 from hvpspec.experiments.points import (
     STANDARD,
     Point,
@@ -189,10 +190,13 @@ def measure_protocol(run: ProtocolRun, *, out: Path, data_dir: Path | None) -> R
 
 def _sampled(data: zoo.Dataset, run: ProtocolRun) -> zoo.Dataset:
     """The images in the Hessian."""
+    first = data.subset(run.images)
     if run.sample == "first":
-        return data.subset(run.images)
+        return first
+    if run.sample != "random":
+        raise InputError(f"sample is {run.sample!r}; it must be first or random")
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(run.seed))
-    drawn = order[: run.images]
+    drawn = order[: len(first)]
     return replace(data, inputs=data.inputs[drawn], targets=data.targets[drawn])
 
 

@@ -130,7 +130,7 @@ def most_complete(found: Sequence[Score]) -> Score:
     """The best of the ways that count most of the published numbers with most seeds.
 
     Args:
-        found: as :func:`scores` orders them.
+        found: at least one, as :func:`scores` orders them.
     """
     return max(found, key=lambda score: (len(score.counts), score.seeds))  # the first of these
 
@@ -146,8 +146,8 @@ def side_by_side(records: Iterable[Record]) -> Grid:
     rows = []
     for cell in score.counts:
         group = [r for r in lines if _belongs(r, score, cell)]
-        live = [r["dim"] - r.get("zero_rows", 0) for r in group]
-        zero = [r["nullity"] - r.get("zero_rows", 0) for r in group]
+        # Lines from before rows of zeros were counted do not tell.
+        told = all("zero_rows" in r for r in group)
         rows.append(
             (
                 *cell,
@@ -155,8 +155,10 @@ def side_by_side(records: Iterable[Record]) -> Grid:
                 f"{PUBLISHED[cell].mean:,.1f} ± {PUBLISHED[cell].std:,.1f}",
                 _count(score, cell),
                 spread([r["counts"]["floor"] for r in group]).text(),
-                spread(live).text(",.0f"),
-                spread(zero).text(",.0f"),
+                *(
+                    spread([r[name] - r["zero_rows"] for r in group]).text(",.0f") if told else "–"
+                    for name in ("dim", "nullity")
+                ),
             )
         )
     way = f"{score.activation}, {score.images:,} {score.sample} images, {score.dtype}"
@@ -207,7 +209,7 @@ def score_grids(records: Iterable[Record]) -> list[Grid]:
             _NUM_WORDS + 1,
             "The way with the most of the network's own numbers within the published spread.",
         ),
-        side_by_side(records),
+        *([side_by_side(records)] if found else []),
         Grid("All ways", (*_HEADINGS, *_SCORES), rows, _NUM_WORDS),
         Grid(
             "All counts",

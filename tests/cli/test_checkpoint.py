@@ -80,6 +80,14 @@ def test_interrupted_it_keeps_its_products_and_says_what_it_found(command: str) 
     assert err.endswith("interrupted\n")
 
 
+@pytest.mark.parametrize("engine", ["auto", "reproducible"])
+def test_ways_that_change_are_refused(run, checkpoint, workspace, engine) -> None:
+    outcome = run(f"trace --model {checkpoint} --checkpoint c --engine {engine}")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert f"--engine {engine} changes its way of multiplying" in outcome.err
+    assert not (workspace / "c").exists()
+
+
 def test_another_network_is_refused(run, checkpoint) -> None:
     options = "density --probes 2 --steps 3 --checkpoint kept"
     assert not run(f"{options} --model {checkpoint}").code

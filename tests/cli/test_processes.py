@@ -41,7 +41,7 @@ def test_density_is_that_of_one_process_and_told_once(run: Run, checkpoint: str)
 def test_fewer_batches_than_processes() -> None:
     batches = [(torch.ones(2, 1), torch.zeros(2))]
     assert list(problem._EveryFew(batches, 0, 2)) == batches
-    with pytest.raises(InputError, match="fewer batches than the 2 processes that share them"):
+    with pytest.raises(InputError, match="no batch for one of the 2 processes that share them"):
         list(problem._EveryFew(batches, 1, 2))
 
 

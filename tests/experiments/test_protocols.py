@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from hvpspec import HessianOperator, zoo
+from hvpspec import HessianOperator, InputError, zoo
 from hvpspec.experiments import (
     PUBLISHED,
     finished,
@@ -127,6 +127,13 @@ def test_images_are_the_first_or_drawn_by_the_seed(tmp_path):
         assert loss == pytest.approx(expected.item(), rel=1e-6)
 
 
+@pytest.mark.parametrize("sample", ["first", "random"])
+def test_more_images_than_there_are(tmp_path, sample):
+    (run,) = one(samples=[sample], images=[2001])
+    with pytest.raises(InputError, match="mnist-sample has 2000 examples"):
+        measure_protocol(run, out=tmp_path, data_dir=None)
+
+
 def test_lines_from_before_there_was_a_choice_of_images(tmp_path):
     (run,) = one()
     old = {**asdict(run), "raw_count": 3}
@@ -238,4 +245,6 @@ def test_every_way_is_in_the_tables_and_the_best_in_front():
 
 
 def test_data_without_a_published_number_are_not_scored():
-    assert scores([line(("cnn", "mnist-sample", "trained"), {"0": 233})]) == []
+    records = [line(("cnn", "mnist-sample", "trained"), {"0": 233})]
+    assert scores(records) == []
+    assert all(len(grid.rows) <= 1 for grid in score_grids(records))  # but for headings
