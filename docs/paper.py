@@ -308,7 +308,12 @@ def _one_way(lines: list[Record]) -> str:
             " which next to nothing is published: with fewer dead units the perceptrons' trained"
             " counts are higher."
         )
-    return text + _checked(lines)
+    again = (
+        f"hvpspec reproduce protocols --activation {one.activation} --images {one.images}"
+        f" --sample {one.sample} --dtype {one.dtype} --assembly {one.assembly}"
+        f" --solver {one.solver} --epochs 0 --epochs {one.epochs} --seeds {one.seeds}"
+    )
+    return f"{text}{_checked(lines)} These counts are made again by `{again}`."
 
 
 def _checked(lines: list[Record]) -> str:
