@@ -261,6 +261,14 @@ def _own_share(data: Any, num_examples: int | None, group: ProcessGroup | None) 
     return tuple(tensor[rank::size] for tensor in data)
 
 
+def _spare_the_model(model: Path, options: Mapping[str, Any]) -> None:
+    """Refuse to write over the file that a command reads."""
+    for name in _FILES & options.keys():
+        path = options[name]
+        if path is not None and path.resolve() == model.resolve():
+            raise InputError(f"{path} is the model itself and would be lost; write to another file")
+
+
 def on_problem(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options of :func:`load_problem` beside its own.
 
@@ -274,6 +282,7 @@ def on_problem(command: Callable[..., None]) -> Callable[..., None]:
 
     def run(**options: Any) -> None:
         chosen = {name: options.pop(name) for name in shared}
+        _spare_the_model(chosen["model"], options)
         with joined() as together:
             told = {**chosen, **options}
             if rank() > 0:  # the first process writes what all of them have found
