@@ -160,9 +160,10 @@ def test_compiled() -> None:
 @pytest.mark.usefixtures("wrong_operation")
 def test_a_way_that_differs_is_dropped_with_a_warning() -> None:
     data = torch.rand(5, 3).double(), torch.rand(5, 2).double()
-    G = GGNOperator(nn.Linear(3, 2).double(), nn.MSELoss(), data, engine="forward over reverse")
+    model, loss = nn.Linear(3, 2).double(), nn.MSELoss()
+    G = GGNOperator(model, loss, data, engine="forward over reverse")
     v = torch.randn(8, dtype=torch.float64)
-    product = G @ v
+    product = GGNOperator(model, loss, data, engine="double backward") @ v
     with pytest.warns(UserWarning, match="forward over reverse differs from double backward"):
         assert torch.equal(G @ v, product)
     assert G.plan[0].engine == "double backward"
