@@ -25,7 +25,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from scipy.linalg import eigh_tridiagonal
 from torch import Tensor, nn
 
 import hvpspec
@@ -227,9 +226,8 @@ def ends(measure: SpectralMeasure) -> dict[str, Any]:
     """The outermost Ritz values of each probe: there is an eigenvalue within each residual."""
     found = []
     for run in measure.runs:
-        alphas, betas = run.alphas.numpy(), run.betas.numpy()
-        ritz, vectors = eigh_tridiagonal(alphas, betas[:-1])
-        residuals = betas[-1] * abs(vectors[-1])
+        ritz, vectors = torch.linalg.eigh(run.T)
+        residuals = run.betas[-1] * vectors[-1].abs()
         found.append({"ritz": ritz[[0, -1]].tolist(), "residuals": residuals[[0, -1]].tolist()})
     return {"probes": found}
 

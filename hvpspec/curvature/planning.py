@@ -219,8 +219,7 @@ class Planner:
             large, names = self._time(names, course, V)
             if large is not None:
                 self._cut_chunks(large, course, V)
-        if self._wish != "reproducible":
-            course.expected = min(course.seconds.values(), default=course.expected)
+        course.expected = min(course.seconds.values(), default=course.expected)
 
     def _time(
         self, names: list[str], course: Course, V: Tensor

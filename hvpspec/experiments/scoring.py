@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hvpspec.experiments.protocols import CUTOFFS
+from hvpspec.experiments.protocols import CUTOFFS, ProtocolRun
 from hvpspec.experiments.published import PUBLISHED, SOURCE
 from hvpspec.experiments.results import Record
 from hvpspec.experiments.statistics import Spread, spread
@@ -102,8 +102,7 @@ def scores(records: Iterable[Record]) -> list[Score]:
     for record in records:
         cell = (record["net"], record["data"], record["state"])
         if cell in PUBLISHED:
-            way = _way_of(record)
-            lengths = by_way.setdefault(way, {})
+            lengths = by_way.setdefault(_way_of(record), {})
             lengths.setdefault(record["epochs"], {}).setdefault(cell, []).append(record)
     found = []
     for way, lengths in by_way.items():
@@ -135,24 +134,18 @@ def most_complete(found: Sequence[Score]) -> Score:
     return max(found, key=lambda score: (len(score.counts), score.seeds))  # the first of these
 
 
-def side_by_side(records: Iterable[Record]) -> Grid:
-    """The published numbers beside those of the most complete way, and what these consist of.
-
-    Args:
-        records: as for :func:`scores`.
-    """
-    lines = list(records)
-    score = most_complete(scores(lines))
+def _side_by_side(records: Sequence[Record], score: Score) -> Grid:
+    """The published numbers beside those of one way, and what these consist of."""
     rows = []
     for cell in score.counts:
-        group = [r for r in lines if _belongs(r, score, cell)]
+        group = [r for r in records if _belongs(r, score, cell)]
         # Lines from before rows of zeros were counted do not tell.
         told = all("zero_rows" in r for r in group)
         rows.append(
             (
                 *cell,
                 str(len(group)),
-                f"{PUBLISHED[cell].mean:,.1f} ± {PUBLISHED[cell].std:,.1f}",
+                _published(cell),
                 _count(score, cell),
                 spread([r["counts"]["floor"] for r in group]).text(),
                 *(
@@ -187,7 +180,7 @@ def score_grids(records: Iterable[Record]) -> list[Grid]:
     found = scores(records)
     published = tuple(PUBLISHED)
     rows = tuple(_row(score) for score in found)
-    means = [f"{PUBLISHED[cell].mean:,.1f} ± {PUBLISHED[cell].std:,.1f}" for cell in published]
+    means = map(_published, published)
     counts = [(*_way(score), *(_count(score, cell) for cell in published)) for score in found]
     best = [_best(found, net) for net in _NETS if any(_of(score, net) for score in found)]
     return [
@@ -209,7 +202,7 @@ def score_grids(records: Iterable[Record]) -> list[Grid]:
             _NUM_WORDS + 1,
             "The way with the most of the network's own numbers within the published spread.",
         ),
-        *([side_by_side(records)] if found else []),
+        *([_side_by_side(records, most_complete(found))] if found else []),
         Grid("All ways", (*_HEADINGS, *_SCORES), rows, _NUM_WORDS),
         Grid(
             "All counts",
@@ -224,7 +217,7 @@ def score_grids(records: Iterable[Record]) -> list[Grid]:
 
 def _way_of(record: Record) -> tuple[Any, ...]:
     """What tells the way of a line."""
-    return tuple({"sample": "first", **record}[name] for name in _WAY)
+    return tuple({"sample": ProtocolRun.sample, **record}[name] for name in _WAY)
 
 
 def _belongs(record: Record, score: Score, cell: Cell) -> bool:
@@ -266,6 +259,11 @@ def _best(found: Sequence[Score], net: str) -> tuple[str, ...]:
         f"{best.within(1, net)}/{total}",
         f"{best.within(2, net)}/{total}",
     )
+
+
+def _published(cell: Cell) -> str:
+    """A published number."""
+    return f"{PUBLISHED[cell].mean:,.1f} ± {PUBLISHED[cell].std:,.1f}"
 
 
 def _count(score: Score, cell: Cell) -> str:

@@ -155,7 +155,7 @@ def _label(
     steps = max(len(run.alphas) for run in first.runs)
     count = len(first.runs)
     probes = f"{count} {'probe' if count == 1 else 'probes'} × {steps} steps"
-    band = "band: ± one standard error" if len(first.runs) > 1 else "one probe: no standard error"
+    band = "band: ± one standard error" if count > 1 else "one probe: no standard error"
     if linthresh is None:
         x, y, kernel = "eigenvalue λ (linear axis)", "eigenvalues per unit of λ", short(sigma)
     else:
