@@ -25,6 +25,7 @@ from hvpspec.experiments import (
     spectra_grids,
     spread,
     table_grids,
+    with_table,
 )
 from hvpspec.experiments.results import Record
 from hvpspec.experiments.statistics import cells
@@ -74,6 +75,8 @@ def page(results: Path) -> str:
         "linear": linear,
     }
     found = {name: read(results / f"{name}.jsonl") for name in sections}
+    if found["protocols"]:
+        found["protocols"] = with_table(found["protocols"], found["table"])
     told = [section(found[name]) for name, section in sections.items() if found[name]]
     return "\n".join([INTRODUCTION, verdict(found["table"], found["protocols"]), *told])
 

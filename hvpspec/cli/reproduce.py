@@ -144,8 +144,11 @@ def protocols(
     out: Out = RESULTS,
     data_dir: DataDir = None,
 ) -> None:
-    """Search for the way of counting that gives the published numbers; keep every score."""
-    from hvpspec.experiments import measure_protocol, protocol_runs, score_grids
+    """Search for the way of counting that gives the published numbers; keep every score.
+
+    The runs of the table in the same folder are one more way.
+    """
+    from hvpspec.experiments import measure_protocol, protocol_runs, read, score_grids, with_table
     from hvpspec.experiments.protocols import COST
 
     runs = protocol_runs(
@@ -164,7 +167,7 @@ def protocols(
         "protocols",
         runs,
         measure_protocol,
-        score_grids,
+        lambda records: score_grids(with_table(records, read(out / "table.jsonl"))),
         out=out,
         data_dir=data_dir,
         cost=COST,

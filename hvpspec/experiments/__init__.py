@@ -25,7 +25,7 @@ from hvpspec.experiments.regularised import (
     regularised_runs,
 )
 from hvpspec.experiments.results import append, finished, read
-from hvpspec.experiments.scoring import Score, most_complete, score_grids, scores
+from hvpspec.experiments.scoring import Score, most_complete, score_grids, scores, with_table
 from hvpspec.experiments.solutions import (
     SolutionRun,
     draw_solutions,
@@ -99,4 +99,5 @@ __all__ = [
     "table_grids",
     "table_runs",
     "trained_ensemble",
+    "with_table",
 ]

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hvpspec.experiments.points import STANDARD
 from hvpspec.experiments.protocols import CUTOFFS, ProtocolRun
 from hvpspec.experiments.published import PUBLISHED, SOURCE
 from hvpspec.experiments.results import Record
@@ -126,12 +127,38 @@ def scores(records: Iterable[Record]) -> list[Score]:
 
 
 def most_complete(found: Sequence[Score]) -> Score:
-    """The best of the ways that count most of the published numbers with most seeds.
+    """Of the ways that count most of the published numbers, the one that agrees with most of them.
+
+    One seed agrees by chance where several do not, so that ways with several come first; of those
+    that agree with as many, the one with most seeds is taken.
 
     Args:
         found: at least one, as :func:`scores` orders them.
     """
-    return max(found, key=lambda score: (len(score.counts), score.seeds))  # the first of these
+    return max(found, key=lambda s: (len(s.counts), s.seeds > 1, s.within(1), s.seeds))
+
+
+def with_table(records: Iterable[Record], table: Iterable[Record]) -> list[Record]:
+    """Add the table's runs to those of a search: its counts are those of one more way.
+
+    They are of the whole matrix, by ``eigvalsh`` in float64; "floor" is their noise floor, which is
+    n u and the error of assembly. Runs of the search come first where both have one.
+
+    Args:
+        records: as `measure_protocol` makes them.
+        table: as `measure_index` makes them; those of short training are left out.
+    """
+    way = {"assembly": "blocks", "solver": "eigvalsh", "sample": "first"}
+    found = [
+        {
+            **record,
+            **way,
+            "counts": {"0": record["raw_count"], "floor": record["index"], **record["ladder"]},
+        }
+        for record in table
+        if record["protocol"] == STANDARD.name
+    ]
+    return list({_point_of(record): record for record in [*found, *records]}.values())
 
 
 def _side_by_side(records: Sequence[Record], score: Score) -> Grid:
@@ -218,6 +245,11 @@ def score_grids(records: Iterable[Record]) -> list[Grid]:
 def _way_of(record: Record) -> tuple[Any, ...]:
     """What tells the way of a line."""
     return tuple({"sample": ProtocolRun.sample, **record}[name] for name in _WAY)
+
+
+def _point_of(record: Record) -> tuple[Any, ...]:
+    """What tells a run: its way, and where it was."""
+    return (*_way_of(record), *(record[name] for name in ("net", "data", "seed", "epochs")))
 
 
 def _belongs(record: Record, score: Score, cell: Cell) -> bool:

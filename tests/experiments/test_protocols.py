@@ -11,9 +11,11 @@ from hvpspec.experiments import (
     PUBLISHED,
     finished,
     measure_protocol,
+    most_complete,
     protocol_runs,
     score_grids,
     scores,
+    with_table,
 )
 from hvpspec.experiments.points import plain_hessian
 from hvpspec.experiments.protocols import CUTOFFS, ProtocolRun, by_products, eigenvalues
@@ -248,3 +250,35 @@ def test_data_without_a_published_number_are_not_scored():
     records = [line(("cnn", "mnist-sample", "trained"), {"0": 233})]
     assert scores(records) == []
     assert all(len(grid.rows) <= 1 for grid in score_grids(records))  # but for headings
+
+
+def test_a_way_with_several_seeds_is_the_most_complete_one():
+    several = [line(CNN, {"0": 300}, images=8, seed=seed) for seed in range(3)]
+    better = [line(CNN, {"0": 234}, images=10, seed=seed) for seed in range(2)]
+    one = [line(CNN, {"0": 233}, images=16)]
+    more = [line(CNN, {"0": 232}, images=1, seed=seed) for seed in range(3)]
+    assert most_complete(scores([*several, *better, *one])).images == 10
+    assert most_complete(scores([*several, *better, *one, *more])).images == 1
+    assert most_complete(scores(one)).images == 16
+
+
+def of_table(protocol, **changes):
+    """A run of the table."""
+    ladder = {f"1e-{k:02}": 20 + k for k in range(3, 11)}
+    own = {"protocol": protocol, "images": 60_000, "dtype": "float64", "raw_count": 45}
+    both = line(CNN, {}, **own, index=21, ladder=ladder, **changes)
+    return {name: both[name] for name in both if name not in ("counts", "solver", "assembly")}
+
+
+def test_the_tables_runs_are_one_more_way():
+    table = [of_table("standard"), of_table("quick", seed=1)]
+    (added,) = with_table([], table)
+    assert added["counts"] == {"0": 45, "floor": 21, **added["ladder"]}
+    way = {"assembly": "blocks", "solver": "eigvalsh", "sample": "first"}
+    assert way.items() <= added.items()
+    counted = {score.cutoff: score.counts[CNN] for score in scores([added])}
+    assert (counted["0"], counted["floor"], counted["1e-05"]) == (45, 21, 25)
+    own = line(CNN, {"0": 46}, **way, images=60_000, dtype="float64")
+    assert with_table([own], table) == [own]  # the same run
+    other = line(CNN, {"0": 46}, **way, images=60_000, dtype="float64", seed=2)
+    assert with_table([other], table) == [added, other]
