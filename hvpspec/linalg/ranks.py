@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
-from hvpspec.errors import ComputationError, first_line
+from hvpspec.errors import ComputationError, InputError, first_line
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -31,9 +31,18 @@ class Ranks:
     Attributes:
         size: number of processes.
         rank: of this one, from 0.
+
+    Raises:
+        InputError: it is no group, or one that this process does not belong to.
     """
 
     def __init__(self, group: ProcessGroup | None = None) -> None:
+        # new_group() gives a number to the processes that are not in the group.
+        if group is not None and not isinstance(group, torch.distributed.ProcessGroup):
+            raise InputError(
+                f"group is {group!r}; it must be a process group of torch.distributed, to which "
+                "this process belongs"
+            )
         self.group = group
         self.size = 1 if group is None else group.size()
         self.rank = 0 if group is None else group.rank()

@@ -339,6 +339,13 @@ def test_wrappers_that_are_refused(kind: str, remedy: str) -> None:
         HessianOperator(wrapper(model), nn.CrossEntropyLoss(), (X, y))
 
 
+def test_a_group_of_others_is_refused() -> None:
+    model, X, y = problem()
+    outside: Any = dist.GroupMember.NON_GROUP_MEMBER  # what new_group gives to other processes
+    with pytest.raises(InputError, match=r"group is .*, to which this process belongs"):
+        HessianOperator(model, nn.CrossEntropyLoss(), (X, y), group=outside)
+
+
 def test_a_process_that_dies_ends_the_others(tmp_path: Path) -> None:
     (found,) = together(dies, 2, tmp_path)
     assert found["error"].startswith("another process ended, or did not answer in time (")
