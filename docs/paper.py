@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from hvpspec.experiments import (
@@ -131,40 +132,84 @@ def _what_then(records: Sequence[Record]) -> str:
 def _is_near(record: Record) -> bool:
     """Whether a raw count lies within the published spread."""
     published = PUBLISHED[record["net"], record["data"], record["state"]]
-    return abs(record["counts"]["0"] - published.mean) <= published.std
+    return bool(abs(record["counts"]["0"] - published.mean) <= published.std)
+
+
+@dataclass(frozen=True)
+class Ends:
+    """The index where training starts and ends, of one network on one data set.
+
+    Attributes:
+        images: in the Hessian.
+        net: the network.
+        activation: of the network.
+        data: the data set.
+        dim: number of parameters.
+        bound: the highest index that the structure allows, or None.
+        trained: the indices where training ends.
+        random: those at random weights.
+    """
+
+    images: int
+    net: str
+    activation: str
+    data: str
+    dim: int
+    bound: int | None
+    trained: Spread
+    random: Spread
+
+    @property
+    def share(self) -> float:
+        """The trained index as part of the parameters."""
+        return self.trained.mean / self.dim
+
+    @property
+    def relative(self) -> float | None:
+        """The standard deviation of the trained index as part of its mean."""
+        return None if self.trained.std is None else self.trained.std / self.trained.mean
+
+    @property
+    def distance(self) -> float | None:
+        """The difference of the two means in standard deviations of a run."""
+        if self.trained.std is None or self.random.std is None:
+            return None
+        size = ((self.trained.std**2 + self.random.std**2) / 2) ** 0.5
+        return (self.trained.mean - self.random.mean) / size if size else None
+
+
+def _ends(lines: list[Record]) -> list[Ends]:
+    """The cells of the table with runs of both kinds."""
+    found = []
+    for (images, net, activation, data), group in sorted(cells(lines, CELL).items(), key=str):
+        index = {
+            state: [r["index"] for r in group if r["state"] == state]
+            for state in ("trained", "random")
+        }
+        if all(index.values()):
+            spreads = {state: spread(counts) for state, counts in index.items()}
+            size = group[0]["dim"], group[0]["bound"]
+            found.append(Ends(images, net, activation, data, *size, **spreads))  # type: ignore[arg-type]
+    return found
 
 
 def _claims(lines: list[Record]) -> list[str]:
     """The paper's claims, each with the numbers of all cells."""
-    rows, shares, spreads, distances = [], [], [], []
-    for (images, net, activation, data), group in sorted(cells(lines, CELL).items(), key=str):
-        index = {
-            state: spread([r["index"] for r in group if r["state"] == state])
-            for state in ("trained", "random")
-            if any(r["state"] == state for r in group)
-        }
-        if len(index) < 2:
-            continue
-        trained, random = index["trained"], index["random"]
-        share = trained.mean / group[0]["dim"]
-        relative = None if trained.std is None else trained.std / trained.mean
-        distance = _distance(trained, random)
-        shares.append(share)
-        spreads += [] if relative is None else [relative]
-        distances.append((activation, trained.mean - random.mean, distance))
-        rows.append(
-            (
-                f"{NAMES[str(net)]}, {activation}",
-                str(data),
-                f"{images:,}",
-                str(trained.num_runs),
-                trained.text(),
-                random.text(),
-                f"{share:.1%}",
-                "–" if relative is None else f"{relative:.1%}",
-                "–" if distance is None else f"{distance:+.1f}",
-            )
+    found = _ends(lines)
+    rows = [
+        (
+            f"{NAMES[c.net]}, {c.activation}",
+            c.data,
+            f"{c.images:,}",
+            str(c.trained.num_runs),
+            c.trained.text(),
+            c.random.text(),
+            f"{c.share:.1%}",
+            "–" if c.relative is None else f"{c.relative:.1%}",
+            "–" if c.distance is None else f"{c.distance:+.1f}",
         )
+        for c in found
+    ]
     grid = Grid(
         "The three claims",
         (
@@ -177,46 +222,55 @@ def _claims(lines: list[Record]) -> list[str]:
         " part of the parameters. std / mean: of the trained index. trained − random: difference of"
         " the means in units of the root mean square of the two standard deviations.",
     )
-    bounds = {(r["bound"], r["dim"]) for r in lines if r["activation"] == "relu"}
-    allowed = ", ".join(f"{bound:,} of {n:,}" for bound, n in sorted(bounds))
-    return [
-        _subsection(grid),
-        "",
-        f"1. *The index is high.* In these {len(rows)} cells it is {min(shares):.1%} to"
-        f" {max(shares):.1%} of the parameters where training ends; for ReLU the structure allows"
-        f" {allowed}.",
-        "2. *It is similar over runs.* "
-        + (
-            f"Its standard deviation is {min(spreads):.1%} to {max(spreads):.1%} of its mean."
-            if spreads
-            else "Not known from one seed."
-        ),
-        "3. *It is higher than at random weights.* " + _higher(distances),
-        "",
+    groups = {
+        activation: [c for c in found if c.activation == activation]
+        for activation in dict.fromkeys(c.activation for c in found)
+    }
+    claims = {
+        "The index is high where training ends": _high,
+        "It is similar over runs": _similar,
+        "It is higher than at random weights": _higher,
+    }
+    told = [
+        f"{number}. *{claim}.* "
+        + "; ".join(f"{activation}: {tell(group)}" for activation, group in groups.items())
+        + "."
+        for number, (claim, tell) in enumerate(claims.items(), start=1)
     ]
+    return [_subsection(grid), "", *told, ""]
 
 
-def _higher(distances: Sequence[tuple[object, float, float | None]]) -> str:
+def _high(group: Sequence[Ends]) -> str:
+    """How much of the parameters the index is."""
+    low, high = _range([c.share for c in group])
+    allowed = {(c.bound, c.dim) for c in group if c.bound is not None}
+    bounds = ", ".join(f"{bound:,} of {dim:,}" for bound, dim in sorted(allowed))
+    return f"{low} to {high} of the parameters, where at most {bounds} are possible"
+
+
+def _similar(group: Sequence[Ends]) -> str:
+    """How much it varies."""
+    known = [c.relative for c in group if c.relative is not None]
+    if not known:
+        return "not known from one seed"
+    low, high = _range(known)
+    return f"its standard deviation is {low} to {high} of its mean"
+
+
+def _higher(group: Sequence[Ends]) -> str:
     """In how many cells training ends at a higher index."""
-    told = []
-    for activation in dict.fromkeys(name for name, *_ in distances):
-        own = [(change, d) for name, change, d in distances if name == activation]
-        higher = sum(change > 0 for change, _ in own)
-        clear = sum(d is not None and d > 2 for _, d in own)
-        lower = sum(d is not None and d < -2 for _, d in own)
-        told.append(
-            f"{activation}: higher in {higher} of {len(own)} cells, by more than two standard"
-            f" deviations in {clear}; lower by as much in {lower}"
-        )
-    return "; ".join(told) + "."
+    higher = sum(c.trained.mean > c.random.mean for c in group)
+    known = [c.distance for c in group if c.distance is not None]
+    clear, lower = sum(d > 2 for d in known), sum(d < -2 for d in known)
+    return (
+        f"higher in {higher} of {len(group)} cells, by more than two standard deviations in"
+        f" {clear}; lower by as much in {lower}"
+    )
 
 
-def _distance(a: Spread, b: Spread) -> float | None:
-    """The difference of two means in standard deviations of a run."""
-    if a.std is None or b.std is None:
-        return None
-    size = ((a.std**2 + b.std**2) / 2) ** 0.5
-    return (a.mean - b.mean) / size if size else None
+def _range(parts: Sequence[float]) -> tuple[str, str]:
+    """The least and the largest of some parts, in per cent."""
+    return f"{min(parts):.1%}", f"{max(parts):.1%}"
 
 
 def table(lines: list[Record]) -> str:
