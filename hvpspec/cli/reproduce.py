@@ -24,6 +24,7 @@ from hvpspec.cli.options import DataDir
 
 _DTYPES = ("float32", "float64")
 _SAMPLES = ("first", "random")
+_HEADS = ("logits", "softmax")
 _SOLVERS = ("eigvalsh", "eigvalsh-live", "eig")
 _ASSEMBLIES = ("blocks", "products")
 
@@ -140,6 +141,15 @@ def protocols(
             show_default="first",
         ),
     ] = None,
+    head: Annotated[
+        list[str] | None,
+        typer.Option(
+            callback=choice(*_HEADS),
+            help="What the networks return and the cross-entropy takes for logits: logits, or the"
+            " softmax of them; repeatable.",
+            show_default="logits",
+        ),
+    ] = None,
     jobs: Jobs = 1,
     out: Out = RESULTS,
     data_dir: DataDir = None,
@@ -162,6 +172,7 @@ def protocols(
         solver,
         assembly,
         sample or ("first",),
+        head or ("logits",),
     )
     carry_out_at_points(
         "protocols",

@@ -73,6 +73,8 @@ class Protocol:
 
 #: The paper gives no epochs, rates or batches: these are common ones, and lower the loss far.
 STANDARD = Protocol("standard", epochs=20)
+#: What networks return.
+HEADS = ("logits", "softmax")
 #: To see everything work in minutes.
 QUICK = Protocol("quick", epochs=3)
 
@@ -90,6 +92,8 @@ class Point:
         optimizer: None for the initial weights, as for the following.
         lr: learning rate.
         batch_size: images per step.
+        head: what the network returns and the cross-entropy takes for logits: ``logits``, or
+            ``softmax`` of them, once too often, with which the loss is not convex in the logits.
         protocol: the name of all this, by which no two points differ.
     """
 
@@ -101,6 +105,7 @@ class Point:
     optimizer: Optimizer | None = None
     lr: float | None = None
     batch_size: int | None = None
+    head: str = "logits"
     protocol: str = field(compare=False)
 
     @property
@@ -112,6 +117,8 @@ class Point:
     def stem(self) -> str:
         """A name for files about this point."""
         parts = [self.net, self.activation, self.data, f"seed{self.seed}", self.state]
+        if self.head != "logits":
+            parts.insert(1, self.head)
         if self.epochs:
             parts += [f"{self.optimizer}{self.lr:g}", f"batch{self.batch_size}"]
             parts += [f"epochs{self.epochs}"]
@@ -138,7 +145,10 @@ def network_at(
     Raises:
         HvpspecError: the data are not found, a file cannot be used, or training diverged.
     """
-    network = zoo.NetworkSpec(point.net, {"activation": point.activation})
+    if point.head not in HEADS:
+        raise InputError(f"head is {point.head!r}; it must be one of {', '.join(HEADS)}")
+    softmax = {"softmax": True} if point.head == "softmax" else {}
+    network = zoo.NetworkSpec(point.net, {"activation": point.activation, **softmax})
     model = zoo.build_network(network.name, network.arguments, seed=point.seed)
     if point.optimizer is None or point.batch_size is None:
         return model

@@ -35,10 +35,11 @@ class FixedPooling(nn.Module):
         super().__init__()
         layers = dict(network.named_children())
         expected = "conv1 activation1 pool1 conv2 activation2 pool2 flatten output"
-        if " ".join(layers) != expected:
+        if " ".join(layers) not in (expected, f"{expected} softmax"):
             raise InputError(f"expected the layers {expected}, got {' '.join(layers)}")
         self.conv1, self.conv2, self.output = (layers[n] for n in ("conv1", "conv2", "output"))
         self._activations = layers["activation1"], layers["activation2"]
+        self._head = layers.get("softmax", nn.Identity())
 
     @torch.no_grad()
     def inputs_for(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -65,12 +66,13 @@ class FixedPooling(nn.Module):
         return _with_margin(images), padded[0], padded[1]
 
     def forward(self, images: Tensor, first: Tensor, second: Tensor) -> Tensor:
-        """The logits, shape (N, 10), from what :meth:`inputs_for` gives."""
+        """The outputs, shape (N, 10), from what :meth:`inputs_for` gives."""
         first_activation, second_activation = self._activations
         entries = first_activation(_convolve(self.conv1, images, first, 28))
         pooled = _with_margin(entries.unflatten(1, (1, 14, 14)))
-        logits: Tensor = self.output(second_activation(_convolve(self.conv2, pooled, second, 14)))
-        return logits
+        logits = self.output(second_activation(_convolve(self.conv2, pooled, second, 14)))
+        outputs: Tensor = self._head(logits)
+        return outputs
 
 
 def _with_margin(images: Tensor) -> Tensor:

@@ -84,6 +84,7 @@ def protocol_runs(
     solvers: Sequence[str] | None = None,
     assemblies: Sequence[str] | None = None,
     samples: Sequence[str] = ("first",),
+    heads: Sequence[str] = ("logits",),
 ) -> list[ProtocolRun]:
     """List the runs of a search, those of few images first.
 
@@ -99,6 +100,7 @@ def protocol_runs(
             minutes on a perceptron's matrix, where ``eigvalsh-live`` stands for it.
         assemblies: None for ``blocks``, and for the CNN up to 128 images ``products`` too.
         samples: which images.
+        heads: what the networks return.
     """
     return [
         ProtocolRun(
@@ -111,6 +113,7 @@ def protocol_runs(
             assembly=assembly,
             solver=solver,
             sample=sample,
+            head=head,
             **STANDARD.for_epochs(length).training(net),
         )
         for seed in range(seeds)
@@ -120,6 +123,7 @@ def protocol_runs(
         for assembly in assemblies or _default_assemblies(net, count)
         for dtype in dtypes
         for sample in samples
+        for head in heads
         for source in data
         for activation in activations
         for length in epochs

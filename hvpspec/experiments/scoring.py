@@ -17,14 +17,14 @@ from hvpspec.report import Grid
 #: Network, data set and state: a number that was published.
 Cell = tuple[str, str, str]
 
-_WAY = ("activation", "images", "dtype", "assembly", "solver", "sample")
+_WAY = ("activation", "head", "images", "dtype", "assembly", "solver", "sample")
 _NETS = tuple(dict.fromkeys(net for net, _, _ in PUBLISHED))
 _HEADINGS = (
-    *("activation", "dtype", "assembly", "solver", "sample"),
+    *("activation", "head", "dtype", "assembly", "solver", "sample"),
     *("images", "epochs", "cutoff", "seeds"),
 )
 _SCORES = ("within 1 std", "within 2 std", *_NETS, "median distance")
-_NUM_WORDS = 5
+_NUM_WORDS = 6
 _NUM_SHOWN = 10
 
 
@@ -34,6 +34,7 @@ class Score:
 
     Attributes:
         activation: of the networks.
+        head: what they return.
         images: in the Hessian.
         dtype: of matrix and solver.
         assembly: of the matrix.
@@ -46,6 +47,7 @@ class Score:
     """
 
     activation: str
+    head: str
     images: int
     dtype: str
     assembly: str
@@ -88,8 +90,8 @@ class Score:
 def scores(records: Iterable[Record]) -> list[Score]:
     """Score every way of counting, best first.
 
-    A way is an activation, images, dtype, assembly, solver, length of training and cutoff, the same
-    for all networks. Its random states are shared by all lengths of training.
+    A way is an activation, head, images, dtype, assembly, solver, length of training and cutoff,
+    the same for all networks. Its random states are shared by all lengths of training.
 
     Args:
         records: as `measure_protocol` makes them, one for each run; those on data without a
@@ -181,7 +183,7 @@ def _side_by_side(records: Sequence[Record], score: Score) -> Grid:
                 ),
             )
         )
-    way = f"{score.activation}, {score.images:,} {score.sample} images, {score.dtype}"
+    way = f"{score.activation}, {score.head}, {score.images:,} {score.sample} images, {score.dtype}"
     return Grid(
         "Published and counted",
         (
@@ -244,7 +246,9 @@ def score_grids(records: Iterable[Record]) -> list[Grid]:
 
 def _way_of(record: Record) -> tuple[Any, ...]:
     """What tells the way of a line."""
-    return tuple({"sample": ProtocolRun.sample, **record}[name] for name in _WAY)
+    # Lines that are older than these fields.
+    older = {"sample": ProtocolRun.sample, "head": ProtocolRun.head}
+    return tuple({**older, **record}[name] for name in _WAY)
 
 
 def _point_of(record: Record) -> tuple[Any, ...]:
@@ -263,8 +267,15 @@ def _belongs(record: Record, score: Score, cell: Cell) -> bool:
 
 def _way(score: Score) -> tuple[str, ...]:
     """Name a way of counting."""
-    words = (score.activation, score.dtype, score.assembly, score.solver, score.sample)
-    return (*words, f"{score.images:,}", str(score.epochs), score.cutoff, str(score.seeds))
+    words = (score.activation, score.head, score.dtype, score.assembly, score.solver)
+    return (
+        *words,
+        score.sample,
+        f"{score.images:,}",
+        str(score.epochs),
+        score.cutoff,
+        str(score.seeds),
+    )
 
 
 def _of(score: Score, net: str) -> int:

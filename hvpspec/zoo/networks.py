@@ -43,11 +43,12 @@ class NetworkSpec:
             )
 
 
-def mlp2(activation: str = "relu", *, seed: int = 0) -> nn.Sequential:
+def mlp2(activation: str = "relu", *, softmax: bool = False, seed: int = 0) -> nn.Sequential:
     """Build the 2-layer perceptron 784-10-10 for images of shape (N, 1, 28, 28).
 
     Args:
         activation: One of `ACTIVATIONS`.
+        softmax: Whether it returns probabilities instead of logits.
         seed: Seed of the initial weights; the caller's random numbers are left alone.
 
     Raises:
@@ -63,14 +64,16 @@ def mlp2(activation: str = "relu", *, seed: int = 0) -> nn.Sequential:
             hidden=nn.Linear(784, 10),
             activation=act(),
             output=nn.Linear(10, 10),
+            **_probabilities(softmax),
         )
 
 
-def mlp3(activation: str = "relu", *, seed: int = 0) -> nn.Sequential:
+def mlp3(activation: str = "relu", *, softmax: bool = False, seed: int = 0) -> nn.Sequential:
     """Build the 3-layer perceptron 784-10-10-10 for images of shape (N, 1, 28, 28).
 
     Args:
         activation: One of `ACTIVATIONS`.
+        softmax: Whether it returns probabilities instead of logits.
         seed: Seed of the initial weights; the caller's random numbers are left alone.
 
     Raises:
@@ -88,10 +91,11 @@ def mlp3(activation: str = "relu", *, seed: int = 0) -> nn.Sequential:
             hidden2=nn.Linear(10, 10),
             activation2=act(),
             output=nn.Linear(10, 10),
+            **_probabilities(softmax),
         )
 
 
-def cnn(activation: str = "relu", *, seed: int = 0) -> nn.Sequential:
+def cnn(activation: str = "relu", *, softmax: bool = False, seed: int = 0) -> nn.Sequential:
     """Build the small convolutional network for images of shape (N, 1, 28, 28).
 
     Two 5x5 convolutions of one channel (stride 1, padding 2), each followed by the activation and
@@ -99,6 +103,7 @@ def cnn(activation: str = "relu", *, seed: int = 0) -> nn.Sequential:
 
     Args:
         activation: One of `ACTIVATIONS`.
+        softmax: Whether it returns probabilities instead of logits.
         seed: Seed of the initial weights; the caller's random numbers are left alone.
 
     Raises:
@@ -118,6 +123,7 @@ def cnn(activation: str = "relu", *, seed: int = 0) -> nn.Sequential:
             pool2=nn.MaxPool2d(2),
             flatten=nn.Flatten(),
             output=nn.Linear(49, 10),
+            **_probabilities(softmax),
         )
 
 
@@ -203,6 +209,11 @@ def _activation(name: str) -> Callable[[], nn.Module]:
     if name not in ACTIVATIONS:
         raise InputError(f"unknown activation {name!r}; give one of {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
+
+
+def _probabilities(softmax: bool) -> dict[str, nn.Module]:
+    """The last layer of a network that returns probabilities."""
+    return {"softmax": nn.Softmax(dim=1)} if softmax else {}
 
 
 def _sequential(**layers: nn.Module) -> nn.Sequential:

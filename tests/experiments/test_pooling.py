@@ -35,6 +35,19 @@ def test_the_same_hessian_loss_gradient_and_bound(activation, epochs, dtype):
     assert next(model.parameters()).dtype == torch.float32
 
 
+def test_probabilities_taken_for_logits_have_no_bound():
+    # The loss is no longer convex in what the last layer returns, of 500 parameters out of 552.
+    model, few = zoo.cnn(softmax=True), zoo.load_data("mnist-sample").subset(60)
+    H = hessian_at(model, few, torch.float64)
+    matrix = H.to_dense()
+    exact = HessianOperator(model, nn.CrossEntropyLoss(), few.tensors, dtype=torch.float64)
+    tolerance = 60 * 784 * torch.finfo(torch.float64).eps * float(matrix.abs().max())
+    assert float((matrix - exact.to_dense()).abs().max()) <= tolerance
+    assert H.structural_upper_bound() is None or H.structural_upper_bound().upper == 552
+    values = torch.linalg.eigvalsh(matrix)
+    assert int((values < -1e-6 * values.abs().max()).sum()) > 52
+
+
 def test_other_networks_are_refused():
     with pytest.raises(InputError, match="expected the layers conv1"):
         FixedPooling(zoo.mlp2())

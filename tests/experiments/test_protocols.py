@@ -252,6 +252,22 @@ def test_data_without_a_published_number_are_not_scored():
     assert all(len(grid.rows) <= 1 for grid in score_grids(records))  # but for headings
 
 
+def test_heads_are_kept_apart(tmp_path):
+    logits, softmax = (one(heads=[head])[0] for head in ("logits", "softmax"))
+    lines = [
+        {**asdict(run), **measure_protocol(run, out=tmp_path, data_dir=None)}
+        for run in (logits, softmax)
+    ]
+    assert [r["bound"] for r in lines] == [52, None]
+    assert lines[0]["loss"] != lines[1]["loss"]
+    assert logits.stem != softmax.stem
+    assert {"head": "logits"}.items() <= asdict(logits).items()
+    of_both = [line(CNN, {}, head="softmax"), line(CNN, {})]  # the second is from before heads
+    assert {score.head for score in scores(of_both)} == {"logits", "softmax"}
+    with pytest.raises(InputError, match="head is 'probits'; it must be one of logits, softmax"):
+        measure_protocol(replace(logits, head="probits"), out=tmp_path, data_dir=None)
+
+
 def test_a_way_with_several_seeds_is_the_most_complete_one():
     several = [line(CNN, {"0": 300}, images=8, seed=seed) for seed in range(3)]
     better = [line(CNN, {"0": 234}, images=10, seed=seed) for seed in range(2)]

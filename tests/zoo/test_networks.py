@@ -32,6 +32,13 @@ def test_parameters_carry_readable_names(name: str, layers: list[str]) -> None:
     assert [key for key, _ in build_network(name).named_parameters()] == expected
 
 
+@pytest.mark.parametrize("name", ["mlp2", "mlp3", "cnn"])
+def test_probabilities_instead_of_logits(name: str) -> None:
+    x = torch.rand(3, 1, 28, 28)
+    found = build_network(name, {"softmax": True}, seed=1)(x)
+    assert torch.equal(found, build_network(name, seed=1)(x).softmax(dim=1))
+
+
 def test_linear_is_a_matrix_and_a_constant() -> None:
     network = linear(3, 2)
     x = torch.rand(5, 3)
