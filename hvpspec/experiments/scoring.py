@@ -187,14 +187,14 @@ def _side_by_side(records: Sequence[Record], score: Score) -> Grid:
     return Grid(
         "Published and counted",
         (
-            *("network", "data", "state", "seeds", "published", "counted", "index"),
+            *("network", "data", "state", "seeds", "published", "counted", "below −n u ‖H‖"),
             *("rows not zero", "eigenvalues zero in these"),
         ),
         tuple(rows),
         3,
         f"Mean ± standard deviation over the seeds: {way}, {score.epochs} epochs, {score.assembly},"
         f" {score.solver}, below {score.cutoff}; a star marks means within the published spread."
-        " index: below −n u ‖H‖. rows not zero: of the matrix. eigenvalues zero in these: within"
+        " rows not zero: of the matrix. eigenvalues zero in these: within"
         " ±n u ‖H‖, but for those of rows of zeros.",
     )
 
