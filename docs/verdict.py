@@ -137,7 +137,8 @@ def one_way(searched: list[Record]) -> str:
     if far:
         others = _listed((f"{NAMES[net]} {data} {state}" for net, data, state in far), "and")
         text += (
-            f" The others, {others}, are off by {min(far.values()):.1f} to {max(far.values()):.1f} published standard"
+            f" The others, {others}, are off by"
+            f" {min(far.values()):.1f} to {max(far.values()):.1f} published standard"
             " deviations."
         )
     text += (
