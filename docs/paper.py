@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from verdict import claims, paragraphs
-
 from hvpspec.experiments import (
     SOURCE,
     curve_grids,
@@ -25,6 +23,7 @@ from hvpspec.experiments import (
     with_table,
 )
 from hvpspec.experiments.results import Record
+from hvpspec.experiments.verdict import claims, paragraphs
 from hvpspec.report import Grid, grid_markdown
 
 HERE = Path(__file__).parent

@@ -51,9 +51,8 @@ def test_the_library_pages_name_every_public_name() -> None:
     assert set(hvpspec.__all__) - documented == set()
 
 
-def test_the_paper_page_is_made_of_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_paper_page_is_made_of_the_results() -> None:
     """Nobody has changed a number by hand, or results without the page."""
-    monkeypatch.syspath_prepend(str(DOCS))  # as for a script that is run there
     made = runpy.run_path(str(DOCS / "paper.py"))["page"](DOCS / "results")
     assert made == text("docs/paper.md")
     pictures = re.findall(r"\]\((results/[^)]+)\)", made)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import reduce
 from typing import Any
 
 from torch import Tensor, nn
 
-from hvpspec.curvature.batches import tensors_in
 from hvpspec.curvature.losses import Loss
 from hvpspec.curvature.matrices import Hessian
 from hvpspec.curvature.operator import CurvatureOperator
 from hvpspec.curvature.parameters import Selector
-from hvpspec.curvature.structure import AffineLayer, affine_layers, index_bound
+from hvpspec.curvature.structure import FlatDirections, index_bound
 from hvpspec.linalg.facts import IndexBound
 
 
@@ -82,33 +82,35 @@ class HessianOperator(CurvatureOperator):
     def structural_upper_bound(self) -> IndexBound | None:
         """An upper bound on the Morse index that follows from the network's structure.
 
-        Where the outputs are (piecewise) affine in one layer's parameters and the loss is convex in
-        the outputs, the Hessian is positive semi-definite on that layer. The condition is checked
-        on the graph of every chunk; a final linear layer always meets it, and so does each layer
-        used once in a piecewise linear network.
+        Where the outputs are (piecewise) affine in some parameters together and the loss is convex
+        in the outputs, the Hessian is positive semi-definite on these; for the cross-entropy also
+        where all rows of the last weight are shifted alike. The condition is checked on the graph
+        of every chunk; a final linear layer always meets it, and so does each layer used once in a
+        piecewise linear network, with all later biases.
 
         Returns:
-            The bound from the largest such layer, or None where the conditions are not met.
+            The bound from the largest layer and what can be added to it, or None where the
+            conditions are not met.
         """
-        shares = self.ranks.gather(self._affine_layers())
-        found = [layers for layers in shares if layers is not None]
-        first = found[0] if found else ()
-        common = [layer for layer in first if all(layer in others for others in found)]
-        if not common:
+        shares = self.ranks.gather(self._flat_directions())
+        found = [share for share in shares if share is not None]
+        if not found:
             return None
-        return index_bound(self.shape[0], max(common, key=lambda layer: layer.dim))
+        common = reduce(FlatDirections.common, found)
+        shapes = dict(zip(self.space.names, self.space.shapes, strict=True))
+        return index_bound(shapes, common) if common.parameters else None
 
-    def _affine_layers(self) -> tuple[AffineLayer, ...] | None:
-        """The layers that meet it on all chunks of this process; None if no target there counts."""
+    def _flat_directions(self) -> FlatDirections | None:
+        """Those on all chunks of this process; None if no target there counts."""
         leaves = self._risk.leaves()
-        layers = None
+        found: FlatDirections | None = None
         with self._risk.terms(leaves) as terms:
             for term in terms:
                 if not term.convex:
-                    return ()
-                found = affine_layers(tensors_in(term.outputs), leaves)
-                layers = found if layers is None else tuple(x for x in layers if x in found)
-        return layers
+                    return FlatDirections(())
+                here = term.flat_directions(leaves, leaves if found is None else found.parameters)
+                found = here if found is None else found.common(here)
+        return found
 
 
 def structural_upper_bound(

@@ -108,6 +108,34 @@ def select_parameters(
     return ParameterSpace(names, tuple(parameters[name].shape for name in names), tuple(groups))
 
 
+def places(model: nn.Module) -> dict[str, str]:
+    """Where each parameter and buffer of a model is found: its own name by that of each place.
+
+    A tied tensor has several places. A module that stands at several, as in
+    ``Sequential(layer, layer)``, has each of its tensors in one: `torch.func.functional_call` with
+    ``tie_weights`` puts one there twice, and then leaves the replacement in the model.
+
+    Args:
+        model: the network.
+
+    Example:
+        >>> layer = nn.Linear(2, 2, bias=False)
+        >>> places(nn.Sequential(layer, layer))
+        {'0.weight': '0.weight'}
+    """
+    named = [*model.named_parameters(), *model.named_buffers()]
+    names = {id(tensor): name for name, tensor in named}
+    found = {}
+    for prefix, module in model.named_modules():
+        own = [
+            *module.named_parameters(recurse=False, remove_duplicate=False),
+            *module.named_buffers(recurse=False, remove_duplicate=False),
+        ]
+        for name, tensor in own:
+            found[f"{prefix}.{name}" if prefix else name] = names[id(tensor)]
+    return found
+
+
 def _match(
     model: nn.Module,
     selector: Selector,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from hvpspec.curvature.batches import Batch, ChunkedData
+from hvpspec.curvature.batches import Batch, ChunkedData, tensors_in
 from hvpspec.curvature.combining import refuse_dependence, refuse_other_than_mean
 from hvpspec.curvature.graph import parameter_marks, refuse_own_parameters
 from hvpspec.curvature.isolation import (
@@ -23,10 +23,16 @@ from hvpspec.curvature.isolation import (
     random_states,
 )
 from hvpspec.curvature.losses import Loss, as_loss
-from hvpspec.curvature.parameters import ParameterSpace, Selector, select_parameters
+from hvpspec.curvature.parameters import ParameterSpace, Selector, places, select_parameters
 from hvpspec.curvature.reference import Reference, raise_changed
 from hvpspec.curvature.sharding import is_shard, refuse_other_networks, unmanaged, whole
-from hvpspec.curvature.structure import is_convex
+from hvpspec.curvature.structure import (
+    FlatDirections,
+    affine_together,
+    ignores_shifts,
+    is_convex,
+    last_weight,
+)
 from hvpspec.errors import InputError, NonFiniteError
 from hvpspec.linalg.ranks import ALONE, Ranks
 
@@ -55,6 +61,20 @@ class Term:
     def convex(self) -> bool:
         """Whether the loss is certainly convex in the outputs."""
         return self.loss.convex or is_convex(self.loss.function, self.outputs, self.targets)
+
+    def flat_directions(
+        self, leaves: Mapping[str, Tensor], candidates: Iterable[str]
+    ) -> FlatDirections:
+        """Where the Hessian is certainly a Gauss-Newton matrix, if the loss is convex.
+
+        Args:
+            leaves: tensors that the term was computed from, by name.
+            candidates: names of those to look at.
+        """
+        among = {name: leaves[name] for name in candidates}
+        parameters = affine_together(tensors_in(self.outputs), among)
+        shifted = last_weight(self.outputs, leaves) if ignores_shifts(self.loss.function) else None
+        return FlatDirections(parameters, None if shifted in parameters else shifted)
 
     def value_at(self, outputs: Any) -> Tensor:
         """The value for other outputs."""
@@ -130,6 +150,7 @@ class EmpiricalRisk:
         self._gathered = {
             id(t): whole(t.detach()) for t in (*model.parameters(), *model.buffers()) if is_shard(t)
         }
+        self._places = places(model)
         self._num_passes = 0
         self._writes_inputs: bool | None = None
         self._reference: Reference | None = None
@@ -297,8 +318,10 @@ class EmpiricalRisk:
         """What the model returns for a chunk with the given parameters."""
         # Copies: a module that counts its calls, say, must not write into the caller's buffers.
         buffers = {name: self._constant(b) for name, b in self.model.named_buffers()}
+        tensors = {**parameters, **buffers}
+        placed = {place: tensors[name] for place, name in self._places.items()}
         outputs = functional_call(
-            self.model, {**parameters, **buffers}, batch.args, dict(batch.kwargs)
+            self.model, placed, batch.args, dict(batch.kwargs), tie_weights=False
         )
         return getattr(outputs, "logits", outputs)
 

@@ -2,13 +2,15 @@
 
 Where the outputs are piecewise affine in some parameters and the loss is convex in the outputs, the
 Hessian in these parameters is a Gauss-Newton matrix, hence positive semi-definite, and there are at
-most as many negative eigenvalues as other parameters. Whether the outputs are piecewise affine is
+most as many negative eigenvalues as other parameters. The softmax's blindness to a shift of all
+logits adds directions in the last layer. Whether the outputs are piecewise affine is
 read off the autograd graph. An operation that is not in the tables below counts as curved: what is
 claimed is certain, what is not claimed is merely unknown.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -18,7 +20,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from hvpspec.curvature.graph import nodes
+from hvpspec.curvature.graph import is_used_once, nodes
 from hvpspec.errors import InputError
 from hvpspec.linalg.facts import IndexBound
 
@@ -63,22 +65,30 @@ _ROLES = {
     }.items()
     for op in ops
 }
+# Layers and parameters that a reason lists.
+_MOST_NAMED = 4
+
 _BATCH_NORMS = {f"{kind}BatchNormBackward0" for kind in ("Cudnn", "Miopen", "Native")}
 
 
 @dataclass(frozen=True)
-class AffineLayer:
-    """A layer of the network in whose parameters, all together, the outputs are piecewise affine.
+class FlatDirections:
+    """Directions along which the outputs bend nowhere that the loss could see.
 
     Attributes:
-        name: dotted name of the module that holds the parameters, empty for the model itself.
-        parameters: full names of the parameters.
-        dim: number of their entries.
+        parameters: names of those in which, all together, the outputs are piecewise affine.
+        shifted: name of the last layer's weight, if the loss does not change where the same vector
+            is added to all of its rows; None where that is not known, or the weight is one of
+            ``parameters``.
     """
 
-    name: str
     parameters: tuple[str, ...]
-    dim: int
+    shifted: str | None = None
+
+    def common(self, other: FlatDirections) -> FlatDirections:
+        """Those on two parts of the data."""
+        names = tuple(name for name in self.parameters if name in other.parameters)
+        return FlatDirections(names, self.shifted if self.shifted == other.shifted else None)
 
 
 def affine_in(outputs: Sequence[Tensor], leaves: Sequence[Tensor]) -> bool:
@@ -111,40 +121,87 @@ def affine_in(outputs: Sequence[Tensor], leaves: Sequence[Tensor]) -> bool:
     return _affine_in_each(outputs, [leaves])[0]
 
 
-def affine_layers(
-    outputs: Sequence[Tensor], parameters: Mapping[str, Tensor]
-) -> tuple[AffineLayer, ...]:
-    """Find the layers in each of which, taken alone, the outputs are piecewise affine.
+def affine_together(outputs: Sequence[Tensor], parameters: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Find parameters in which, all together, the outputs are piecewise affine.
 
-    A layer is the set of parameters whose names agree up to the last dot. Over several batches the
-    layers to rely on are those found on every batch, ``set(first) & set(second) & ...``.
+    They are tried one after the other, those of the largest module first, and kept where the
+    outputs are still affine. There may be other such sets; each part of one is one.
 
     Args:
         outputs: tensors of any shape, computed from ``parameters`` with gradients enabled.
         parameters: distinct leaf tensors that require gradients, by name.
 
     Returns:
-        The layers in the order of ``parameters``. Nothing is said of several layers together.
+        Their names in the order of ``parameters``.
 
     Raises:
         InputError: one of ``parameters`` is not a leaf tensor that requires gradients.
 
     Example:
         >>> import torch
-        >>> net = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
-        >>> affine_layers([net(torch.ones(5, 4))], dict(net.named_parameters()))
-        (AffineLayer(name='2', parameters=('2.weight', '2.bias'), dim=8),)
+        >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        >>> affine_together([net(torch.ones(5, 4))], dict(net.named_parameters()))
+        ('0.weight', '0.bias', '2.bias')
     """
-    layers: dict[str, list[str]] = {}
-    for name in parameters:
-        layers.setdefault(name.rpartition(".")[0], []).append(name)
-    groups = [[parameters[name] for name in names] for names in layers.values()]
-    verdicts = zip(layers.items(), groups, _affine_in_each(outputs, groups), strict=True)
-    return tuple(
-        AffineLayer(layer, tuple(names), sum(leaf.numel() for leaf in leaves))
-        for (layer, names), leaves, affine in verdicts
-        if affine
-    )
+    if affine_in(outputs, list(parameters.values())):
+        return tuple(parameters)
+    sizes: dict[str, int] = {}
+    for name, leaf in parameters.items():
+        module = name.rpartition(".")[0]
+        sizes[module] = sizes.get(module, 0) + leaf.numel()
+    largest_first = sorted(
+        parameters, key=lambda name: (sizes[name.rpartition(".")[0]], parameters[name].numel())
+    )[::-1]
+    alone = _affine_in_each(outputs, [[parameters[name]] for name in largest_first])
+    kept: list[str] = []
+    for name, affine in zip(largest_first, alone, strict=True):
+        if affine and affine_in(outputs, [parameters[other] for other in (*kept, name)]):
+            kept.append(name)
+    return tuple(name for name in parameters if name in kept)
+
+
+def last_weight(outputs: object, parameters: Mapping[str, Tensor]) -> str | None:
+    """Find W of a last layer ``a W^T + b``, used for nothing else, one row of it for each output.
+
+    Args:
+        outputs: what a network returned.
+        parameters: distinct leaf tensors that require gradients, by name.
+
+    Returns:
+        Its name; None where there is no such layer, or not seen to be.
+
+    Example:
+        >>> import torch
+        >>> net = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
+        >>> last_weight(net(torch.ones(5, 4)), dict(net.named_parameters()))
+        '2.weight'
+    """
+    if not isinstance(outputs, Tensor) or outputs.ndim != 2 or outputs.grad_fn is None:
+        return None
+    node = outputs.grad_fn
+    if node.name() not in ("AddmmBackward0", "MmBackward0"):
+        return None
+    transposed = node.next_functions[-1][0]
+    if transposed is None or transposed.name() != "TBackward0":
+        return None
+    leaf = getattr(transposed.next_functions[0][0], "variable", None)
+    for name, parameter in parameters.items():
+        if parameter is leaf:
+            return name if is_used_once([outputs], parameter) else None
+    return None
+
+
+def ignores_shifts(loss: object) -> bool:
+    """Whether a PyTorch loss certainly stays the same where all outputs of an example are shifted.
+
+    Args:
+        loss: a loss module of ``torch.nn``; a subclass may compute anything and is not known.
+
+    Example:
+        >>> ignores_shifts(nn.CrossEntropyLoss()), ignores_shifts(nn.MSELoss())
+        (True, False)
+    """
+    return type(loss) is nn.CrossEntropyLoss  # of log_softmax, which does
 
 
 def is_convex(loss: object, outputs: object, targets: object) -> bool:
@@ -170,34 +227,63 @@ def is_convex(loss: object, outputs: object, targets: object) -> bool:
     return not targets.requires_grad and condition(loss, targets)
 
 
-def index_bound(n: int, layer: AffineLayer | None) -> IndexBound:
+def index_bound(shapes: Mapping[str, Sequence[int]], found: FlatDirections) -> IndexBound:
     """Bound the index of the Hessian of a loss that is convex in the outputs.
 
+    Along ``parameters`` the outputs' second derivative is zero. Along a shift of all rows of the
+    last weight, and mixed with ``parameters``, it is the same in all outputs, and the loss's
+    gradient, whose entries add up to zero, does not see it. In these directions together the
+    Hessian is thus a Gauss-Newton matrix.
+
     Args:
-        n: number of parameters, the size of the Hessian.
-        layer: the largest layer in which the outputs are piecewise affine on all of the data, or
-            None if there is none.
+        shapes: of all parameters, by name.
+        found: the directions, on all of the data.
 
     Returns:
-        The bound ``n - layer.dim``, or ``n`` without a layer, and the reason for it.
+        The number of parameters without these directions, and the reason for it.
 
     Reference:
         R. A. Horn and C. R. Johnson, Matrix Analysis, 2nd ed., Theorem 4.3.28: the eigenvalues of
         a principal submatrix interlace.
 
     Example:
-        >>> index_bound(7960, AffineLayer("0", ("0.weight", "0.bias"), 7850)).upper
-        110
+        >>> shapes = {"0.weight": (10, 784), "0.bias": (10,), "2.weight": (10, 10), "2.bias": (10,)}
+        >>> index_bound(shapes, FlatDirections(("0.weight", "0.bias", "2.bias"), "2.weight")).upper
+        90
     """
-    if layer is None:
+    n = sum(map(math.prod, shapes.values()))
+    if not found.parameters:
         return IndexBound(n, 0, "The outputs are not known to be piecewise affine in any layer.")
-    where = f"layer {layer.name!r}" if layer.name else "the model's top level"
-    return IndexBound(
-        upper=n - layer.dim,
-        psd_dim=layer.dim,
-        reason=f"The loss is convex in the outputs, which are piecewise affine in the {layer.dim}"
-        f" parameters of {where}, so the Hessian is positive semi-definite on these.",
+    affine = sum(math.prod(shapes[name]) for name in found.parameters)
+    reason = (
+        f"The loss is convex in the outputs, which are piecewise affine in the {affine:,}"
+        f" parameters of {_named(found.parameters, shapes)} together"
     )
+    shifts = 0
+    if found.shifted is not None:
+        shifts = shapes[found.shifted][1]
+        reason += (
+            f", and blind to equal shifts of all rows of {found.shifted!r} ({shifts:,} directions)"
+        )
+    return IndexBound(
+        upper=n - affine - shifts,
+        psd_dim=affine + shifts,
+        reason=f"{reason}, so the Hessian is positive semi-definite on these.",
+    )
+
+
+def _named(names: Sequence[str], shapes: Mapping[str, Sequence[int]]) -> str:
+    """Name some parameters, by their module where all of its parameters are among them."""
+    modules: dict[str, list[str]] = {}
+    for name in shapes:
+        modules.setdefault(name.rpartition(".")[0], []).append(name)
+    told: dict[str, None] = {}
+    for name in names:
+        module = name.rpartition(".")[0]
+        told[module if module and set(modules[module]) <= set(names) else name] = None
+    first = [repr(name) for name in list(told)[:_MOST_NAMED]]
+    others = len(told) - len(first)
+    return ", ".join(first) + (f" and {others} more" if others else "")
 
 
 def _affine_in_each(outputs: Sequence[Tensor], groups: Sequence[Sequence[Tensor]]) -> list[bool]:

@@ -231,6 +231,42 @@ class TestSelection:
         block = HessianOperator(model, nn.CrossEntropyLoss(), data, params="head")
         assert block.space.names == ("embedding.weight",)
 
+    def test_a_module_at_two_places_counts_once_and_stays_as_it_is(self) -> None:
+        torch.manual_seed(0)
+        layer, norm = nn.Linear(3, 3), nn.BatchNorm1d(3)
+        model = nn.Sequential(layer, norm, nn.Tanh(), layer, norm, nn.Tanh(), layer)
+        model = model.double()
+        X, y = torch.randn(8, 3).double(), torch.randint(3, (8,))
+        model(X)  # gives the norm statistics
+        model.eval()
+        before = [*model.named_parameters(), *model.named_buffers()]
+        values = [tensor.clone() for _, tensor in before]
+        H = HessianOperator(model, nn.CrossEntropyLoss(), (X, y), chunk_size=3)
+        assert H.space.names == ("0.weight", "0.bias", "1.weight", "1.bias")
+
+        def loss(vector: Tensor) -> Tensor:
+            W, b, scale, shift = (p.view(-1, 3).squeeze(0) for p in vector.split([9, 3, 3, 3]))
+            mean, variance = norm.running_mean, norm.running_var
+            assert mean is not None
+            assert variance is not None
+            z = X
+            for _ in range(2):
+                z = (z @ W.T + b - mean) / (variance + norm.eps).sqrt() * scale + shift
+                z = torch.tanh(z)
+            return nn.functional.cross_entropy(z @ W.T + b, y)
+
+        theta = torch.cat([p.detach().flatten() for p in model.parameters()])
+        expected = torch.autograd.functional.hessian(loss, theta)
+        for engine in ("double backward", "batched forward over reverse"):
+            again = HessianOperator(model, nn.CrossEntropyLoss(), (X, y), engine=engine)
+            torch.testing.assert_close(again.to_dense(), expected, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(H.to_dense(), expected, rtol=1e-10, atol=1e-12)
+        after = [*model.named_parameters(), *model.named_buffers()]
+        for (name, tensor), (same, left), value in zip(before, after, values, strict=True):
+            assert name == same
+            assert tensor is left
+            assert torch.equal(left, value)
+
     def test_vectors_split_into_parameters_and_back(self) -> None:
         model, X, y = small()
         space = HessianOperator(model, nn.CrossEntropyLoss(), (X, y)).space

@@ -15,21 +15,26 @@ from torch.autograd.functional import hessian
 from torch.func import functional_call
 from torch.nn.utils import parametrizations
 
+from hvpspec import HessianOperator, structural_upper_bound
 from hvpspec.curvature import graph, structure
 from hvpspec.curvature.structure import (
-    AffineLayer,
+    FlatDirections,
     affine_in,
-    affine_layers,
+    affine_together,
+    ignores_shifts,
     index_bound,
     is_convex,
+    last_weight,
 )
 from hvpspec.errors import InputError
 
 
 def names_of(model: nn.Module, *inputs: Tensor) -> list[str]:
     """The layers found affine on one batch."""
-    outputs = model(*inputs)
-    return [layer.name for layer in affine_layers([outputs], dict(model.named_parameters()))]
+    outputs, layers = [model(*inputs)], {}
+    for name, parameter in model.named_parameters():
+        layers.setdefault(name.rpartition(".")[0], []).append(parameter)
+    return [name for name, leaves in layers.items() if affine_in(outputs, leaves)]
 
 
 # --- operations: what is claimed of each is measured -------------------------------------------
@@ -529,16 +534,24 @@ def test_curved_layers_do_have_negative_eigenvalues(name: str, layer: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("model", "shape", "dim", "bound"),
+    ("model", "shape", "dim", "cross_entropy", "mse"),
     [
-        (nn.Sequential(nn.Linear(784, 10), nn.ReLU(), nn.Linear(10, 10)), (2, 784), 7960, 110),
+        (nn.Sequential(nn.Linear(784, 10), nn.ReLU(), nn.Linear(10, 10)), (2, 784), 7960, 90, 100),
         (
             nn.Sequential(
                 nn.Linear(784, 10), nn.ReLU(), nn.Linear(10, 10), nn.ReLU(), nn.Linear(10, 10)
             ),
             (2, 784),
             8070,
-            220,
+            190,
+            200,
+        ),
+        (
+            nn.Sequential(nn.Linear(784, 10), nn.Tanh(), nn.Linear(10, 10)),
+            (2, 784),
+            7960,
+            7850,
+            7850,
         ),
         (
             nn.Sequential(
@@ -549,17 +562,81 @@ def test_curved_layers_do_have_negative_eigenvalues(name: str, layer: str) -> No
             (2, 1, 28, 28),
             552,
             52,
+            52,
         ),
     ],
 )
 def test_bounds_for_the_networks_of_the_paper(
-    model: nn.Module, shape: tuple[int, ...], dim: int, bound: int
+    model: nn.Module, shape: tuple[int, ...], dim: int, cross_entropy: int, mse: int
 ) -> None:
-    layers = affine_layers([model(torch.randn(shape))], dict(model.named_parameters()))
-    assert len(layers) == sum(bool(list(m.parameters(recurse=False))) for m in model.modules())
-    largest = max(layers, key=lambda layer: layer.dim)
     assert sum(p.numel() for p in model.parameters()) == dim
-    assert index_bound(dim, largest).upper == bound
+    x = torch.randn(shape)
+    labels, values = torch.tensor([3, 7]), torch.randn(2, 10)
+    for loss, targets, bound in (
+        (nn.CrossEntropyLoss(), labels, cross_entropy),
+        (nn.CrossEntropyLoss(label_smoothing=0.1, reduction="sum"), labels, cross_entropy),
+        (nn.MSELoss(), values, mse),
+    ):
+        found = structural_upper_bound(model, loss, (x, targets))
+        assert found is not None
+        assert (found.upper, found.psd_dim) == (bound, dim - bound)
+
+
+def flat_basis(model: nn.Module, found: FlatDirections) -> Tensor:
+    """The directions as columns, shape (n, number of directions)."""
+    columns = []
+    for name, parameter in model.named_parameters():
+        zeros = {n: torch.zeros_like(p) for n, p in model.named_parameters()}
+        if name in found.parameters:
+            for i in range(parameter.numel()):
+                zeros[name].view(-1)[i] = 1
+                columns.append(torch.cat([p.flatten() for p in zeros.values()]))
+                zeros[name].view(-1)[i] = 0
+        elif name == found.shifted:
+            for j in range(parameter.shape[1]):
+                zeros[name][:, j] = 1
+                columns.append(torch.cat([p.flatten() for p in zeros.values()]))
+                zeros[name][:, j] = 0
+    return torch.stack(columns, dim=1).detach()
+
+
+# The operator refuses PyTorch's weight_norm, whose second derivative is wrong.
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "weight norm"])
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), nn.MSELoss()])
+def test_hessian_is_positive_semidefinite_on_all_flat_directions(
+    name: str, loss: nn.Module
+) -> None:
+    for seed in range(3):
+        model, x, y = problem(name, seed)
+        outputs = model(x)
+        parameters = dict(model.named_parameters())
+        together = affine_together([outputs], parameters)
+        shifted = last_weight(outputs, parameters) if ignores_shifts(loss) else None
+        found = FlatDirections(together, None if shifted in together else shifted)
+        classes = outputs.shape[-1]
+        targets = y if ignores_shifts(loss) else F.one_hot(y, classes).double()
+        H = HessianOperator(model.eval(), loss, (x, targets)).to_dense()
+        bound = structural_upper_bound(model, loss, (x, targets))
+        values = torch.linalg.eigvalsh(H)
+        scale = float(values.abs().max())
+        if not found.parameters:
+            assert bound is None
+            continue
+        B = flat_basis(model, found)
+        assert bound is not None
+        assert bound.psd_dim == B.shape[1] == torch.linalg.matrix_rank(B)
+        assert torch.linalg.eigvalsh(B.T @ H @ B)[0] >= -1e-10 * scale * float((B.T @ B).norm())
+        assert int((values < -1e-10 * scale).sum()) <= bound.upper == len(H) - bound.psd_dim
+
+
+def test_the_bound_is_attained() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 4), nn.ReLU(), nn.Linear(4, 5)).double()
+    x, y = torch.randn(400, 20).double(), torch.randint(5, (400,))
+    values = torch.linalg.eigvalsh(HessianOperator(model, nn.CrossEntropyLoss(), (x, y)).to_dense())
+    bound = structural_upper_bound(model, nn.CrossEntropyLoss(), (x, y))
+    assert bound is not None
+    assert int((values < -1e-10 * values.abs().max()).sum()) == bound.upper == 16
 
 
 # --- the interface ------------------------------------------------------------------------------
@@ -594,25 +671,57 @@ def test_shared_nodes_are_found_dependent_on_every_path() -> None:
     assert not affine_in([shared * W.sum()], [W])
 
 
-def test_a_layer_must_be_affine_on_every_batch() -> None:
-    linear = nn.Linear(3, 2)
-    parameters = dict(linear.named_parameters())
-    straight, bent = linear(torch.ones(1, 3)), torch.tanh(linear(torch.ones(1, 3)))
-    batches = [affine_layers([y], parameters) for y in (straight, bent)]
-    assert set(batches[0]) & set(batches[1]) == set()
-    assert set(batches[0]) & set(batches[0]) == {AffineLayer("", ("weight", "bias"), 8)}
+def test_directions_must_be_flat_on_every_batch() -> None:
+    class Odd(nn.Sequential):
+        """Bends only where the first number is negative."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = super().forward(x)
+            return torch.tanh(y) if x[0, 0] < 0 else y
+
+    model = Odd(nn.Linear(3, 2))
+    x, y = torch.tensor([[1.0, 2.0, 3.0], [-1.0, 2.0, 3.0]]), torch.tensor([0, 1])
+    loss = nn.CrossEntropyLoss()
+    assert structural_upper_bound(model, loss, (x[:1], y[:1])).upper == 0  # type: ignore[union-attr]
+    assert structural_upper_bound(model, loss, (x[1:], y[1:])) is None
+    batches = [(x[:1], y[:1]), (x[1:], y[1:])]
+    assert structural_upper_bound(model, loss, batches) is None
+    one, other = FlatDirections(("a", "b"), "w"), FlatDirections(("b", "c"), "w")
+    assert one.common(other) == FlatDirections(("b",), "w")
+    assert one.common(FlatDirections(("a",))) == FlatDirections(("a",))
 
 
-def test_only_the_given_parameters_make_up_a_layer() -> None:
+def test_only_the_given_parameters_are_found() -> None:
     model, x, _ = problem("relu", 0)
-    layers = affine_layers([model(x)], {"2.bias": model[2].bias})
-    assert layers == (AffineLayer("2", ("2.bias",), 3),)
+    assert affine_together([model(x)], {"2.bias": model[2].bias}) == ("2.bias",)
+    assert last_weight(model(x), {"2.bias": model[2].bias}) is None
 
 
-def test_a_leaf_under_two_names_counts_in_both() -> None:
+def test_parameters_are_tried_from_the_largest_module() -> None:
+    wide = nn.Sequential(nn.Linear(30, 2), nn.ReLU(), nn.Linear(2, 3)).double()
+    narrow = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 30)).double()
+    found = [
+        affine_together([model(torch.ones(1, size).double())], dict(model.named_parameters()))
+        for model, size in ((wide, 30), (narrow, 2))
+    ]
+    assert found == [("0.weight", "0.bias", "2.bias"), ("2.weight", "2.bias")]
     W = torch.randn(3, requires_grad=True)
-    assert len(affine_layers([2 * W], {"a.w": W, "b.w": W})) == 2
-    assert affine_layers([W * W], {"a.w": W, "b.w": W}) == ()
+    assert affine_together([W * W], {"w": W}) == ()
+
+
+def test_a_last_weight_is_used_for_nothing_else() -> None:
+    layer = nn.Linear(3, 3)
+    own = dict(layer.named_parameters())
+    x = torch.randn(4, 3)
+    assert last_weight(layer(x), own) == "weight"
+    assert last_weight(nn.functional.linear(x, layer.weight), own) == "weight"
+    assert last_weight(layer(layer(x)), own) is None
+    assert last_weight(layer(x) + layer.weight.sum(), own) is None
+    assert last_weight(layer(x).relu(), own) is None
+    assert last_weight(layer(x[None]), own) is None
+    assert last_weight(x @ layer.weight, own) is None  # its columns belong to outputs
+    assert last_weight((layer(x),), own) is None
+    assert last_weight(x, own) is None
 
 
 def test_inplace_changes_of_views_are_not_claimed() -> None:
@@ -648,7 +757,7 @@ def test_the_graph_stays_usable_and_is_let_go() -> None:
     outputs.grad_fn.metadata["probe"] = probe
     alive = weakref.ref(probe)
     del probe
-    assert len(affine_layers([outputs], dict(model.named_parameters()))) == 3
+    assert affine_together([outputs], dict(model.named_parameters()))
     assert all(p.grad is None for p in model.parameters())
     outputs.sum().backward()
     assert alive() is not None
@@ -664,12 +773,22 @@ def test_only_leaves_that_require_gradients_can_be_asked_about(leaf: Tensor) -> 
 
 
 def test_index_bound_says_where_it_comes_from() -> None:
-    bound = index_bound(10, AffineLayer("body.head", ("body.head.weight",), 6))
-    assert (bound.upper, bound.psd_dim) == (4, 6)
-    assert "layer 'body.head'" in bound.reason
-    assert "top level" in index_bound(10, AffineLayer("", ("weight",), 6)).reason
-    nothing = index_bound(10, None)
-    assert (nothing.upper, nothing.psd_dim) == (10, 0)
+    shapes = {"body.head.weight": (2, 2), "body.head.bias": (2,), "foot": (3,), "last.w": (5, 7)}
+    names = ("body.head.weight", "body.head.bias", "foot")
+    bound = index_bound(shapes, FlatDirections(names))
+    assert (bound.upper, bound.psd_dim) == (35, 9)
+    assert "in the 9 parameters of 'body.head', 'foot' together, so" in bound.reason
+    part = index_bound(shapes, FlatDirections(names[:1], "last.w"))
+    assert (part.upper, part.psd_dim) == (44 - 11, 11)
+    assert "4 parameters of 'body.head.weight' together, and blind to equal" in part.reason
+    assert "shifts of all rows of 'last.w' (7 directions), so" in part.reason
+    many = {f"{i}.w": (1,) for i in range(7)}
+    assert (
+        "of '0', '1', '2', '3' and 2 more together"
+        in index_bound(many, FlatDirections((*many,)[:6])).reason
+    )
+    nothing = index_bound(shapes, FlatDirections(()))
+    assert (nothing.upper, nothing.psd_dim) == (44, 0)
 
 
 # --- losses -------------------------------------------------------------------------------------

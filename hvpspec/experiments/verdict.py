@@ -10,9 +10,10 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from hvpspec.experiments import PUBLISHED, Score, Spread, most_complete, scores, spread
+from hvpspec.experiments.published import PUBLISHED
 from hvpspec.experiments.results import Record
-from hvpspec.experiments.statistics import cells
+from hvpspec.experiments.scoring import Score, most_complete, scores
+from hvpspec.experiments.statistics import Spread, cells, spread
 from hvpspec.report import Grid
 
 NAMES = {"cnn": "CNN", "mlp2": "2-MLP", "mlp3": "3-MLP"}
