@@ -6,7 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
 from hvpspec.plotting.figures import new_figure, short
 
@@ -50,6 +52,8 @@ def plot_solutions(maps: Sequence[SolutionMap], *, taus: tuple[float, float] | N
             drawn.second,
             c=drawn.losses,
             cmap="viridis",
+            # Networks that learned nothing would else leave one colour to all others.
+            norm=LogNorm(),
             s=[34 if k else 16 for k in known],
             linewidths=[0.9 if k else 0 for k in known],
             edgecolors="black",
@@ -59,7 +63,10 @@ def plot_solutions(maps: Sequence[SolutionMap], *, taus: tuple[float, float] | N
                 ax.annotate(
                     str(number), (x, y), xytext=(4, 3), textcoords="offset points", fontsize=7
                 )
-        figure.colorbar(points, ax=ax, label="train loss")
+        bar = figure.colorbar(points, ax=ax, label="train loss (logarithmic)")
+        bar.ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        bar.ax.yaxis.set_major_formatter(ScalarFormatter())
+        bar.ax.yaxis.set_minor_locator(NullLocator())
         one, two = drawn.explained
         ax.set_xlabel(f"first principal component ({one:.1%} of the variance)")
         ax.set_ylabel(f"second ({two:.1%})")
