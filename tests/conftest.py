@@ -5,6 +5,7 @@ import os
 # Threads that spin while they wait make a busy machine many times slower; said before torch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import signal
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,10 @@ from hypothesis import settings
 from numpy.typing import NDArray
 
 from hvpspec.zoo.idx import FOLDERS, Split, idx_files
+
+# A shell has commands in the background ignore Ctrl-C, and what they start inherits that, so that
+# tests of an interrupt would wait for their time limits.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples in every run: what is red was red before the change. To search anew, run with
 # --hypothesis-profile default.
