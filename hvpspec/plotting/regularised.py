@@ -8,8 +8,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter
 
-from hvpspec.plotting.figures import SERIES, new_figure, resolutions, scale_counts
+from hvpspec.plotting.figures import SERIES, new_figure, resolutions
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,12 @@ def plot_regularised(
                 style = marks.get(curve.label, {"lw": 1.6})
                 ax.plot(xs, counts, color=colours[curve.label], **style)
             ax.set_xscale("log")
+            # ReLU networks have tens of negative eigenvalues where smooth ones have thousands.
+            ax.set_yscale("symlog", linthresh=1)
+            ax.yaxis.set_major_formatter(FuncFormatter(lambda count, _: f"{count:,.0f}"))
             ax.set_ylim(bottom=0)
             ax.set_ylabel(what)
             ax.grid(alpha=0.25)
-            scale_counts(ax)
             ax.set_title(row, fontsize=10)
     handles = [
         Line2D([], [], color=colours[label], label=label, **marks.get(label, {}))
@@ -73,7 +76,7 @@ def plot_regularised(
     figure.legend(handles=handles, loc="outside upper center", ncols=3, fontsize=9)
     which = ", ".join(map(str, sorted(set(seeds))))
     figure.supxlabel(
-        "λ of L + λ‖θ‖² (logarithmic; λ = 0 at the left end)\n"
+        "λ of L + λ‖θ‖² (logarithmic; λ = 0 at the left end); counts logarithmic from 1 on\n"
         "index: eigenvalues of H + 2λI below −τ; nullity: within ±τ;"
         f" {resolutions(taus)} (noise floors); seed {which}",
         fontsize=10,
