@@ -264,8 +264,9 @@ def write_page(out: Path) -> None:
         machine = found["machine"]
         note = (
             f"Hessian of the mean loss over the {found['data']}, in {machine['dtype']} on"
-            f" {machine['threads']} thread(s); GB: the most memory of the process so far. ±: for"
-            " eigenvalues a bound on the error, for the trace a standard error."
+            f" {machine['threads']} thread(s); GB: the most memory of the process so far, with what"
+            " the system holds of a basis on the disk. ±: for eigenvalues a bound on the error, for"
+            " traces a standard error."
         )
         headings = ("question", "answer", "products", "seconds", "GB")
         parts.append(grid_markdown(Grid(title, headings, tuple(rows), 2, note)))
