@@ -81,6 +81,10 @@ def test_the_way_that_fits_and_its_pairs():
     assert "The others, 2-MLP mnist trained, are off by 3.7 to 3.7" in text
     assert "before in 2 of 2 pairs, but the count below −n u ‖H‖ in 0 of 2" in text
     assert "--images 10 --sample random --dtype float32" in text
+    assert "if no unit were dead" not in text
+    smooth = [searched_line("mlp2", "trained", 1980, activation="tanh")]
+    text = paragraph("What the numbers may be", TABLE, [*lines, *smooth])
+    assert "with tanh, where none can be, the same way of counting is off by 0.0 to 0.0" in text
 
 
 def test_no_point_is_critical():
