@@ -92,6 +92,15 @@ def tensors_in(value: Any) -> list[Tensor]:
     return [t for v in value for t in tensors_in(v)] if isinstance(value, list | tuple) else []
 
 
+def is_nested(value: Any) -> bool:
+    """Whether a value is made of nothing but tensors and numbers in sequences and mappings."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return all(map(is_nested, value))
+    return value is None or isinstance(value, Tensor | int | float | str)
+
+
 def _rows(start: int, stop: int, tensor: Tensor) -> Tensor:
     """Return some rows of a tensor; a scalar belongs to every row."""
     return tensor[start:stop] if tensor.ndim else tensor

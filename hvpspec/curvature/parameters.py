@@ -50,7 +50,7 @@ class ParameterSpace:
         """Split rows of shape ``(..., dim)`` into tensors of shape ``(..., *parameter)``."""
         parts, batch = torch.split(vectors, self.sizes, dim=-1), vectors.shape[:-1]
         return {
-            name: part.reshape(*batch, *shape)
+            name: part.reshape((*batch, *shape))
             for name, part, shape in zip(self.names, parts, self.shapes, strict=True)
         }
 
@@ -123,16 +123,15 @@ def places(model: nn.Module) -> dict[str, str]:
         >>> places(nn.Sequential(layer, layer))
         {'0.weight': '0.weight'}
     """
-    named = [*model.named_parameters(), *model.named_buffers()]
+    # Where a tensor is both, what is differentiated counts.
+    named = [*model.named_buffers(), *model.named_parameters()]
     names = {id(tensor): name for name, tensor in named}
     found = {}
     for prefix, module in model.named_modules():
-        own = [
-            *module.named_parameters(recurse=False, remove_duplicate=False),
-            *module.named_buffers(recurse=False, remove_duplicate=False),
-        ]
-        for name, tensor in own:
-            found[f"{prefix}.{name}" if prefix else name] = names[id(tensor)]
+        # Modules may override the methods that name their tensors.
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if id(tensor) in names:
+                found[f"{prefix}.{name}" if prefix else name] = names[id(tensor)]
     return found
 
 

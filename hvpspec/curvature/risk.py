@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from hvpspec.curvature.batches import Batch, ChunkedData, tensors_in
+from hvpspec.curvature.batches import Batch, ChunkedData, is_nested, tensors_in
 from hvpspec.curvature.combining import refuse_dependence, refuse_other_than_mean
 from hvpspec.curvature.graph import parameter_marks, refuse_own_parameters
 from hvpspec.curvature.isolation import (
@@ -71,6 +71,8 @@ class Term:
             leaves: tensors that the term was computed from, by name.
             candidates: names of those to look at.
         """
+        if not is_nested(self.outputs):  # tensors in an object are not seen
+            return FlatDirections(())
         among = {name: leaves[name] for name in candidates}
         parameters = affine_together(tensors_in(self.outputs), among)
         shifted = last_weight(self.outputs, leaves) if ignores_shifts(self.loss.function) else None

@@ -18,6 +18,7 @@ from operator import or_
 from typing import Any
 
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node
 
 from hvpspec.curvature.graph import is_used_once, nodes
@@ -143,6 +144,12 @@ def affine_together(outputs: Sequence[Tensor], parameters: Mapping[str, Tensor])
         >>> affine_together([net(torch.ones(5, 4))], dict(net.named_parameters()))
         ('0.weight', '0.bias', '2.bias')
     """
+    graph = nodes(outputs)
+    if any(isinstance(node, BackwardCFunction) for node in graph):
+        # A function in Python, such as a part that is computed anew in the backward pass, may hide
+        # what it takes.
+        seen = {id(getattr(node, "variable", None)) for node in graph}
+        parameters = {name: leaf for name, leaf in parameters.items() if id(leaf) in seen}
     if affine_in(outputs, list(parameters.values())):
         return tuple(parameters)
     sizes: dict[str, int] = {}
@@ -201,7 +208,13 @@ def ignores_shifts(loss: object) -> bool:
         >>> ignores_shifts(nn.CrossEntropyLoss()), ignores_shifts(nn.MSELoss())
         (True, False)
     """
-    return type(loss) is nn.CrossEntropyLoss  # of log_softmax, which does
+    return type(loss) is nn.CrossEntropyLoss and _is_untouched(loss)  # log_softmax ignores them
+
+
+def _is_untouched(loss: object) -> bool:
+    """Whether a loss computes what its class does: no hooks, and no forward of its own."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks")
+    return "forward" not in vars(loss) and not any(getattr(loss, name, None) for name in hooks)
 
 
 def is_convex(loss: object, outputs: object, targets: object) -> bool:
@@ -221,7 +234,9 @@ def is_convex(loss: object, outputs: object, targets: object) -> bool:
         True
     """
     condition = _CONVEX_IF.get(type(loss))
-    if condition is None or not isinstance(outputs, Tensor) or not isinstance(targets, Tensor):
+    if condition is None or not _is_untouched(loss):
+        return False
+    if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor):
         return False
     # Targets that carry gradients may move with the outputs.
     return not targets.requires_grad and condition(loss, targets)

@@ -267,6 +267,62 @@ class TestSelection:
             assert tensor is left
             assert torch.equal(left, value)
 
+    def test_parameters_without_a_dimension(self) -> None:
+        class Scaled(nn.Linear):
+            """A layer times a number that is learnt."""
+
+            def __init__(self) -> None:
+                super().__init__(4, 3)
+                self.scale = nn.Parameter(torch.tensor(1.3))
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.scale * super().forward(x)
+
+        model = Scaled().double()
+        X, y = torch.randn(8, 4).double(), torch.randint(3, (8,))
+
+        def loss(vector: Tensor) -> Tensor:
+            W, b, scale = vector.split([12, 3, 1])
+            return nn.functional.cross_entropy(scale * (X @ W.view(3, 4).T + b), y)
+
+        theta = torch.cat([p.detach().flatten() for p in model.parameters()])
+        expected = torch.autograd.functional.hessian(loss, theta)
+        for engine in ("double backward", "batched double backward", "forward over reverse"):
+            H = HessianOperator(model, nn.CrossEntropyLoss(), (X, y), engine=engine)
+            torch.testing.assert_close(H.to_dense(), expected, rtol=1e-10, atol=1e-12)
+
+    def test_tensors_that_modules_name_in_ways_of_their_own(self) -> None:
+        class Named(nn.Linear):
+            """Keeps a weight as a buffer, too, counts its calls, and names other tensors."""
+
+            calls: Tensor
+
+            def __init__(self) -> None:
+                super().__init__(3, 3)
+                self.register_buffer("same", self.weight)
+                self.register_buffer("calls", torch.zeros(()))
+
+            def named_parameters(self, prefix="", recurse=True):  # type: ignore[no-untyped-def]
+                yield from ()
+
+            def named_buffers(self, prefix="", recurse=True):  # type: ignore[no-untyped-def]
+                yield from ()
+
+            def forward(self, x: Tensor) -> Tensor:
+                self.calls += 1
+                return super().forward(x)
+
+        model, plain = nn.Sequential(Named(), nn.Tanh(), nn.Linear(3, 3)), nn.Linear(3, 3)
+        plain.load_state_dict({"weight": model[0].weight, "bias": model[0].bias})
+        same = nn.Sequential(plain, nn.Tanh(), model[2])
+        data = torch.randn(8, 3), torch.randint(3, (8,))
+        found, expected = (
+            HessianOperator(net, nn.CrossEntropyLoss(), data, dtype=torch.float64).to_dense()
+            for net in (model, same)
+        )
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+        assert model[0].calls == 0
+
     def test_vectors_split_into_parameters_and_back(self) -> None:
         model, X, y = small()
         space = HessianOperator(model, nn.CrossEntropyLoss(), (X, y)).space

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.autograd.functional import hessian
 from torch.func import functional_call
 from torch.nn.utils import parametrizations
+from torch.utils.checkpoint import checkpoint
 
-from hvpspec import HessianOperator, structural_upper_bound
+from hvpspec import HessianOperator, Loss, structural_upper_bound
 from hvpspec.curvature import graph, structure
 from hvpspec.curvature.structure import (
     FlatDirections,
@@ -707,6 +708,52 @@ def test_parameters_are_tried_from_the_largest_module() -> None:
     assert found == [("0.weight", "0.bias", "2.bias"), ("2.weight", "2.bias")]
     W = torch.randn(3, requires_grad=True)
     assert affine_together([W * W], {"w": W}) == ()
+
+
+def test_nothing_is_claimed_of_what_is_not_seen() -> None:
+    x = torch.randn(12, 4)
+
+    class Normal(nn.Sequential):
+        """Returns its tensors in an object."""
+
+        def forward(self, x: Tensor) -> torch.distributions.Normal:
+            return torch.distributions.Normal(super().forward(x), 1.0)
+
+    def likelihood(outputs: torch.distributions.Normal, targets: Tensor) -> Tensor:
+        return -outputs.log_prob(targets).mean()
+
+    model = Normal(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+    loss = Loss(likelihood, convex=True)
+    assert structural_upper_bound(model, loss, (x, torch.randn(12, 3))) is None
+
+    class Hidden(nn.Module):
+        """Computes a part anew in the backward pass, by a function that hides its parameters."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.middle, self.last = nn.Linear(4, 4), nn.Linear(4, 5), nn.Linear(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            part = checkpoint(
+                lambda z: torch.tanh(self.middle(z)), self.first(x), use_reentrant=True
+            )
+            return self.last(part)
+
+    hidden = Hidden()
+    found = affine_together([hidden(x)], dict(hidden.named_parameters()))
+    assert found == ("last.weight", "last.bias")
+
+
+@pytest.mark.parametrize("how", ["hook", "forward"])
+def test_losses_that_were_changed_are_not_known(how: str) -> None:
+    loss, z, labels = nn.CrossEntropyLoss(), torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
+    assert is_convex(loss, z, labels)
+    if how == "hook":
+        loss.register_forward_hook(lambda module, inputs, value: -value)
+    else:
+        loss.forward = lambda outputs, targets: -outputs.sum()  # type: ignore[method-assign]
+    assert not is_convex(loss, z, labels)
+    assert not ignores_shifts(loss)
 
 
 def test_a_last_weight_is_used_for_nothing_else() -> None:
