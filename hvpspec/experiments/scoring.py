@@ -103,7 +103,7 @@ def scores(records: Iterable[Record]) -> list[Score]:
     """
     by_way: dict[tuple[Any, ...], dict[int, dict[Cell, list[Record]]]] = {}
     for record in records:
-        cell = (record["net"], record["data"], record["state"])
+        cell = cell_of(record)
         if cell in PUBLISHED:
             lengths = by_way.setdefault(_way_of(record), {})
             lengths.setdefault(record["epochs"], {}).setdefault(cell, []).append(record)
@@ -167,7 +167,7 @@ def _side_by_side(records: Sequence[Record], score: Score) -> Grid:
     """The published numbers beside those of one way, and what these consist of."""
     rows = []
     for cell in score.counts:
-        group = [r for r in records if _belongs(r, score, cell)]
+        group = [r for r in records if cell_of(r) == cell and belongs(r, score)]
         # Lines from before rows of zeros were counted do not tell.
         told = all("zero_rows" in r for r in group)
         rows.append(
@@ -256,25 +256,31 @@ def _point_of(record: Record) -> tuple[Any, ...]:
     return (*_way_of(record), *(record[name] for name in ("net", "data", "seed", "epochs")))
 
 
-def _belongs(record: Record, score: Score, cell: Cell) -> bool:
-    """Whether a line is one of those that a score counts for a published number."""
-    return (
-        _way_of(record) == tuple(getattr(score, name) for name in _WAY)
-        and (record["net"], record["data"], record["state"]) == cell
-        and record["epochs"] in (0, score.epochs)
-    )
+def cell_of(record: Record) -> Cell:
+    """The number that a line could have been published as.
+
+    Args:
+        record: of a run.
+    """
+    return record["net"], record["data"], record["state"]
+
+
+def belongs(record: Record, score: Score) -> bool:
+    """Whether a line is one of those that a score counts.
+
+    Args:
+        record: of a run.
+        score: a way of counting.
+    """
+    way = tuple(getattr(score, name) for name in _WAY)
+    return _way_of(record) == way and record["epochs"] in (0, score.epochs)
 
 
 def _way(score: Score) -> tuple[str, ...]:
     """Name a way of counting."""
-    words = (score.activation, score.head, score.dtype, score.assembly, score.solver)
     return (
-        *words,
-        score.sample,
-        f"{score.images:,}",
-        str(score.epochs),
-        score.cutoff,
-        str(score.seeds),
+        *(score.activation, score.head, score.dtype, score.assembly, score.solver, score.sample),
+        *(f"{score.images:,}", str(score.epochs), score.cutoff, str(score.seeds)),
     )
 
 

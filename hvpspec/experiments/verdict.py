@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from hvpspec.experiments.published import PUBLISHED
 from hvpspec.experiments.results import Record
-from hvpspec.experiments.scoring import Cell, Score, most_complete, scores
+from hvpspec.experiments.scoring import Cell, Score, belongs, cell_of, most_complete, scores
 from hvpspec.experiments.statistics import Spread, cells, spread
 from hvpspec.report import Grid
 
@@ -58,8 +58,12 @@ def impossible(table: list[Record], searched: list[Record]) -> str:
         f" all that is computed as negative comes to {min(trained):.0f} to {max(trained):.0f} on"
         " average where training ends."
     )
-    spectra = [r for r in _published(searched) if r["net"] == "cnn" and r["state"] == "trained"]
-    near = [r for r in spectra if _is_near(r) and _head(r) == "logits"]
+    spectra = [
+        r
+        for r in _published(searched)
+        if r["net"] == "cnn" and r["state"] == "trained" and _head(r) == "logits"
+    ]
+    near = [r for r in spectra if _is_near(r)]
     if near:
         few = [r for r in near if r["images"] <= FEW]
         zeros = [r["nullity"] / r["dim"] for r in near]
@@ -147,7 +151,8 @@ def one_way(searched: list[Record]) -> str:
         " one was chosen by the numbers that it is held against, which does not prove it."
     )
     if one.activation == "relu" and one.solver != "eigvalsh":
-        raw, floor = (_rises(_of_way(searched, one), cutoff) for cutoff in ("0", "floor"))
+        own = [r for r in _published(searched) if r["net"] != "cnn" and belongs(r, one)]
+        raw, floor = (_rises(own, cutoff) for cutoff in ("0", "floor"))
         text += (
             " The loss over so few images does not depend on the weights of pixels that are black"
             " in all of them, nor on a unit that is dead on all: their rows are zero exactly. Of"
@@ -410,7 +415,7 @@ def _cells_of(records: Iterable[Record], state: str) -> list[list[Record]]:
 
 def _published(records: Iterable[Record]) -> list[Record]:
     """The lines for which there is a published number."""
-    return [r for r in records if (r["net"], r["data"], r["state"]) in PUBLISHED]
+    return [r for r in records if cell_of(r) in PUBLISHED]
 
 
 def _head(record: Record) -> str:
@@ -420,7 +425,7 @@ def _head(record: Record) -> str:
 
 def _is_near(record: Record) -> bool:
     """Whether a raw count lies within the published spread."""
-    published = PUBLISHED[record["net"], record["data"], record["state"]]
+    published = PUBLISHED[cell_of(record)]
     return bool(abs(record["counts"]["0"] - published.mean) <= published.std)
 
 
@@ -428,20 +433,6 @@ def _hits(score: Score, state: str) -> str:
     """How many of the means of a state a way of counting gives."""
     own = [score.distances[cell] for cell in score.counts if cell[2] == state]
     return f"{sum(distance <= 1 for distance in own)} of {len(own)}"
-
-
-def _of_way(records: Iterable[Record], score: Score) -> list[Record]:
-    """The lines of a way of counting, on the perceptrons."""
-    way = {name: getattr(score, name) for name in ("activation", "images", "dtype", "solver")}
-    return [
-        r
-        for r in _published(records)
-        if way.items() <= r.items()
-        and r["net"] != "cnn"
-        and r["epochs"] in (0, score.epochs)
-        and r.get("sample", "first") == score.sample
-        and _head(r) == score.head
-    ]
 
 
 def _zeros(record: Record) -> int:
