@@ -2,6 +2,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
+# Bytecode is kept even where the environment says otherwise: without it each of the processes that
+# tests start would compile all of PyTorch anew, which takes longer than all that they do.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo test docs format clean
 
 demo: $(VENV)/.installed
