@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from scipy.stats import norm as normal
+from scipy.special import ndtri
 from torch import Tensor
 
 from hvpspec.linalg.noise import Noise, measure_noise
@@ -165,7 +165,7 @@ def _by_chebyshev(
     radius = 1.05 * noise.norm or 1.0
     moments = chebyshev_moments(operator, radius, s, num_steps, effort.generator, effort.progress)
     resolution = 2 * jackson_width(moments.shape[1]) * radius
-    quantile = float(normal.ppf((1 + effort.confidence) / 2))
+    quantile = float(ndtri((1 + effort.confidence) / 2))
 
     # Finer than a smoothed step varies; beyond the grid's ends there is no spectrum.
     grid = torch.linspace(-1, 1, 8 * moments.shape[1] + 1, dtype=torch.float64)
