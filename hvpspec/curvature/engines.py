@@ -241,7 +241,7 @@ def add_parts_(
 
 
 def saved_bytes(outputs: Iterable[Tensor]) -> int:
-    """The bytes of all tensors that the nodes of a graph saved, each storage once."""
+    """The bytes that the tensors which the nodes of a graph saved take."""
     saved = [
         value
         for node in nodes(outputs)
@@ -252,9 +252,17 @@ def saved_bytes(outputs: Iterable[Tensor]) -> int:
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
-    """The bytes of tensors' storages, each counted once."""
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
-    return sum(storages.values())
+    """The bytes that tensors take, each counted once, and no more of a storage than there is.
+
+    A chunk is a part of the data's storage, which counts for no more than the chunk.
+    """
+    parts: dict[int, dict[tuple[int, int], int]] = {}
+    whole: dict[int, int] = {}
+    for t in tensors:
+        storage = t.untyped_storage()
+        whole[storage.data_ptr()] = storage.nbytes()
+        parts.setdefault(storage.data_ptr(), {})[t.data_ptr(), t.nbytes] = t.nbytes
+    return sum(min(whole[at], sum(views.values())) for at, views in parts.items())
 
 
 def _kinds(batch: Batch) -> tuple[tuple[torch.Size, tuple[int, ...], torch.dtype], ...]:

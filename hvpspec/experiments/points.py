@@ -33,8 +33,8 @@ OPTIMIZERS: Mapping[str, Optimizer] = {"cnn": "adam", "mlp2": "sgd", "mlp3": "sg
 # a product.
 _CNN_CHUNK = 100
 
-# With so many images, what tracing the CNN takes is gained by its faster products.
-_CNN_TRACED = 2000
+# With so many images, what tracing takes is gained by faster products.
+_TRACED = 2000
 
 
 @dataclass(frozen=True)
@@ -241,14 +241,14 @@ def _prepared(
     model: nn.Module, data: zoo.Dataset, dtype: torch.dtype
 ) -> tuple[nn.Module, Any, dict[str, Any]]:
     """The network or what equals it near its weights, its data, and how products are made."""
+    engine = "double backward" if len(data) < _TRACED else "batched forward over reverse"
     if not any(isinstance(module, nn.Conv2d) for module in model.modules()):
-        return model, data.tensors, {}
+        return model, data.tensors, {"engine": engine}
     # A copy, since near ties the dtype may decide which entry a pooling chooses.
     near = FixedPooling(copy.deepcopy(model).to(dtype))
     images, labels = data.tensors
     chunks = [near.inputs_for(chunk) for chunk in torch.split(images.to(dtype), _CNN_CHUNK)]
     inputs = (torch.cat(parts) for parts in zip(*chunks, strict=True))
-    engine = "double backward" if len(data) < _CNN_TRACED else "batched forward over reverse"
     options = {"chunk_size": _CNN_CHUNK, "engine": engine}
     return near, TensorDataset(*inputs, labels), options
 

@@ -326,6 +326,22 @@ def test_a_block_wider_than_memory_allows_is_parted(monkeypatch: pytest.MonkeyPa
     assert H.num_matvecs == 10
 
 
+def test_a_chunk_counts_for_no_more_than_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though it lies in the storage of all data, here 200 times as large."""
+    monkeypatch.setattr(planning, "available_memory", lambda device: 2**20)
+    X, y = torch.rand(4000, 64).double(), torch.randint(2, (4000,))  # 2 MB
+    H = HessianOperator(
+        nn.Linear(64, 2).double(),
+        nn.CrossEntropyLoss(),
+        (X, y),
+        chunk_size=20,
+        engine="double backward",
+        memory_budget=2 * X.nbytes,
+    )
+    H @ torch.randn(H.shape[0], 4, dtype=torch.float64)
+    assert [(plan.num_vectors, plan.kept) for plan in H.plan] == [(4, True)]
+
+
 def large_in(hidden: int) -> tuple[nn.Module, tuple[Tensor, Tensor]]:
     """A perceptron on 90 examples, and what a block of 4 takes of them in hidden units."""
     model = nn.Sequential(nn.Linear(16, hidden), nn.Tanh(), nn.Linear(hidden, 2)).double()
