@@ -22,8 +22,9 @@ from hvpspec.experiments import (
     table_grids,
     with_table,
 )
+from hvpspec.experiments.claims import claims
 from hvpspec.experiments.results import Record
-from hvpspec.experiments.verdict import claims, paragraphs
+from hvpspec.experiments.verdict import paragraphs
 from hvpspec.report import Grid, grid_markdown
 
 HERE = Path(__file__).parent

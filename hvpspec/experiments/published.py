@@ -12,6 +12,10 @@ SOURCE = (
 )
 
 
+#: What the networks are called there.
+NAMES: Mapping[str, str] = {"cnn": "CNN", "mlp2": "2-MLP", "mlp3": "3-MLP"}
+
+
 @dataclass(frozen=True)
 class Published:
     """A published index: mean and standard deviation over ten runs."""

@@ -1,4 +1,4 @@
-"""What a number is over several runs, and whether two go together."""
+"""What a number is over several runs, whether two go together, and which runs do."""
 
 from __future__ import annotations
 
@@ -79,6 +79,20 @@ def cells(
     return found
 
 
+def before_and_after(records: Iterable[Record]) -> list[tuple[Record, Record]]:
+    """The lines of the same run before and after training, of each length of training.
+
+    Args:
+        records: the lines.
+    """
+    fields = ("net", "data", "activation", "seed", "images", "dtype")
+    found = []
+    for group in cells(records, fields).values():
+        starts = [r for r in group if r["state"] == "random"]
+        found += [(starts[0], r) for r in group if starts and r["state"] == "trained"]
+    return found
+
+
 def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float | None:
     """Spearman's rank correlation; None where one of the two is constant.
 
@@ -92,3 +106,17 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float | None:
     if len(set(x)) < 2 or len(set(y)) < 2:
         return None
     return float(spearmanr(x, y).statistic)
+
+
+def listed(items: Iterable[object], last_by: str = "or") -> str:
+    """Some things, at least one, each once, with commas and a word before the last.
+
+    Args:
+        items: the things.
+        last_by: the word.
+
+    >>> listed([1, 16, 1, 64])
+    '1, 16 or 64'
+    """
+    *others, last = dict.fromkeys(map(str, items))
+    return f"{', '.join(others)} {last_by} {last}" if others else last

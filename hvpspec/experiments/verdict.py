@@ -1,4 +1,4 @@
-"""What the paper's page says first: the CNN's row, what was counted, and the three claims.
+"""What the paper's page says first: the CNN's row, and what was counted.
 
 Each sentence takes its numbers from the lines of the results, and is left out where there are none
 for it.
@@ -7,26 +7,21 @@ for it.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 
-from hvpspec.experiments.published import PUBLISHED
+from hvpspec.experiments.published import NAMES, PUBLISHED
 from hvpspec.experiments.results import Record
 from hvpspec.experiments.scoring import Cell, Score, belongs, cell_of, most_complete, scores
-from hvpspec.experiments.statistics import Spread, cells, spread
-from hvpspec.report import Grid
+from hvpspec.experiments.statistics import before_and_after, cells, listed, spread
 
-NAMES = {"cnn": "CNN", "mlp2": "2-MLP", "mlp3": "3-MLP"}
 #: So many zero eigenvalues tell which part of them comes out negative.
 MANY = 100
 #: Images that are few: most eigenvalues are zero.
 FEW = 16
-#: A resolution at which the last claim is looked at, too, in units of the norm.
-COARSE = "1e-04"
 
 
 def paragraphs(table: list[Record], searched: list[Record]) -> list[str]:
-    """All but the claims.
+    """All of them, in their order.
 
     Args:
         table: its lines.
@@ -70,7 +65,7 @@ def impossible(table: list[Record], searched: list[Record]) -> str:
         text += (
             f" Of {len(spectra):,} spectra of trained CNNs in the search below, {len(near)} have a"
             f" raw count within the published spread, {len(few)} of these with"
-            f" {_listed(r['images'] for r in few)} images; {min(zeros):.0%} to {max(zeros):.0%} of"
+            f" {listed(r['images'] for r in few)} images; {min(zeros):.0%} to {max(zeros):.0%} of"
             " their eigenvalues are zero up to round-off."
         )
     return text
@@ -140,7 +135,7 @@ def one_way(searched: list[Record]) -> str:
         " ends."
     )
     if far:
-        others = _listed((f"{NAMES[net]} {data} {state}" for net, data, state in far), "and")
+        others = listed((f"{NAMES[net]} {data} {state}" for net, data, state in far), "and")
         text += (
             f" The others, {others}, are off by"
             f" {min(far.values()):.1f} to {max(far.values()):.1f} published standard"
@@ -192,7 +187,7 @@ def _without_dead_units(found: Sequence[Score], one: Score, far: Iterable[Cell])
 def no_critical_points(table: list[Record]) -> str:
     """That the counts are not those of critical points."""
     trained = [r for r in table if r["state"] == "trained"]
-    pairs = _pairs(table)
+    pairs = before_and_after(table)
     if not pairs:
         return ""
     norms = [r["grad_norm"] for r in trained]
@@ -234,175 +229,9 @@ def all_images(table: list[Record]) -> str:
     )
 
 
-@dataclass(frozen=True)
-class Ends:
-    """The index where training starts and ends, of one network on one data set.
-
-    Attributes:
-        images: in the Hessian.
-        net: the network.
-        activation: of the network.
-        data: the data set.
-        dim: number of parameters.
-        bound: the highest index that the structure allows, or None.
-        trained: the indices where training ends.
-        random: those at random weights.
-        pairs: the lines of the runs, from random to trained.
-    """
-
-    images: int
-    net: str
-    activation: str
-    data: str
-    dim: int
-    bound: int | None
-    trained: Spread
-    random: Spread
-    pairs: Sequence[tuple[Record, Record]]
-
-    @property
-    def share(self) -> float:
-        """The trained index as part of the parameters."""
-        return self.trained.mean / self.dim
-
-    @property
-    def relative(self) -> float | None:
-        """The standard deviation of the trained index as part of its mean."""
-        return None if self.trained.std is None else self.trained.std / self.trained.mean
-
-
-def claims(table: list[Record]) -> tuple[Grid, list[str]]:
-    """The paper's claims: all cells of the table, and a sentence on each claim.
-
-    Args:
-        table: its lines.
-    """
-    found = _ends(table)
-    rows = tuple(
-        (
-            f"{NAMES[c.net]}, {c.activation}",
-            c.data,
-            f"{c.images:,}",
-            str(c.trained.num_runs),
-            c.trained.text(),
-            c.random.text(),
-            "–" if c.bound is None else f"{c.bound:,}",
-            f"{c.share:.1%}",
-            "–" if c.relative is None else f"{c.relative:.1%}",
-            *(
-                f"{higher} of {total}"
-                for higher, total in (_higher_in(c, t) for t in (None, COARSE))
-            ),
-        )
-        for c in found
-    )
-    grid = Grid(
-        "The three claims",
-        (
-            *("network", "data", "images", "runs", "index, trained", "random"),
-            *("bound", "of n", "std / mean", "higher", f"higher at {COARSE} ‖H‖"),
-        ),
-        rows,
-        2,
-        "Mean ± standard deviation over the seeds, at the noise floor. bound: of the index, from"
-        " the network's structure. of n: the trained index as part of the parameters. std / mean:"
-        " of the trained index. higher: runs that end at a higher index than they start from, at"
-        f" the noise floor, and of eigenvalues below −{COARSE} ‖H‖.",
-    )
-    groups: dict[tuple[str, int], list[Ends]] = {}
-    for c in found:
-        groups.setdefault((c.activation, c.images), []).append(c)
-    sentences: dict[str, Callable[[Sequence[Ends]], str]] = {
-        "The index is high where training ends": _high,
-        "It is similar over runs": _similar,
-        "It is higher than at random weights": _higher,
-    }
-    told = [
-        f"{number}. *{claim}.* "
-        + "; ".join(
-            f"{activation}, {images:,} images: {tell(group)}"
-            for (activation, images), group in groups.items()
-        )
-        + "."
-        for number, (claim, tell) in enumerate(sentences.items(), start=1)
-    ]
-    return grid, told
-
-
-def _ends(table: list[Record]) -> list[Ends]:
-    """The cells of the table with runs of both kinds."""
-    found = []
-    for group in cells(table, ("images", "activation", "net", "data")).values():
-        index = {
-            state: [r["index"] for r in group if r["state"] == state]
-            for state in ("trained", "random")
-        }
-        if all(index.values()):
-            trained, random = (spread(index[state]) for state in ("trained", "random"))
-            first = group[0]
-            found.append(
-                Ends(
-                    images=first["images"],
-                    net=first["net"],
-                    activation=first["activation"],
-                    data=first["data"],
-                    dim=first["dim"],
-                    bound=first["bound"],
-                    trained=trained,
-                    random=random,
-                    pairs=_pairs(group),
-                )
-            )
-    return sorted(found, key=lambda c: (c.images, c.activation, c.net, c.data))
-
-
-def _high(group: Sequence[Ends]) -> str:
-    """How much of the parameters the index is."""
-    allowed = {(c.bound, c.dim) for c in group if c.bound is not None}
-    bounds = _listed(f"{bound:,} of {dim:,}" for bound, dim in sorted(allowed))
-    return f"{_range([c.share for c in group])} of the parameters, where {bounds} are possible"
-
-
-def _similar(group: Sequence[Ends]) -> str:
-    """How much it varies."""
-    known = [c.relative for c in group if c.relative is not None]
-    return f"its spread is {_range(known)} of its mean" if known else "not known from one seed"
-
-
-def _higher(group: Sequence[Ends]) -> str:
-    """In how many runs training ends at a higher index."""
-    floor, coarse = (
-        [sum(numbers) for numbers in zip(*(_higher_in(c, tau) for c in group), strict=True)]
-        for tau in (None, COARSE)
-    )
-    return (
-        f"in {floor[0]} of {floor[1]} runs at the noise floor, and in {coarse[0]} at {COARSE} ‖H‖"
-    )
-
-
-def _higher_in(ends: Ends, ratio: str | None) -> tuple[int, int]:
-    """In how many runs the index rises with training, of how many."""
-
-    def count(record: Record) -> int:
-        """Eigenvalues below −τ."""
-        return int(record["index"] if ratio is None else record["ladder"][ratio])
-
-    return sum(count(end) > count(start) for start, end in ends.pairs), len(ends.pairs)
-
-
-def _pairs(records: Iterable[Record]) -> list[tuple[Record, Record]]:
-    """The lines of the same run before and after training, of each length of training."""
-    fields = ("net", "data", "activation", "seed", "images", "dtype")
-    found = []
-    for group in cells(records, fields).values():
-        starts = [r for r in group if r["state"] == "random"]
-        found += [(starts[0], r) for r in group if starts and r["state"] == "trained"]
-    return found
-
-
 def _rises(records: Iterable[Record], cutoff: str = "0") -> tuple[int, int]:
     """In how many pairs a count rises with training, of how many."""
-    pairs = _pairs(records)
+    pairs = before_and_after(records)
     higher = sum(end["counts"][cutoff] > start["counts"][cutoff] for start, end in pairs)
     return higher, len(pairs)
 
@@ -461,14 +290,3 @@ def _checked(searched: list[Record]) -> str:
         " To set rows of zeros apart is what a general eigenvalue solver does by itself, when it"
         f" balances the matrix; counted on the same matrix are {'; '.join(told)}."
     )
-
-
-def _range(parts: Sequence[float]) -> str:
-    """The least and the largest of some parts, in per cent."""
-    return f"{min(parts):.1%} to {max(parts):.1%}"
-
-
-def _listed(items: Iterable[object], last_by: str = "or") -> str:
-    """Some things, each once, with commas and a word before the last."""
-    *others, last = dict.fromkeys(map(str, items))
-    return f"{', '.join(others)} {last_by} {last}" if others else last

@@ -1,6 +1,7 @@
 """What the paper's page says first follows from the lines, and from nothing else."""
 
-from hvpspec.experiments.verdict import claims, paragraphs
+from hvpspec.experiments.claims import claims
+from hvpspec.experiments.verdict import paragraphs
 
 
 def table_line(net, state, seed=0, **changes):
