@@ -116,6 +116,11 @@ def eigsh(
     return Eigenpairs(values, X.T, residuals, residuals <= 2 * tol * search.norm, search.spent + k)
 
 
+# Products from one look at what has converged to the next: eigenvalues of a small matrix, which
+# take less time than that many products with any matrix that is not small itself.
+_STEPS_BETWEEN_LOOKS = 8
+
+
 class _Search:
     """Rounds of thick-restart Lanczos, each in the complement of what was found before."""
 
@@ -161,21 +166,24 @@ class _Search:
         start = draw_probes("gaussian", n, 1, self.generator, dtype=A.dtype, device=A.device)
         space = KrylovSpace(A, start, 2 * count + 30, found)
         while True:
-            while not space.full and self.spent < self.max_matvecs:
+            for _ in range(_STEPS_BETWEEN_LOOKS):
+                if space.full or self.spent >= self.max_matvecs:
+                    break
                 self.spent += space.expand()
             if self.progress is not None:
                 self.progress(min(self.spent, self.max_matvecs), self.max_matvecs)
             theta, S, residuals = space.ritz()
             self.norm = max(self.norm, float(theta.abs().max()))
             best = wanted(theta, count, self.which)
-            done = bool((residuals[best] <= self.tol * self.norm).all())
+            done = len(theta) > count and bool((residuals[best] <= self.tol * self.norm).all())
             if done or space.width == 0 or self.spent >= self.max_matvecs:
                 # An invariant subspace is known whole, and all of it is of use.
                 chosen = torch.arange(len(theta)) if space.width == 0 else best
                 return theta[chosen], space.rotate(S[:, chosen])
-            # Beside the wanted pairs, some of their neighbours speed up what follows.
-            kept = wanted(theta, count + (space.size - count) // 2, self.which)
-            space.restart(theta[kept], S[:, kept])
+            if space.full:
+                # Beside the wanted pairs, some of their neighbours speed up what follows.
+                kept = wanted(theta, count + (space.size - count) // 2, self.which)
+                space.restart(theta[kept], S[:, kept])
 
 
 def wanted(values: Tensor, k: int, which: Which) -> Tensor:
