@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,7 +20,8 @@ class CurvatureCallback(TrainerCallback):
     """Logs the Hessian's sharpness, trace and certified index after some of the steps.
 
     What :meth:`hvpspec.monitoring.CurvatureMonitor.measure` returns goes where the trainer's own
-    logs go. Training goes on as it would without.
+    logs go. Training goes on as it would without. Where it computes in half precision, the
+    landscape is that of the parameters as they are, usually in single precision.
 
     Args:
         trainer: to whose logs it is added, by ``trainer.add_callback``.
@@ -56,5 +58,20 @@ class CurvatureCallback(TrainerCallback):
         """Measure and log, if it is time to."""
         if state.global_step % self._every == 0:
             due = control.should_log
-            self._trainer.log(self._monitor.measure_if_finite(kwargs["model"]))
+            with _without_autocast(kwargs["model"]) as model:
+                self._trainer.log(self._monitor.measure_if_finite(model))
             control.should_log = due  # logging takes it back, and the loss would be left out
+
+
+@contextmanager
+def _without_autocast(model: nn.Module) -> Iterator[nn.Module]:
+    """Take off what accelerate puts around a model's forward pass to compute in half precision."""
+    own = vars(model).get("_original_forward")
+    if own is None:
+        yield model
+        return
+    wrapped, model.forward = model.forward, own
+    try:
+        yield model
+    finally:
+        model.forward = wrapped

@@ -106,7 +106,7 @@ class Reader(nn.Module):
         return {**found, "logits": logits}
 
 
-def train(folder: Path, *, watched: bool) -> tuple[Reader, list[dict[str, float]]]:
+def train(folder: Path, *, watched: bool, half: bool) -> tuple[Reader, list[dict[str, float]]]:
     """Train for twelve steps; return the model and what was logged."""
     X, y = data()
     transformers.set_seed(1)
@@ -119,6 +119,7 @@ def train(folder: Path, *, watched: bool) -> tuple[Reader, list[dict[str, float]
         save_strategy="no",
         report_to=[],
         use_cpu=True,
+        bf16=half,
         disable_tqdm=True,
     )
     examples = [{"inputs": x, "labels": label} for x, label in zip(X, y, strict=True)]
@@ -136,9 +137,10 @@ def loss_of_logits(outputs: dict[str, Tensor], labels: Tensor) -> Tensor:
 
 
 @pytest.mark.filterwarnings("ignore")  # those of accelerate, on devices
-def test_the_trainer_of_transformers_logs_the_same(tmp_path: Path) -> None:
-    plain, losses = train(tmp_path / "plain", watched=False)
-    model, logged = train(tmp_path / "watched", watched=True)
+@pytest.mark.parametrize("half", [False, True])
+def test_the_trainer_of_transformers_logs_the_same(half: bool, tmp_path: Path) -> None:
+    plain, losses = train(tmp_path / "plain", watched=False, half=half)
+    model, logged = train(tmp_path / "watched", watched=True, half=half)
     for p, q in zip(plain.parameters(), model.parameters(), strict=True):
         assert torch.equal(p, q)
     rows = [row for row in logged if "sharpness" in row]
@@ -148,7 +150,9 @@ def test_the_trainer_of_transformers_logs_the_same(tmp_path: Path) -> None:
     assert len(own) == 4
     assert [row["loss"] for row in logged if "loss" in row] == own
     X, y = data()
-    H = HessianOperator(model.eval(), loss_of_logits, {"inputs": X, "labels": y})
+    fresh = Reader()
+    fresh.load_state_dict(model.state_dict())
+    H = HessianOperator(fresh.eval(), loss_of_logits, {"inputs": X, "labels": y})
     check(rows[-1], H)
 
 
