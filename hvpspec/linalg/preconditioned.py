@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -67,8 +69,8 @@ class PreconditionedOperator(SymmetricOperator):
         return self if beneath is self._A else PreconditionedOperator(beneath, self._D)
 
     def facts(self) -> PointFacts:
-        """What is known of the operator beneath, whose bound on the index holds here as well."""
-        return self._A.facts()
+        """What is known of the operator beneath, but for the gradient, which is another here."""
+        return replace(self._A.facts(), gradient_norm=None)
 
     def fingerprint(self) -> dict[str, str]:
         """That of the operator beneath, with the scaling."""

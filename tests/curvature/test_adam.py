@@ -58,6 +58,8 @@ def test_the_preconditioned_matrix() -> None:
     index = hvpspec.index(A, method="exact")
     assert index.index == hvpspec.index(H, method="exact").index
     assert index.bound == hvpspec.index(H, method="exact").bound
+    # The gradient in its coordinates is another, and the loss is the same.
+    assert (index.loss, index.gradient_norm) == (H.loss(), None)
     assert hvpspec.index(A, 1e-6 * index.norm, method="certified").index is not None
 
 
