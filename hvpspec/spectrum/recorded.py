@@ -37,6 +37,8 @@ _FORMAT = "hvpspec checkpoint 1"
 _ABOUT = "checkpoint.json"
 _LOCK = ".lock"
 _NAME = re.compile(r"\d{8}-\d+-[0-9a-f]{16}\.safetensors")
+_KEY = re.compile(r"(\d{8}) \S+")
+_UNFINISHED = re.compile(rf"\.{_NAME.pattern}\.[0-9a-f]+\.tmp")
 
 # More bytes than this are not held back until they are due.
 _MOST_WAITING = 2**28
@@ -65,6 +67,9 @@ class Checkpoint:
         self._last = time.monotonic()
         make_folder(folder, "--checkpoint")
         self.close = weakref.finalize(self, os.close, _locked(folder))
+        for path in folder.iterdir():
+            if _UNFINISHED.fullmatch(path.name):  # of a run that was killed while it wrote
+                path.unlink(missing_ok=True)
         about = {"format": _FORMAT, **fingerprint}
         path = folder / _ABOUT
         if path.exists():
@@ -178,7 +183,12 @@ class RecordedOperator(SymmetricOperator):
         self._A, self.ranks = A, A.ranks
         self._widths: set[int] = set()
         # Of several processes, which all have the same products, the first writes and reads.
-        fingerprint = {**A.fingerprint(), "processes": str(self.ranks.size)}
+        # Sums have other bits in other numbers of threads.
+        fingerprint = {
+            **A.fingerprint(),
+            "processes": str(self.ranks.size),
+            "threads": str(torch.get_num_threads()),
+        }
         self._checkpoint = (
             Checkpoint(Path(folder), fingerprint, every=every) if self.ranks.rank == 0 else None
         )
@@ -254,12 +264,27 @@ class RecordedOperator(SymmetricOperator):
 
     def _take(self, key: str, shape: tuple[int, int]) -> Tensor | None:
         """What was stored, in all processes."""
-        stored = None if self._checkpoint is None else self._checkpoint.take(key)
+        stored = None
+        with self.ranks.together():
+            if self._checkpoint is not None:
+                stored = self._checkpoint.take(key)
+                if stored is not None:
+                    self._require_possible(stored, shape)
         if not self.ranks.sum(float(stored is not None)):
             return None
         if stored is None:
             stored = torch.zeros(shape, dtype=self.dtype)
         return self.ranks.sum_(stored.to(self.device))
+
+    def _require_possible(self, stored: Tensor, shape: tuple[int, int]) -> None:
+        """Raise InputError unless this operator could have made it."""
+        found, expected = f"{stored.dtype} {tuple(stored.shape)}", f"{self.dtype} {shape}"
+        finite = bool(torch.isfinite(stored).all())
+        if found != expected or not finite:
+            raise InputError(
+                f"the checkpoint holds {found}{'' if finite else ' with NaN or infinity'} where "
+                f"{expected} belongs; choose another folder, or remove it"
+            )
 
     def _add(self, key: str, tensor: Tensor) -> None:
         """Store something, in the first process."""
@@ -315,9 +340,16 @@ def _whole(path: Path, expected: int) -> dict[str, Tensor] | None:
         if int(first) != expected or digest([content]) != expected_digest:
             return None
         tensors = load(content)
-        return tensors if len(tensors) == int(number) else None
-    except (OSError, ValueError, SafetensorError):
+    except (ValueError, SafetensorError):
         return None
+    except OSError as error:
+        raise InputError(
+            f"cannot read {path}: {error.strerror}; choose another folder, or remove it"
+        ) from error
+    keys = [_KEY.fullmatch(name) for name in sorted(tensors)]
+    numbers = [int(key[1]) for key in keys if key is not None]
+    sound = numbers == list(range(expected, expected + int(number)))
+    return tensors if sound and len(keys) == len(numbers) else None
 
 
 def _require_same(path: Path, about: Mapping[str, str]) -> None:

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor
 
 import hvpspec
 from hvpspec import DenseOperator, InputError, RecordedOperator, SymmetricOperator
 from hvpspec import files as hvpspec_files
+from hvpspec.linalg.digests import digest
 
 ABOUT = "checkpoint.json"
 
@@ -133,6 +135,66 @@ def test_a_damaged_file_is_named_and_made_again(damage: str, tmp_path: Path) -> 
         found = density(tmp_path, every=0.0)
     assert all(map(torch.equal, found, expected))
     assert all(map(torch.equal, density(tmp_path), expected))  # whole again, and without a word
+
+
+def kept(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Replace the first file by a whole one with other content."""
+    first, *_ = sorted(folder.glob("*.safetensors"))
+    content = safetensors.torch.save(tensors)
+    first.unlink()
+    (folder / f"00000000-{len(tensors)}-{digest([content])}.safetensors").write_bytes(content)
+
+
+@pytest.mark.parametrize("names", [["0"], ["00000000"], ["00000001 key"], ["00000000 a", "x"]])
+def test_a_whole_file_with_other_names_is_damaged_too(names: list[str], tmp_path: Path) -> None:
+    expected = density(tmp_path, every=0.0)
+    kept(tmp_path, {name: torch.zeros(2, 60) for name in names})
+    with pytest.warns(UserWarning, match="is damaged or out of order"):
+        found = density(tmp_path)
+    assert all(map(torch.equal, found, expected))
+
+
+@pytest.mark.parametrize(
+    ("change", "holds"),
+    [
+        (lambda t: t[:, :39], r"torch.float64 \(2, 39\)"),
+        (lambda t: t.float(), r"torch.float32 \(2, 60\)"),
+        (lambda t: t / 0, r"torch.float64 \(2, 60\) with NaN or infinity"),
+    ],
+)
+def test_what_the_operator_cannot_have_made_is_refused(
+    change: Callable[[torch.Tensor], torch.Tensor], holds: str, tmp_path: Path
+) -> None:
+    density(tmp_path, every=0.0)
+    first, *_ = sorted(tmp_path.glob("*.safetensors"))
+    tensors = safetensors.torch.load(first.read_bytes())
+    kept(tmp_path, {name: change(t).contiguous() for name, t in tensors.items()})
+    with pytest.raises(InputError, match=rf"the checkpoint holds {holds} where torch.float64"):
+        density(tmp_path)
+
+
+def test_other_numbers_of_threads_are_refused(tmp_path: Path) -> None:
+    """Which have other bits."""
+    A = DenseOperator(matrix())
+    density(tmp_path, A)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        with pytest.raises(InputError, match="the checkpoint of another run: threads differs"):
+            density(tmp_path, A)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_what_a_killed_run_was_writing_is_removed(tmp_path: Path) -> None:
+    density(tmp_path, every=0.0)
+    name = min(path.name for path in tmp_path.glob("*.safetensors"))
+    left, other = tmp_path / f".{name}.0a1b2c3d.tmp", tmp_path / ".mine.0a1b2c3d.tmp"
+    left.write_bytes(b"half")
+    other.write_bytes(b"mine")
+    density(tmp_path)
+    assert not left.exists()
+    assert other.exists()
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null"])
