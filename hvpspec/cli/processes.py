@@ -22,6 +22,9 @@ TOGETHER = ("index", "density", "eigs", "trace")
 # One that does not answer for so long has died, or waits for something that will not come.
 _TIMEOUT = timedelta(minutes=10)
 
+# Those that share out probes have nothing to tell each other until the last of them is done.
+_UNTIL_THE_END = timedelta(days=1)
+
 
 def num_processes() -> int:
     """How many processes were started together, by what ``torchrun`` tells each."""
@@ -78,8 +81,11 @@ def divided(parallel: Parallel | None) -> tuple[ProcessGroup | None, ProcessGrou
     import torch.distributed as dist
 
     if parallel != "both":
-        together = dist.group.WORLD
-        return (None, together) if parallel == "probes" else (together, None)
+        if parallel != "probes":
+            return dist.group.WORLD, None
+        everyone = dist.new_group(timeout=_UNTIL_THE_END)
+        assert not isinstance(everyone, int)
+        return None, everyone
     each = max((d for d in range(2, int(size**0.5) + 1) if size % d == 0), default=None)
     if each is None:
         raise typer.BadParameter(
@@ -89,9 +95,9 @@ def divided(parallel: Parallel | None) -> tuple[ProcessGroup | None, ProcessGrou
     own: list[ProcessGroup] = []
     with_data = [list(range(start, start + each)) for start in range(0, size, each)]
     with_probes = [list(range(start, size, each)) for start in range(each)]
-    for division in (with_data, with_probes):
+    for division, timeout in ((with_data, _TIMEOUT), (with_probes, _UNTIL_THE_END)):
         for ranks in division:  # every process takes part in making every group
-            group = dist.new_group(ranks, timeout=_TIMEOUT)
+            group = dist.new_group(ranks, timeout=timeout)
             if rank() in ranks:
                 assert not isinstance(group, int)  # which it is for those that do not belong to it
                 own.append(group)

@@ -92,7 +92,7 @@ class HessianOperator(CurvatureOperator):
             The bound from the largest layer and what can be added to it, or None where the
             conditions are not met.
         """
-        shares = self.ranks.gather(self._flat_directions())
+        shares = self.ranks.gather(self._products.within_memory(self._flat_directions))
         found = [share for share in shares if share is not None]
         if not found:
             return None

@@ -115,20 +115,27 @@ class CurvatureOperator(SymmetricOperator):
     def loss(self) -> float:
         """``f`` at the present parameters, with the l2 term."""
         theta = self.space.flatten(self._risk.leaves()).detach().double()
-        return self._risk.value() + self._l2 * float(theta @ theta)
+        return self._products.within_memory(self._risk.value) + self._l2 * float(theta @ theta)
 
     def gradient(self) -> Tensor:
         """The gradient of ``f`` with the l2 term, shape (n,)."""
         leaves = self._risk.leaves()
         with torch.inference_mode(False):
             theta = self.space.flatten(leaves).detach()
-            gradient = torch.zeros_like(theta)
-        reached: set[str] = set()
-        with self._risk.terms(leaves) as terms:
-            for term in terms:
-                parts = differentiate(term.value, leaves)
-                reached |= parts.keys()
-                add_parts_(gradient, self.space, parts)
+
+        def share() -> tuple[Tensor, set[str]]:
+            """What the data of this process add, and the parameters that they reach."""
+            with torch.inference_mode(False):
+                gradient = torch.zeros_like(theta)
+            reached: set[str] = set()
+            with self._risk.terms(leaves) as terms:
+                for term in terms:
+                    parts = differentiate(term.value, leaves)
+                    reached |= parts.keys()
+                    add_parts_(gradient, self.space, parts)
+            return gradient, reached
+
+        gradient, reached = self._products.within_memory(share)
         self._note_reached(reached)
         return self.ranks.sum_(gradient).add_(theta, alpha=2 * self._l2)
 
@@ -158,7 +165,7 @@ class CurvatureOperator(SymmetricOperator):
         return {
             **super().fingerprint(),
             "weights": tensor_digest(map(whole, [*model.parameters(), *model.buffers()])),
-            "data": data,
+            "data": " ".join(self.ranks.gather(data)),
             "loss": f"{self.loss():.6e}",
             "parameters": ", ".join(self.space.names),
             **{name: str(value) for name, value in options.items()},

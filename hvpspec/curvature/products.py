@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import time
 import warnings
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,8 @@ from hvpspec.errors import (
     first_line,
 )
 from hvpspec.linalg.memory import is_out_of_memory
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,6 @@ class Products:
         self._engine, self._memory_budget = engine, memory_budget
         self._planner: Planner | None = None
         self._kept: _Kept | None = None
-        self._longest = 0
 
     @property
     def reached(self) -> set[str] | None:
@@ -90,9 +92,20 @@ class Products:
         Raises:
             ComputationError: it does not suffice for a single example.
         """
+        return self.within_memory(lambda: self._multiply(V))
+
+    def within_memory(self, compute: Callable[[], T]) -> T:
+        """Go over the data of this process, on smaller chunks if memory does not suffice.
+
+        Args:
+            compute: what is computed from all chunks, and again where it was too much.
+
+        Raises:
+            ComputationError: memory does not suffice for a single example.
+        """
         while True:
             try:
-                return self._multiply(V)
+                return compute()
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -104,24 +117,30 @@ class Products:
         self._kept = None
         if self._planner is not None:
             self._planner.forget()
-        if self._longest < 2:
-            raise ComputationError(
-                f"out of memory in a product on a single example ({reason}); multiply fewer "
-                "vectors at once, or select fewer parameters with params=..."
+        longest = self._risk.longest
+        while longest >= 2:
+            smaller = math.ceil(longest / 2)
+            warnings.warn(
+                f"out of memory with {longest} examples in a chunk: going on with {smaller}",
+                UserWarning,
+                stacklevel=2,
             )
-        smaller = math.ceil(self._longest / 2)
-        warnings.warn(
-            f"out of memory with {self._longest} examples in a chunk: going on with {smaller}",
-            UserWarning,
-            stacklevel=2,
+            try:
+                self._risk.rechunk(smaller)
+                return
+            except HvpspecError as error:
+                raise ComputationError(
+                    f"out of memory ({reason}), and the examples cannot be parted ({error})"
+                ) from error
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                longest, reason = smaller, first_line(error)
+        raise ComputationError(
+            f"out of memory {'on a single example' if longest else 'before the first example'} "
+            f"({reason}); multiply fewer vectors at once, or select fewer parameters with "
+            "params=..."
         )
-        self._longest = smaller
-        try:
-            self._risk.rechunk(smaller)
-        except HvpspecError as error:
-            raise ComputationError(
-                f"out of memory ({reason}), and the examples cannot be parted ({error})"
-            ) from error
 
     def _multiply(self, V: Tensor) -> Tensor:
         """Multiply the rows of V, parted into blocks that are not too wide."""
@@ -180,7 +199,6 @@ class Products:
             each.begin()
         with self._risk.chunks() as chunks:
             for k, batch in chunks:
-                self._longest = max(self._longest, len(batch))
                 versions = [(tensor, tensor._version) for tensor in batch.leaves]
                 # Tracing each of many shapes would take longer than it saves.
                 own = engine if engine.takes(batch) else plain

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -106,6 +106,9 @@ class EmpiricalRisk:
         dtype: to compute in; None for the dtype of the parameters.
         ranks: the processes over whose data the sum goes.
 
+    Attributes:
+        longest: the most examples in a chunk, as far as was seen.
+
     Raises:
         InputError: any of them cannot be used.
     """
@@ -153,6 +156,7 @@ class EmpiricalRisk:
             id(t): whole(t.detach()) for t in (*model.parameters(), *model.buffers()) if is_shard(t)
         }
         self._places = places(model)
+        self.longest = 0
         self._num_passes = 0
         self._writes_inputs: bool | None = None
         self._reference: Reference | None = None
@@ -176,13 +180,17 @@ class EmpiricalRisk:
             Exception: what the model makes of chunks of that size; the former is kept.
             DataChangedError: they do not add up to the same risk; so it is then.
         """
-        former, reference = self.data.chunk_size, self.reference
+        former, reference, longest = self.data.chunk_size, self._reference, self.longest
         if chunk_size == former:
+            return
+        self.longest = 0
+        if reference is None:
+            self.data.chunk_size = chunk_size
             return
         try:
             self._rechunk(chunk_size)
         except Exception:
-            self.data.chunk_size, self._reference = former, reference
+            self.data.chunk_size, self._reference, self.longest = former, reference, longest
             raise
 
     def _rechunk(self, chunk_size: int | None) -> None:
@@ -334,15 +342,25 @@ class EmpiricalRisk:
 
     def _measure(self, total: float | None = None) -> Reference:
         """Make the first pass: note the weight and loss of each chunk, and their total if new."""
+        marks = parameter_marks(self._given)
+        with self.ranks.together() if total is None else nullcontext():
+            weights, losses, dtype = self._losses()
+        if total is None:
+            refuse_other_networks(self._given, marks, self.ranks)
+            total = self.ranks.sum(sum(weights)) if self.loss.reduction == "mean" else 1.0
+        if total == 0:
+            raise InputError("every target is ignored by the loss: there is nothing to average")
+        return Reference(weights, losses, dtype, marks, total)
+
+    def _losses(self) -> tuple[list[float], list[float], torch.dtype]:
+        """The weight and loss of each chunk, and the dtype of the loss, on a first pass."""
         weights: list[float] = []
         losses: list[float] = []
         dtype = self.dtype
-        marks = parameter_marks(self._given)
-        if total is None:
-            refuse_other_networks(self._given, marks, self.ranks)
         parameters = self.parameters(self.leaves())
         with self._stage():
             for k, batch in enumerate(self.data):
+                self.longest = max(self.longest, len(batch))
                 chunk = self._evaluate(batch, parameters)
                 # Where every target is ignored, PyTorch's mean is 0/0; the chunk counts nothing.
                 value = float(chunk.loss.detach()) if chunk.weight else 0.0
@@ -368,8 +386,4 @@ class EmpiricalRisk:
                 weights.append(chunk.weight)
                 losses.append(value)
                 dtype = chunk.loss.dtype
-        if total is None:
-            total = self.ranks.sum(sum(weights)) if self.loss.reduction == "mean" else 1.0
-        if total == 0:
-            raise InputError("every target is ignored by the loss: there is nothing to average")
-        return Reference(weights, losses, dtype, marks, total)
+        return weights, losses, dtype

@@ -163,7 +163,9 @@ class _Search:
     def _round(self, found: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Find ``count`` pairs in the complement of ``found``, or fewer if it is exhausted."""
         A, n = self.A, self.A.shape[0]
-        start = draw_probes("gaussian", n, 1, self.generator, dtype=A.dtype, device=A.device)
+        start = draw_probes(
+            "gaussian", n, 1, self.generator, dtype=A.dtype, device=A.device, ranks=A.ranks
+        )
         space = KrylovSpace(A, start, 2 * count + 30, found)
         while True:
             for _ in range(_STEPS_BETWEEN_LOOKS):

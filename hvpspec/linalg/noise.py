@@ -53,7 +53,7 @@ def measure_noise(A: SymmetricOperator, generator: torch.Generator) -> Noise:
         ComputationError: the norm is so small or large that its square is no number in float64.
     """
     n = A.shape[0]
-    Z = draw_probes("gaussian", n, 3, generator, dtype=A.dtype, device=A.device)
+    Z = draw_probes("gaussian", n, 3, generator, dtype=A.dtype, device=A.device, ranks=A.ranks)
     Z = Z / torch.linalg.vector_norm(Z, dim=0)
     (run,) = lanczos(A, Z[:, :1], _NORM_STEPS)
     theta, S = torch.linalg.eigh(run.T)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hvpspec.errors import InputError
+from hvpspec.linalg.digests import tensor_digest
 from hvpspec.linalg.ranks import ALONE, Ranks
 
 #: The distributions of :func:`draw_probes`.
@@ -40,13 +41,14 @@ def draw_probes(
         device: of the result.
         orthogonal_to: orthonormal rows, shape (d, n), whose span is projected out.
         ranks: the processes, each of which has its share of the columns of ``orthogonal_to``, and
-            all of which draw the same.
+            all of which draw the same, from generators of the same kind and state.
 
     Returns:
         The probes as columns, shape (n, num_probes).
 
     Raises:
-        InputError: the kind or generator is none, or fewer than one probe is asked for.
+        InputError: the kind or generator is none, or fewer than one probe is asked for; or the
+            processes have different generators.
 
     Example:
         >>> draw_probes("rademacher", 4, 2, torch.Generator().manual_seed(0)).abs().sum()
@@ -58,6 +60,7 @@ def draw_probes(
             "generator must be a torch.Generator, such as torch.Generator().manual_seed(0), got "
             f"{generator!r}"
         )
+    require_same_state(generator, ranks)
     Z = torch.empty(num_probes, n, dtype=torch.float64, device=generator.device)
     if kind == "rademacher":
         Z.random_(0, 2, generator=generator).mul_(2).sub_(1)
@@ -74,6 +77,15 @@ def draw_probes(
             own -= ranks.sum_(own @ orthogonal_to.mT) @ orthogonal_to
         Z = ranks.whole(own, n)
     return Z.T
+
+
+def require_same_state(generator: torch.Generator, ranks: Ranks) -> None:
+    """Raise InputError in all processes unless all would draw the same."""
+    if ranks.size > 1 and len(set(ranks.gather(tensor_digest([generator.get_state()])))) > 1:
+        raise InputError(
+            "generator: the processes have generators in different states; seed all of them "
+            "alike, as with torch.Generator().manual_seed(0)"
+        )
 
 
 def require_count(name: str, value: int) -> None:

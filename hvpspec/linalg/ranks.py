@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
-from hvpspec.errors import ComputationError, InputError, first_line
+from hvpspec.errors import ComputationError, HvpspecError, InputError, first_line
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -83,6 +83,24 @@ class Ranks:
         with _reachable():
             torch.distributed.all_gather_object(found, value, group=self.group)
         return found  # type: ignore[return-value]
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """End in all processes with the error of one that cannot go on, which others wait for.
+
+        Raises:
+            HvpspecError: that of this process, or of the first that has one.
+        """
+        failure: HvpspecError | None = None
+        try:
+            yield
+        except HvpspecError as error:
+            failure = error
+        others = [error for error in self.gather(failure) if error is not None]
+        if failure is not None:
+            raise failure
+        if others:
+            raise others[0]
 
     def share(self, n: int) -> slice:
         """The entries of a vector of length n that this process holds: as many as the others."""

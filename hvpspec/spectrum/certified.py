@@ -128,7 +128,9 @@ def count_below(
             rounds += 1
             eta = 6 / math.pi**2 * (1 - confidence) / rounds**2
             width = min(num_probes, n - len(deflated.vectors))
-            probes = draw_probes("gaussian", n, width, generator, dtype=A.dtype, device=A.device)
+            probes = draw_probes(
+                "gaussian", n, width, generator, dtype=A.dtype, device=A.device, ranks=A.ranks
+            )
             # Half of what is left, so that a harvest can still be certified.
             capacity = min(num_steps * width, max((max_matvecs - spent) // 2, width))
             space = KrylovSpace(A, probes, capacity, deflated.vectors)

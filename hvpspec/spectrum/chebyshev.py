@@ -39,7 +39,9 @@ def chebyshev_moments(
         (2006), section II.B-D; Di Napoli, Polizzi & Saad (2016).
     """
     n = A.shape[0]
-    Z = draw_probes("rademacher", n, num_probes, generator, dtype=A.dtype, device=A.device)
+    Z = draw_probes(
+        "rademacher", n, num_probes, generator, dtype=A.dtype, device=A.device, ranks=A.ranks
+    )
     previous, current = Z, A.matmat(Z) / radius
     first, second = _inner(Z, Z), _inner(Z, current)
     moments = [first, second, 2 * _inner(current, current) - first]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hvpspec.errors import InputError
 from hvpspec.linalg.operator import Progress, SymmetricOperator, as_operator
-from hvpspec.linalg.probes import ProbeKind, draw_probes, require_count
+from hvpspec.linalg.probes import ProbeKind, draw_probes, require_count, require_same_state
 from hvpspec.linalg.ranks import Ranks
 from hvpspec.linalg.recurrence import LanczosRun, lanczos, require_scale
 from hvpspec.spectrum.slq import SpectralMeasure
@@ -84,7 +84,16 @@ def spectral_measure(
         raise InputError(
             f"num_probes must be at least the number of processes, {ranks.size}, got {num_probes}"
         )
-    Z = draw_probes(probes, n, num_probes, generator, dtype=operator.dtype, device=operator.device)
+    require_same_state(generator, ranks)
+    Z = draw_probes(
+        probes,
+        n,
+        num_probes,
+        generator,
+        dtype=operator.dtype,
+        device=operator.device,
+        ranks=operator.ranks,
+    )
     Z = Z[:, ranks.rank :: ranks.size]  # all are drawn by all, and are the same for any number
     num_own = Z.shape[1]
 

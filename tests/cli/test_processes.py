@@ -24,10 +24,13 @@ def torchrun(command: str, *, processes: int = 2) -> subprocess.CompletedProcess
     return subprocess.run(words, capture_output=True, text=True, timeout=300, env=environment)
 
 
-def test_density_is_that_of_one_process_and_told_once(run: Run, checkpoint: str) -> None:
+@pytest.mark.parametrize("parallel", ["", " --parallel probes"])
+def test_density_is_that_of_one_process_and_told_once(
+    parallel: str, run: Run, checkpoint: str
+) -> None:
     options = f"density --model {checkpoint} --probes 3 --steps 4"
     assert not run(f"{options} --json one.json").code
-    done = torchrun(f"{options} --json two.json --out two.svg")
+    done = torchrun(f"{options} --json two.json --out two.svg{parallel}")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("wrote two.json") == done.stdout.count("wrote two.svg") == 1
     assert done.stdout.count("matrix-vector products") == 1

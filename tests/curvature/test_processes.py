@@ -233,9 +233,40 @@ def differ(group: dist.ProcessGroup | None) -> dict[str, Any]:
     return {"message": str(raised.value), "loss": H.loss()}
 
 
+def refused(group: dist.ProcessGroup | None) -> dict[str, Any]:
+    """What one process does otherwise than the other ends in both, with the same words."""
+    model, X, y = problem()
+    rank = Ranks(group).rank
+    share = slice(rank, None, 2)
+
+    def operator(X: Tensor) -> HessianOperator:
+        return HessianOperator(model, nn.CrossEntropyLoss(), (X[share], y[share]), group=group)
+
+    H, alone = operator(X), HessianOperator(model, nn.CrossEntropyLoss(), (X, y))
+    found: dict[str, Any] = {}
+    for name, ask in (
+        ("density", lambda g: hvpspec.spectral_measure(H, 2, 3, generator=g)),
+        ("probes", lambda g: hvpspec.spectral_measure(alone, 2, 3, generator=g, group=group)),
+        ("index", lambda g: hvpspec.index(H, 1e-2, method="certified", generator=g)),
+        ("eigenvalues", lambda g: hvpspec.eigsh(H, 1, generator=g)),
+        ("trace", lambda g: hvpspec.trace(H, 6, generator=g)),
+    ):
+        with pytest.raises(InputError) as raised:
+            ask(torch.Generator().manual_seed(rank))
+        found[f"{name}, seeds differ"] = str(raised.value)
+    overflown = X.clone()
+    overflown[1] = math.inf  # of which the second process has the share
+    with pytest.raises(hvpspec.NonFiniteError) as diverged:
+        operator(overflown).loss()
+    changed = X.clone()
+    changed[1] *= 1 + 1e-9
+    found["fingerprints"] = [operator(data).fingerprint()["data"] for data in (X, changed)]
+    return found | {"diverged": str(diverged.value)}
+
+
 def of_two(group: dist.ProcessGroup | None) -> dict[str, Any]:
-    """All of the last three."""
-    return of_shards(group) | of_one_parameter(group) | differ(group)
+    """All of the last four."""
+    return of_shards(group) | of_one_parameter(group) | differ(group) | refused(group)
 
 
 def dies(group: dist.ProcessGroup | None) -> dict[str, Any]:
@@ -318,6 +349,14 @@ def test_models_that_are_shared_out_and_other_networks(tmp_path: Path) -> None:
             "send parameters and buffers of one to all with torch.distributed.broadcast"
         )
         assert each["loss"] == pytest.approx(math.log(3))
+        for name in ("density", "probes", "index", "eigenvalues", "trace"):
+            assert each[f"{name}, seeds differ"].startswith(
+                "generator: the processes have generators in different"
+            )
+        assert "chunk 0 of the data" in each["diverged"]
+        before, after = each["fingerprints"]
+        assert before.split()[0] == after.split()[0]
+        assert before.split()[1] != after.split()[1]
 
 
 @pytest.mark.parametrize(
