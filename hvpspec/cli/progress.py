@@ -95,8 +95,8 @@ def bracket_bar() -> Iterator[tuple[Callable[[int, int], None], Callable[[Rung],
 
         try:
             yield show, watch
-        except KeyboardInterrupt:
-            if bracket:  # what was found out before somebody lost patience
+        except BaseException:
+            if bracket:  # what was found out before somebody lost patience, or something failed
                 progress.console.print(f"{bracket} so far", highlight=False)
             raise
 

@@ -166,7 +166,7 @@ class _Search:
         start = draw_probes(
             "gaussian", n, 1, self.generator, dtype=A.dtype, device=A.device, ranks=A.ranks
         )
-        space = KrylovSpace(A, start, 2 * count + 30, found)
+        space = KrylovSpace(A, start, 2 * count + 30, found, limit="k")
         while True:
             for _ in range(_STEPS_BETWEEN_LOOKS):
                 if space.full or self.spent >= self.max_matvecs:

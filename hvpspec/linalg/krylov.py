@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hvpspec.errors import InputError
-from hvpspec.linalg.memory import require_memory
+from hvpspec.linalg.memory import available_memory, require_memory
 from hvpspec.linalg.operator import SymmetricOperator
 from hvpspec.linalg.recurrence import breakdown_tolerance, length, lengths, project_out_
 
@@ -32,6 +32,7 @@ class KrylovSpace:
         start: start vectors as columns, shape (n, b); they need not be orthogonal to D.
         capacity: the most rows of V.
         deflated: D, orthonormal rows, shape (d, n), of which each process has its share.
+        limit: what a user would make smaller to have a smaller basis.
 
     Attributes:
         start: the projected start vectors in the basis, float64, shape (first block, b).
@@ -45,7 +46,13 @@ class KrylovSpace:
     """
 
     def __init__(
-        self, A: SymmetricOperator, start: Tensor, capacity: int, deflated: Tensor | None = None
+        self,
+        A: SymmetricOperator,
+        start: Tensor,
+        capacity: int,
+        deflated: Tensor | None = None,
+        *,
+        limit: str = "capacity",
     ) -> None:
         n, width = start.shape
         self._A, self._ranks, self._own = A, A.ranks, A.ranks.share(n)
@@ -56,7 +63,15 @@ class KrylovSpace:
         # No more rows exist than the complement of D has dimensions.
         self.capacity = min(capacity, n - len(self.deflated))
         rows = self.capacity + width
-        require_memory(rows * share * A.dtype.itemsize, f"a basis of {rows} vectors", A.device)
+        vector = share * A.dtype.itemsize
+        fit = available_memory(A.device) // max(1, vector)
+        with self._ranks.together():
+            require_memory(
+                rows * vector,
+                f"a basis of {rows} vectors of length {share}",
+                A.device,
+                f"a smaller {limit} (a basis of {fit} fits), or fewer parameters (params=...)",
+            )
         self._basis = torch.empty(rows, share, dtype=A.dtype, device=A.device)
         self._T = torch.zeros(rows, rows, dtype=torch.float64)
         self._C = torch.zeros(len(self.deflated), rows, dtype=torch.float64)

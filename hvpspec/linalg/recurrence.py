@@ -193,12 +193,13 @@ def _require_room(shape: tuple[int, int, int], A: SymmetricOperator) -> None:
     fits += [f"{probes} probes at a time (block_size={probes})"] * (0 < probes < k)
     others = "reorthogonalize=False, or a basis_folder on a disk"
     remedy = f"{' or '.join(fits)}, which fit, or {others}" if fits else others
-    require_memory(
-        k * m * length * A.dtype.itemsize,
-        f"a Lanczos basis of {k} x {m} vectors of length {length}",
-        A.device,
-        remedy,
-    )
+    with A.ranks.together():
+        require_memory(
+            k * m * length * A.dtype.itemsize,
+            f"a Lanczos basis of {k} x {m} vectors of length {length}",
+            A.device,
+            remedy,
+        )
 
 
 def dot(x: Tensor, y: Tensor) -> float:

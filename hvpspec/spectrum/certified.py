@@ -133,7 +133,7 @@ def count_below(
             )
             # Half of what is left, so that a harvest can still be certified.
             capacity = min(num_steps * width, max((max_matvecs - spent) // 2, width))
-            space = KrylovSpace(A, probes, capacity, deflated.vectors)
+            space = KrylovSpace(A, probes, capacity, deflated.vectors, limit="num_steps")
             steps, next_look = 0, 8
             while True:
                 spent += space.expand()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 import hvpspec
-from hvpspec import DenseOperator, FunctionOperator
+from hvpspec import DenseOperator, FunctionOperator, InputError
 from hvpspec.linalg.krylov import KrylovSpace
 from tests.linalg.test_dense import HOSTILE, rotated
 
@@ -128,3 +132,23 @@ def test_a_start_in_what_is_deflated_is_refused() -> None:
     D = orthonormal(4)
     with pytest.raises(hvpspec.InputError, match="span of what is deflated"):
         KrylovSpace(FunctionOperator(N, lambda v: v), D[:1].T.clone(), 10, D)
+
+
+@pytest.mark.parametrize(
+    ("ask", "limit"),
+    [
+        (lambda A: hvpspec.index(A, 1e-3, method="certified", num_steps=50), "num_steps"),
+        (lambda A: hvpspec.eigsh(A, 5), "k"),
+    ],
+)
+def test_a_basis_that_does_not_fit(
+    ask: Callable[[DenseOperator], Any], limit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    A = DenseOperator(rotated(torch.linspace(-1, 2, N, dtype=torch.float64)))
+    for module in ("memory", "krylov"):
+        monkeypatch.setattr(
+            f"hvpspec.linalg.{module}.available_memory", lambda device: 40 * N * 8 + 7
+        )
+    remedy = f"choose a smaller {limit} (a basis of 40 fits), or fewer parameters"
+    with pytest.raises(InputError, match=re.escape(remedy)):
+        ask(A)
