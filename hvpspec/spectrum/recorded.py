@@ -56,12 +56,15 @@ class Checkpoint:
         every: seconds between files.
 
     Raises:
-        InputError: the folder cannot be used, or belongs to something else.
+        InputError: the folder cannot be used, or belongs to something else; or ``every`` is no
+            number of seconds.
     """
 
     def __init__(
         self, folder: Path, fingerprint: Mapping[str, str], *, every: float = 60.0
     ) -> None:
+        if not (isinstance(every, int | float) and every >= 0):
+            raise InputError(f"every must be a number of seconds of at least 0, got {every!r}")
         self._folder, self._every = folder, every
         self._waiting: dict[str, Tensor] = {}
         self._last = time.monotonic()

@@ -204,6 +204,13 @@ def test_a_folder_of_something_else(content: str, tmp_path: Path) -> None:
         density(tmp_path)
 
 
+@pytest.mark.parametrize("every", [-1.0, float("nan"), "60"])
+def test_seconds_that_are_none(every: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="every must be a number of seconds of at least 0, got"):
+        density(tmp_path / "new", every=every)
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_folder_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot make the folder"):
