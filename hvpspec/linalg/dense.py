@@ -158,5 +158,9 @@ def pivot_signs(A: Tensor, shift: float) -> tuple[int, int, int]:
 
 def require_tau(tau: float) -> None:
     """Raise InputError unless ``tau`` is a finite number, at least 0."""
-    if not (math.isfinite(tau) and tau >= 0):
-        raise InputError(f"tau must be a finite number of at least 0, got {tau}")
+    try:
+        sound = math.isfinite(tau) and tau >= 0
+    except (TypeError, ValueError):  # no number at all, or more than one
+        sound = False
+    if not sound:
+        raise InputError(f"tau must be a finite number of at least 0, got {tau!r}")

@@ -12,7 +12,7 @@ from torch import Tensor
 from hvpspec.errors import InputError
 from hvpspec.linalg.krylov import KrylovSpace
 from hvpspec.linalg.operator import Progress, SymmetricOperator, as_operator
-from hvpspec.linalg.probes import draw_probes
+from hvpspec.linalg.probes import draw_probes, require_count
 from hvpspec.linalg.recurrence import require_scale
 
 #: Which eigenvalues: largest, smallest, largest in absolute value, or half from each end.
@@ -85,7 +85,8 @@ def eigsh(
     """
     operator = as_operator(A)
     n = operator.shape[0]
-    if not 1 <= k <= n:
+    require_count("k", k)
+    if k > n:
         raise InputError(f"k must be between 1 and the size {n}, got {k}")
     if which not in ("LA", "SA", "LM", "BE"):
         raise InputError(f"which must be 'LA', 'SA', 'LM' or 'BE', got {which!r}")
@@ -93,7 +94,7 @@ def eigsh(
     if not (math.isfinite(tol) and tol > 0):
         raise InputError(f"tol must be positive and finite, got {tol}")
     max_matvecs = 100 * k + 1000 if max_matvecs is None else max_matvecs
-    if max_matvecs < 2 * k:
+    if not hasattr(max_matvecs, "__index__") or max_matvecs < 2 * k:
         raise InputError(
             f"max_matvecs must be at least 2 k = {2 * k}, k to find the pairs and k to measure "
             f"their residuals, got {max_matvecs}"

@@ -49,8 +49,8 @@ class SymmetricOperator(ABC):
     ranks: Ranks = ALONE
 
     def __init__(self, n: int, *, dtype: torch.dtype, device: torch.device | str) -> None:
-        if n < 1:
-            raise InputError(f"an operator needs a size of at least 1, got {n}")
+        if not hasattr(n, "__index__") or n < 1:
+            raise InputError(f"an operator needs a size of at least 1, a whole number, got {n}")
         if not dtype.is_floating_point:
             raise InputError(f"dtype must be a real floating-point type, got {dtype}")
         self.shape = (n, n)

@@ -109,6 +109,9 @@ def test_errors() -> None:
         inertia(torch.eye(2), -1.0)
     with pytest.raises(hvpspec.InputError, match=r"tau must be .* got nan"):
         inertia(torch.eye(2), float("nan"))
+    for tau in ("1", [1.0], torch.tensor([1.0, 2.0])):
+        with pytest.raises(hvpspec.InputError, match=r"tau must be .* got "):
+            inertia(torch.eye(2), tau)  # type: ignore[arg-type]
     with pytest.raises(hvpspec.InputError, match="not symmetric"):
         eigvalsh(torch.tensor([[1.0, 2.0], [0.0, 1.0]]))
     with pytest.raises(hvpspec.InputError, match="square matrix"):
@@ -119,6 +122,8 @@ def test_errors() -> None:
         DenseOperator(torch.eye(2, dtype=torch.int64))
     with pytest.raises(hvpspec.InputError, match="size of at least 1"):
         DenseOperator(torch.empty(0, 0))
+    with pytest.raises(hvpspec.InputError, match=r"a whole number, got 2\.5"):
+        FunctionOperator(2.5, lambda v: v)  # type: ignore[arg-type]
     with pytest.raises(hvpspec.InputError, match="GiB are free"):
         FunctionOperator(10**7, lambda v: v).to_dense()
     with pytest.raises(hvpspec.InputError, match=r"must return shape \(3,\)"):

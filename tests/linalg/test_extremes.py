@@ -124,11 +124,14 @@ def test_scales_beyond_float64_are_refused(scale: float) -> None:
 def test_errors() -> None:
     with pytest.raises(hvpspec.InputError, match="k must be between 1 and the size 3, got 4"):
         eigsh(torch.eye(3), 4)
+    for k in (0, 2.0, "2"):
+        with pytest.raises(hvpspec.InputError, match="k must be a whole number of at least 1, got"):
+            eigsh(torch.eye(3), k)  # type: ignore[arg-type]
     with pytest.raises(hvpspec.InputError, match="which must be"):
         eigsh(torch.eye(3), 1, "SM")
     for tol in (-1.0, 0.0, float("nan")):
         with pytest.raises(hvpspec.InputError, match="tol must be positive and finite"):
             eigsh(torch.eye(3), 1, tol=tol)
-    for max_matvecs in (-5, 0, 3):
+    for max_matvecs in (-5, 0, 3, 30.5):
         with pytest.raises(hvpspec.InputError, match=r"at least 2 k = 4.*, got"):
             eigsh(torch.eye(3), 2, max_matvecs=max_matvecs)
