@@ -7,148 +7,21 @@ ended, and goes on from there with the same bits.
 
 from __future__ import annotations
 
-import fcntl
-import json
-import os
-import re
-import time
-import warnings
-import weakref
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
 from hvpspec.errors import InputError
-from hvpspec.files import make_folder, write_atomically
-from hvpspec.linalg.digests import digest, tensor_digest
+from hvpspec.linalg.digests import tensor_digest
 from hvpspec.linalg.facts import PointFacts
 from hvpspec.linalg.operator import Progress, SymmetricOperator, as_operator
+from hvpspec.spectrum.kept_tensors import KeptTensors
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-_FORMAT = "hvpspec checkpoint 1"
-_ABOUT = "checkpoint.json"
-_LOCK = ".lock"
-_NAME = re.compile(r"\d{8}-\d+-[0-9a-f]{16}\.safetensors")
-_KEY = re.compile(r"(\d{8}) \S+")
-_UNFINISHED = re.compile(rf"\.{_NAME.pattern}\.[0-9a-f]+\.tmp")
-
-# More bytes than this are not held back until they are due.
-_MOST_WAITING = 2**28
-
-
-class Checkpoint:
-    """Tensors in the order in which they were computed, in files of a folder.
-
-    Each file holds those of some time, and in its name a digest of its content. It is written whole
-    or not at all.
-
-    Args:
-        folder: where; it is made if it does not exist.
-        fingerprint: what the tensors depend on, in words; those of a folder must be the same.
-        every: seconds between files.
-
-    Raises:
-        InputError: the folder cannot be used, or belongs to something else; or ``every`` is no
-            number of seconds.
-    """
-
-    def __init__(
-        self, folder: Path, fingerprint: Mapping[str, str], *, every: float = 60.0
-    ) -> None:
-        if not (isinstance(every, int | float) and every >= 0):
-            raise InputError(f"every must be a number of seconds of at least 0, got {every!r}")
-        self._folder, self._every = folder, every
-        self._waiting: dict[str, Tensor] = {}
-        self._last = time.monotonic()
-        make_folder(folder, "--checkpoint")
-        self.close = weakref.finalize(self, os.close, _locked(folder))
-        for path in folder.iterdir():
-            if _UNFINISHED.fullmatch(path.name):  # of a run that was killed while it wrote
-                path.unlink(missing_ok=True)
-        about = {"format": _FORMAT, **fingerprint}
-        path = folder / _ABOUT
-        if path.exists():
-            _require_same(path, about)
-        else:
-            write_atomically(path, json.dumps(about, indent=2).encode())
-        self._stored = self._read()
-        self._num_read = 0
-
-    def take(self, key: str) -> Tensor | None:
-        """The next tensor that was stored before; None where there is no more.
-
-        Args:
-            key: what it was computed from.
-
-        Raises:
-            InputError: it was computed from something else.
-        """
-        found = next(self._stored, None)
-        if found is None:
-            return None
-        before, tensor = found
-        self._num_read += 1
-        if before != key:
-            raise InputError(
-                f"{self._folder} is of a run with other options, or of another version: its "
-                f"product {self._num_read} is of other vectors; choose another folder, or remove it"
-            )
-        return tensor
-
-    def add(self, key: str, tensor: Tensor) -> None:
-        """Store a tensor behind the others, in a file when that is due."""
-        # A copy, since whoever asked for it may go on in its place.
-        self._waiting[f"{self._num_read:08d} {key}"] = tensor.detach().cpu().clone()
-        self._num_read += 1
-        waiting = sum(t.nbytes for t in self._waiting.values())
-        if time.monotonic() - self._last >= self._every or waiting >= _MOST_WAITING:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write what is not in a file yet.
-
-        Raises:
-            InputError: it cannot be written; what was written before stays.
-        """
-        if self._waiting:
-            content = save(self._waiting)
-            first = min(self._waiting).split()[0]
-            name = f"{first}-{len(self._waiting)}-{digest([content])}.safetensors"
-            write_atomically(self._folder / name, content)
-            self._waiting = {}
-        self._last = time.monotonic()
-
-    def _files(self) -> list[Path]:
-        """The files with tensors, in order; others that lie there are left alone."""
-        return sorted(path for path in self._folder.iterdir() if _NAME.fullmatch(path.name))
-
-    def _read(self) -> Iterator[tuple[str, Tensor]]:
-        """All tensors with their keys, as far as files are whole."""
-        count = 0
-        for path in self._files():
-            tensors = _whole(path, count)
-            if tensors is None:
-                warnings.warn(
-                    f"{path} is damaged or out of order; what it holds, and what follows, is "
-                    "computed again",
-                    UserWarning,
-                    stacklevel=2,
-                )
-                for later in self._files():
-                    if later >= path:
-                        _put_aside(later)
-                return
-            for name in sorted(tensors):
-                yield name.split()[1], tensors[name]
-            count += len(tensors)
 
 
 class RecordedOperator(SymmetricOperator):
@@ -193,7 +66,7 @@ class RecordedOperator(SymmetricOperator):
             "threads": str(torch.get_num_threads()),
         }
         self._checkpoint = (
-            Checkpoint(Path(folder), fingerprint, every=every) if self.ranks.rank == 0 else None
+            KeptTensors(Path(folder), fingerprint, every=every) if self.ranks.rank == 0 else None
         )
 
     def __enter__(self) -> Self:
@@ -305,69 +178,3 @@ class RecordedOperator(SymmetricOperator):
                 "remove it"
             )
         return before
-
-
-def _locked(folder: Path) -> int:
-    """A file that is open and locked as long as a folder is in use."""
-    try:
-        number = os.open(folder / _LOCK, os.O_CREAT | os.O_RDWR)
-    except OSError as error:
-        raise InputError(
-            f"cannot write to {folder}: {error.strerror}; choose another with --checkpoint"
-        ) from error
-    try:
-        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(number)
-        raise InputError(
-            f"{folder} is in use by another run; wait for its end, or choose another folder"
-        ) from error
-    return number
-
-
-def _put_aside(path: Path) -> None:
-    """Rename a file, so that it is not read again."""
-    try:
-        path.rename(path.with_name(f"{path.name}.damaged"))
-    except OSError as error:
-        raise InputError(
-            f"cannot rename {path}: {error.strerror}; choose another folder, or remove it"
-        ) from error
-
-
-def _whole(path: Path, expected: int) -> dict[str, Tensor] | None:
-    """The tensors of a file, None if it is damaged or does not begin with the number expected."""
-    try:
-        first, number, expected_digest = path.stem.split("-")
-        content = path.read_bytes()
-        if int(first) != expected or digest([content]) != expected_digest:
-            return None
-        tensors = load(content)
-    except (ValueError, SafetensorError):
-        return None
-    except OSError as error:
-        raise InputError(
-            f"cannot read {path}: {error.strerror}; choose another folder, or remove it"
-        ) from error
-    keys = [_KEY.fullmatch(name) for name in sorted(tensors)]
-    numbers = [int(key[1]) for key in keys if key is not None]
-    sound = numbers == list(range(expected, expected + int(number)))
-    return tensors if sound and len(keys) == len(numbers) else None
-
-
-def _require_same(path: Path, about: Mapping[str, str]) -> None:
-    """Raise InputError unless a checkpoint is of the same operator."""
-    try:
-        before = json.loads(path.read_text())
-        if not isinstance(before, dict):
-            raise ValueError("it holds no object")
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path} cannot be read ({error}); choose another folder, or remove it"
-        ) from error
-    differing = [name for name in {**about, **before} if about.get(name) != before.get(name)]
-    if differing:
-        raise InputError(
-            f"{path.parent} is the checkpoint of another run: {', '.join(differing)} "
-            f"{'differs' if len(differing) == 1 else 'differ'}; choose another folder, or remove it"
-        )
