@@ -35,6 +35,9 @@ from torch import Tensor, nn
 from benchmarks.measuring import Times, leave_out_compiling, seconds_of, warm_up, write
 from hvpspec import HessianOperator, spectral_measure
 
+#: What every point needs.
+LOADED = ["benchmarks.growth", "torch.fx.experimental.proxy_tensor", "hvpspec.curvature"]
+
 NUM_CLASSES = 10
 #: Square layers, which hold nearly all of the parameters.
 NUM_SQUARE = 3
@@ -176,7 +179,10 @@ def one_chunk(point: Point) -> tuple[int, int]:
 
 def in_new_process(measure: Callable[[Point], Result], point: Point) -> Result:
     """Measure a point where nothing has been allocated before."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+    # A copy of a process that has loaded the code, which takes longer than small points do.
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(LOADED)
+    with ProcessPoolExecutor(1, server) as pool:
         return pool.submit(measure, point).result()
 
 
