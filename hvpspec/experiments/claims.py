@@ -155,8 +155,12 @@ def _higher(group: Sequence[Ends]) -> str:
         [sum(numbers) for numbers in zip(*(_higher_in(c, tau) for c in group), strict=True)]
         for tau in (None, COARSE)
     )
+    risen = [(start, end) for c in group for start, end in c.pairs if end["index"] > start["index"]]
+    freer = sum(end["nullity"] < start["nullity"] for start, end in risen)
+    why = f" (in {freer} of these fewer eigenvalues are zero than before)" if risen else ""
     return (
-        f"in {floor[0]} of {floor[1]} runs at the noise floor, and in {coarse[0]} at {COARSE} ‖H‖"
+        f"in {floor[0]} of {floor[1]} runs at the noise floor{why}, and in {coarse[0]} at"
+        f" {COARSE} ‖H‖"
     )
 
 

@@ -114,6 +114,10 @@ def test_claims_by_activation_and_images():
     assert "52 of 552 or 90 of 7,960 are possible" in told[0]
     assert "spread is 28.3% to 28.3% of its mean" in told[1]
     assert "in 0 of 3 runs at the noise floor, and in 0 at 1e-04 ‖H‖" in told[2]
+    alive = [table_line("mlp2", "random"), table_line("mlp2", "trained", index=41, nullity=7)]
+    _, told = claims([*alive, *TABLE])
+    expected = "in 1 of 3 runs at the noise floor (in 1 of these fewer eigenvalues are zero"
+    assert expected in told[2]
 
 
 def test_half_of_the_zeros():
