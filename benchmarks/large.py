@@ -227,7 +227,8 @@ def ends(measure: SpectralMeasure) -> dict[str, Any]:
     found = []
     for run in measure.runs:
         ritz, vectors = torch.linalg.eigh(run.T)
-        residuals = run.betas[-1] * vectors[-1].abs()
+        round_off = torch.finfo(measure.dtype).eps / 2 * float(ritz.abs().max())
+        residuals = (run.betas[-1] * vectors[-1].abs()).clamp(min=round_off)
         found.append({"ritz": ritz[[0, -1]].tolist(), "residuals": residuals[[0, -1]].tolist()})
     return {"probes": found}
 

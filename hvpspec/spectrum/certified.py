@@ -43,6 +43,8 @@ class Bracket:
 
     def narrow(self, lower: int, upper: int, estimate: float) -> None:
         """Intersect with an interval that holds with some probability."""
+        if upper - lower > self.upper - self.lower:  # a rougher look than one before
+            estimate = self.estimate
         self.lower, self.upper = max(self.lower, lower), min(self.upper, upper)
         self._reconcile(estimate)
 

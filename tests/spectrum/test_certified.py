@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import hvpspec
 from hvpspec import DenseOperator, FunctionOperator, HessianOperator, IndexResult, index
+from hvpspec.spectrum.certified import Bracket
 from hvpspec.zoo import TrainingSettings, build_network, load_data, train
 from tests.linalg.test_dense import HOSTILE, rotated
 
@@ -268,3 +269,12 @@ def test_deflation_is_right_where_harvests_are_rough() -> None:
         result = certified(rotated(values, seed), tau_ladder=taus, num_steps=25, seed=seed)
         for rung in result.ladder:
             assert rung.lower <= int((values < -rung.tau).sum()) <= rung.upper
+
+
+def test_a_rougher_look_leaves_the_guess() -> None:
+    bracket = Bracket(1e-3, least=0, most=100, lower=0, upper=100, estimate=50.0)
+    bracket.narrow(10, 20, 12.0)
+    bracket.narrow(0, 90, 45.0)
+    assert (bracket.lower, bracket.upper, bracket.estimate) == (10, 20, 12.0)
+    bracket.narrow(11, 15, 14.0)
+    assert (bracket.lower, bracket.upper, bracket.estimate) == (11, 15, 14.0)
