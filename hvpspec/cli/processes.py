@@ -80,9 +80,9 @@ def divided(parallel: Parallel | None) -> tuple[ProcessGroup | None, ProcessGrou
         return None, None
     import torch.distributed as dist
 
-    if parallel != "both":
-        if parallel != "probes":
-            return dist.group.WORLD, None
+    if parallel in (None, "data"):
+        return dist.group.WORLD, None
+    if parallel == "probes":
         everyone = dist.new_group(timeout=_UNTIL_THE_END)
         assert not isinstance(everyone, int)
         return None, everyone

@@ -151,15 +151,13 @@ def _similar(group: Sequence[Ends]) -> str:
 
 def _higher(group: Sequence[Ends]) -> str:
     """In how many runs training ends at a higher index."""
-    floor, coarse = (
-        [sum(numbers) for numbers in zip(*(_higher_in(c, tau) for c in group), strict=True)]
-        for tau in (None, COARSE)
-    )
-    risen = [(start, end) for c in group for start, end in c.pairs if end["index"] > start["index"]]
+    coarse = sum(_higher_in(c, COARSE)[0] for c in group)
+    pairs = [pair for c in group for pair in c.pairs]
+    risen = [(start, end) for start, end in pairs if end["index"] > start["index"]]
     freer = sum(end["nullity"] < start["nullity"] for start, end in risen)
     why = f" (in {freer} of these fewer eigenvalues are zero than before)" if risen else ""
     return (
-        f"in {floor[0]} of {floor[1]} runs at the noise floor{why}, and in {coarse[0]} at"
+        f"in {len(risen)} of {len(pairs)} runs at the noise floor{why}, and in {coarse} at"
         f" {COARSE} ‖H‖"
     )
 
