@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hvpspec.curvature.derivatives import differentiate
 from hvpspec.curvature.engines import add_parts_
-from hvpspec.curvature.kronecker import add_own_block_, largest_linear
+from hvpspec.curvature.kronecker import LinearLayer, OwnBlock, add_own_block_, largest_linear
 from hvpspec.curvature.losses import Loss
 from hvpspec.curvature.matrices import Matrix
 from hvpspec.curvature.parameters import ParameterSpace, Selector
@@ -23,7 +23,7 @@ from hvpspec.curvature.sharding import whole
 from hvpspec.errors import InputError
 from hvpspec.linalg.digests import tensor_digest
 from hvpspec.linalg.facts import IndexBound, PointFacts
-from hvpspec.linalg.operator import Progress, SymmetricOperator
+from hvpspec.linalg.operator import Part, Progress, SymmetricOperator
 from hvpspec.linalg.ranks import Ranks
 from hvpspec.linalg.tiles import reflect_
 
@@ -181,14 +181,12 @@ class CurvatureOperator(SymmetricOperator):
         bound = self.structural_upper_bound()
         return PointFacts(self.loss(), gradient_norm, bound, self.notes)
 
-    def _assemble_(self, A: Tensor, progress: Progress | None) -> None:
+    def _assemble_(self, A: Tensor, progress: Progress | None, part: Part) -> None:
         """Fill the largest linear layer's own block without products, where it has that form."""
         layer = largest_linear(self._risk.model, self.space)
-        block = (
-            None if layer is None else add_own_block_(A, self._risk, self._matrix, layer, progress)
-        )
-        if layer is None or block is None:
-            super()._assemble_(A, progress)
+        block = None if layer is None else self._own_block_(A, layer, progress, part)
+        if block is None:
+            super()._assemble_(A, progress, part)
             return
         n, own = len(A), block.layer.columns
         A.diagonal()[own] += 2 * self._l2
@@ -199,12 +197,29 @@ class CurvatureOperator(SymmetricOperator):
             if progress is not None:
                 progress(min(len(own) + done, n - 1), n)
 
-        self._fill_columns_(A, others, report)
+        self._fill_columns_(A, others, part, report)
         reflect_(A, others, own)
         if not block.agrees(A, self):
-            self._fill_columns_(A, own)
+            self._fill_columns_(A, own, part)
         if progress is not None:
             progress(n, n)
+
+    def _own_block_(
+        self, A: Tensor, layer: LinearLayer, progress: Progress | None, part: Part
+    ) -> OwnBlock | None:
+        """Fill a layer's own block; return None where it has another form."""
+        numbers = torch.zeros(2, dtype=torch.float64, device=A.device)
+
+        def fill() -> None:
+            """Fill it, and note what is known of it."""
+            block = add_own_block_(A, self._risk, self._matrix, layer, progress)
+            if block is not None:
+                numbers[0], numbers[1] = block.mass, block.num_examples
+
+        own = torch.tensor(layer.columns, device=A.device)
+        part("own-block", [(A, (own[:, None], own)), (numbers, ...)], fill)
+        mass, num_examples = numbers.tolist()
+        return OwnBlock(layer, mass, int(num_examples)) if num_examples else None
 
     def _matmat(self, V: Tensor) -> Tensor:
         """Multiply in the way that is planned for blocks of this width."""

@@ -21,7 +21,7 @@ from hvpspec.experiments.pooling import FixedPooling
 from hvpspec.files import make_folder
 from hvpspec.linalg import SymmetricOperator
 from hvpspec.linalg.facts import PointFacts
-from hvpspec.linalg.operator import Progress
+from hvpspec.linalg.operator import Part, Progress
 from hvpspec.zoo.training import Optimizer
 
 OperatorT = TypeVar("OperatorT", HessianOperator, GGNOperator)
@@ -303,8 +303,7 @@ class Assembled(SymmetricOperator):
     def _matmat(self, V: Tensor) -> Tensor:
         return self._A.matmat(V)
 
-    def to_dense(self, *, progress: Progress | None = None) -> Tensor:
-        """Return a copy of the matrix, shape (n, n)."""
+    def _dense(self, progress: Progress | None, part: Part) -> Tensor:
         return self._matrix.clone()
 
     def facts(self) -> PointFacts:

@@ -6,7 +6,8 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
 
 #: Called with the work done and the total.
 Progress = Callable[[int, int], None]
+
+#: Fills entries of tensors, by a function that does so or with what was kept of them before;
+#: returns whether it called the function. Takes a name without spaces, the tensors with the indices
+#: of the entries, and the function.
+Part = Callable[[str, Sequence[tuple[Tensor, Any]], Callable[[], None]], bool]
 
 #: Unit vectors multiplied at once when a matrix is assembled.
 _DENSE_BLOCK = 256
@@ -141,10 +147,14 @@ class SymmetricOperator(ABC):
             InputError: the matrix does not fit into memory.
             ComputationError: the products are far from symmetric.
         """
+        return self._dense(progress, _filled_now)
+
+    def _dense(self, progress: Progress | None, part: Part) -> Tensor:
+        """Assemble the matrix of parts."""
         n = self.shape[0]
         require_memory(n * n * self.dtype.itemsize, f"a dense {n} x {n} matrix", self.device)
         A = torch.zeros(n, n, dtype=self.dtype, device=self.device)
-        self._assemble_(A, progress)
+        self._assemble_(A, progress, part)
         defect = asymmetry(A)
         if defect > _MOST_ASYMMETRY:
             raise ComputationError(
@@ -153,18 +163,29 @@ class SymmetricOperator(ABC):
             )
         return symmetrise_(A)
 
-    def _assemble_(self, A: Tensor, progress: Progress | None) -> None:
+    def _assemble_(self, A: Tensor, progress: Progress | None, part: Part) -> None:
         """Fill ``A``, which is zero, up to its asymmetry."""
         n = len(A)
-        self._fill_columns_(A, range(n), progress and (lambda done: progress(done, n)))
+        self._fill_columns_(A, range(n), part, progress and (lambda done: progress(done, n)))
 
     def _fill_columns_(
-        self, A: Tensor, columns: Sequence[int], report: Callable[[int], None] | None = None
+        self,
+        A: Tensor,
+        columns: Sequence[int],
+        part: Part,
+        report: Callable[[int], None] | None = None,
     ) -> None:
         """Fill some columns of ``A`` by products with unit vectors; report how many are done."""
+
+        def fill(block: list[int]) -> None:
+            """Fill those of one block."""
+            A[:, block] = self.matmat(unit_columns(self, block))
+
         for start in range(0, len(columns), _DENSE_BLOCK):
             block = list(columns[start : start + _DENSE_BLOCK])
-            A[:, block] = self.matmat(unit_columns(self, block))
+            name, entries = f"columns-{block[0]}-{block[-1]}", [(A, (slice(None), block))]
+            if not part(name, entries, partial(fill, block)):
+                self.num_matvecs += len(block)  # of before
             if report is not None:
                 report(start + len(block))
 
@@ -233,6 +254,14 @@ class SymmetricOperator(ABC):
             raise InputError(f"expected device {self.device}, got {V.device}; move it with .to()")
 
 
+def _filled_now(
+    _name: str, _entries: Sequence[tuple[Tensor, Any]], fill: Callable[[], None]
+) -> bool:
+    """Fill a part of a matrix of which nothing was kept."""
+    fill()
+    return True
+
+
 def unit_columns(A: SymmetricOperator, indices: Sequence[int] | Tensor) -> Tensor:
     """The unit vectors of some indices as columns, of which the products are columns of A."""
     unit = torch.zeros(A.shape[0], len(indices), dtype=A.dtype, device=A.device)
@@ -291,8 +320,7 @@ class DenseOperator(SymmetricOperator):
     def _matmat(self, V: Tensor) -> Tensor:
         return self._A @ V
 
-    def to_dense(self, *, progress: Progress | None = None) -> Tensor:
-        """Return a symmetrised copy of the matrix, shape (n, n)."""
+    def _dense(self, progress: Progress | None, part: Part) -> Tensor:
         return symmetrise_(self._A.clone())
 
     def fingerprint(self) -> dict[str, str]:
@@ -376,10 +404,9 @@ class AffineOperator(SymmetricOperator):
     def _matmat(self, V: Tensor) -> Tensor:
         return self._scale * self._A.matmat(V) + self._shift * V
 
-    def to_dense(self, *, progress: Progress | None = None) -> Tensor:
-        """Assemble the operator beneath, by whatever way it has, and scale and shift its matrix."""
+    def _dense(self, progress: Progress | None, part: Part) -> Tensor:
         before = self._A.num_matvecs
-        A = self._A.to_dense(progress=progress).mul_(self._scale)
+        A = self._A._dense(progress, part).mul_(self._scale)
         self.num_matvecs += self._A.num_matvecs - before
         A.diagonal().add_(self._shift)
         return A

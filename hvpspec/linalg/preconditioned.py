@@ -10,7 +10,7 @@ from torch import Tensor
 from hvpspec.errors import InputError
 from hvpspec.linalg.digests import tensor_digest
 from hvpspec.linalg.facts import PointFacts
-from hvpspec.linalg.operator import Progress, SymmetricOperator, as_operator
+from hvpspec.linalg.operator import Part, Progress, SymmetricOperator, as_operator
 
 
 class PreconditionedOperator(SymmetricOperator):
@@ -56,10 +56,9 @@ class PreconditionedOperator(SymmetricOperator):
     def _matmat(self, V: Tensor) -> Tensor:
         return self._scale * self._A.matmat(self._scale * V)
 
-    def to_dense(self, *, progress: Progress | None = None) -> Tensor:
-        """Assemble the operator beneath, by whatever way it has, and scale its matrix."""
+    def _dense(self, progress: Progress | None, part: Part) -> Tensor:
         before = self._A.num_matvecs
-        A = self._A.to_dense(progress=progress).mul_(self._scale).mul_(self._scale.T)
+        A = self._A._dense(progress, part).mul_(self._scale).mul_(self._scale.T)
         self.num_matvecs += self._A.num_matvecs - before
         return A
 

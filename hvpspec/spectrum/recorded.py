@@ -7,9 +7,10 @@ ended, and goes on from there with the same bits.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch import Tensor
 from hvpspec.errors import InputError
 from hvpspec.linalg.digests import tensor_digest
 from hvpspec.linalg.facts import PointFacts
-from hvpspec.linalg.operator import Progress, SymmetricOperator, as_operator
+from hvpspec.linalg.operator import Part, Progress, SymmetricOperator, as_operator
 from hvpspec.spectrum.kept_tensors import KeptTensors
 
 if TYPE_CHECKING:
@@ -108,25 +109,46 @@ class RecordedOperator(SymmetricOperator):
         copy._checkpoint = self._checkpoint
         return copy
 
-    def to_dense(self, *, progress: Progress | None = None) -> Tensor:
-        """Assemble the matrix, or read it."""
-        n = self.shape[0]
-        stored = self._take("matrix", (n + 1, n))
-        if stored is None:
-            before = self._A.num_matvecs
-            matrix = self._A.to_dense(progress=progress)
-            spent = self._A.num_matvecs - before
-            # A last row that says what it took.
-            self._add("matrix", torch.cat([matrix, torch.full((1, n), spent).to(matrix)]))
-        else:
-            matrix, spent = stored[:n].clone(), int(stored[n, 0])
-        self.num_matvecs += spent
+    def _dense(self, progress: Progress | None, part: Part) -> Tensor:
+        before, num_read = self._A.num_matvecs, 0
+
+        def kept(
+            name: str, entries: Sequence[tuple[Tensor, Any]], fill: Callable[[], None]
+        ) -> bool:
+            """Read a part of the matrix, or fill it and keep it."""
+            nonlocal num_read
+            keys = [f"{name}/{number}" for number in range(len(entries))]
+            stored = [
+                self._take(key, tensor[index].shape, tensor.dtype)
+                for key, (tensor, index) in zip(keys, entries, strict=True)
+            ]
+            made = any(values is None for values in stored)
+            if made:
+                fill()
+            num_read += not made
+            for key, (tensor, index), values in zip(keys, entries, stored, strict=True):
+                if values is None:
+                    self._add(key, tensor[index])
+                else:
+                    tensor[index] = values
+            return made
+
+        matrix = self._A._dense(progress, kept)
+        self.num_matvecs += self._A.num_matvecs - before
+        if num_read:
+            self._require_same(matrix)
         return matrix
+
+    def _require_same(self, matrix: Tensor) -> None:
+        """Raise InputError unless a matrix that was read multiplies as the operator does."""
+        generator = torch.Generator().manual_seed(0)
+        z = torch.randn(len(matrix), generator=generator, dtype=torch.float64).to(matrix)
+        self._same(matrix @ z, self._A.matvec(z))
 
     def _matmat(self, V: Tensor) -> Tensor:
         width = V.shape[1]
         key = f"{width}x{tensor_digest([V.T])}"
-        stored = self._take(key, (width, self.shape[0]))
+        stored = self._take(key, (width, self.shape[0]), self.dtype)
         if stored is not None and width in self._widths:
             return stored.T
         self._widths.add(width)
@@ -138,23 +160,23 @@ class RecordedOperator(SymmetricOperator):
             self._add(key, product)
         return product.T
 
-    def _take(self, key: str, shape: tuple[int, int]) -> Tensor | None:
+    def _take(self, key: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
         """What was stored, in all processes."""
         stored = None
         with self.ranks.together():
             if self._checkpoint is not None:
                 stored = self._checkpoint.take(key)
                 if stored is not None:
-                    self._require_possible(stored, shape)
+                    self._require_possible(stored, shape, dtype)
         if not self.ranks.sum(float(stored is not None)):
             return None
         if stored is None:
-            stored = torch.zeros(shape, dtype=self.dtype)
+            stored = torch.zeros(shape, dtype=dtype)
         return self.ranks.sum_(stored.to(self.device))
 
-    def _require_possible(self, stored: Tensor, shape: tuple[int, int]) -> None:
+    def _require_possible(self, stored: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         """Raise InputError unless this operator could have made it."""
-        found, expected = f"{stored.dtype} {tuple(stored.shape)}", f"{self.dtype} {shape}"
+        found, expected = f"{stored.dtype} {tuple(stored.shape)}", f"{dtype} {tuple(shape)}"
         finite = bool(torch.isfinite(stored).all())
         if found != expected or not finite:
             raise InputError(

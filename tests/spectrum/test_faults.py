@@ -69,7 +69,7 @@ class Faulty(DenseOperator):
             self.at = math.inf
         return product
 
-    to_dense = SymmetricOperator.to_dense
+    _dense = SymmetricOperator._dense
 
     def fingerprint(self) -> dict[str, str]:
         return {**super().fingerprint(), "operator": "Faulty"}

@@ -15,6 +15,7 @@ from torch import Tensor
 import hvpspec
 from hvpspec import DenseOperator, InputError, RecordedOperator, SymmetricOperator
 from hvpspec import files as hvpspec_files
+from hvpspec.curvature import operator as curvature_operator
 from hvpspec.linalg.digests import digest
 
 ABOUT = "checkpoint.json"
@@ -277,3 +278,69 @@ def test_half_precision_networks(tmp_path: Path) -> None:
     H = hvpspec.HessianOperator(model, torch.nn.CrossEntropyLoss(), data, dtype=torch.float32)
     with RecordedOperator(H, tmp_path) as R:
         assert hvpspec.eigsh(R, 1).converged.all()
+
+
+def small_hessian() -> hvpspec.HessianOperator:
+    """Of 940 parameters, 610 of them of the first layer, whose block is made without products."""
+    generator = torch.Generator().manual_seed(1)
+    model = torch.nn.Sequential(torch.nn.Linear(60, 10), torch.nn.Tanh(), torch.nn.Linear(10, 30))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) / 4)
+    data = torch.randn(30, 60, generator=generator), torch.arange(30)
+    return hvpspec.HessianOperator(
+        model, torch.nn.CrossEntropyLoss(), data, dtype=torch.float64, chunk_size=10
+    )
+
+
+@pytest.mark.parametrize("preconditioned", [False, True])
+def test_an_assembly_goes_on_after_the_parts_that_are_done(
+    preconditioned: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is interrupted in its first reports of progress, then in the next ones, and so on."""
+
+    def operator() -> SymmetricOperator:
+        H = small_hessian()
+        D = torch.linspace(1, 2, H.shape[0])
+        return hvpspec.PreconditionedOperator(H, D) if preconditioned else H
+
+    with RecordedOperator(operator(), tmp_path / "whole") as whole:
+        expected = whole.to_dense()
+    assert torch.equal(expected, operator().to_dense())
+    num_blocks, left = 0, 0
+    add_block_ = curvature_operator.add_own_block_
+
+    def add_counted_block_(*arguments: Any) -> Any:
+        nonlocal num_blocks
+        num_blocks += 1
+        return add_block_(*arguments)
+
+    def progress(*_: int) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(curvature_operator, "add_own_block_", add_counted_block_)
+    for allowed in range(20):
+        left = allowed
+        try:
+            with RecordedOperator(operator(), tmp_path / "parts", every=0.0) as R:
+                matrix = R.to_dense(progress=progress)
+            break
+        except KeyboardInterrupt:
+            pass
+    # Three reports come from within the block: it is filled a fourth time, and then read.
+    assert (allowed, num_blocks) == (4, 4)
+    assert torch.equal(matrix, expected)
+    assert R.num_matvecs == whole.num_matvecs
+
+
+def test_a_matrix_of_another_operator_is_refused(tmp_path: Path) -> None:
+    with RecordedOperator(hvpspec.FunctionOperator(60, lambda v: 2 * v), tmp_path) as R:
+        R.to_dense()
+    with (
+        pytest.raises(InputError, match=r"a product of size .* in the checkpoint differs by"),
+        RecordedOperator(hvpspec.FunctionOperator(60, lambda v: 3 * v), tmp_path) as R,
+    ):
+        R.to_dense()
