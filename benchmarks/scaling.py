@@ -61,8 +61,9 @@ def main() -> None:
 
 def in_processes(size: int, how: str, examples: int, options: argparse.Namespace) -> dict[str, Any]:
     """Measure in so many processes, and take the slowest."""
-    spawn = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(size, spawn) as pool:
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["benchmarks.scaling", "torch._inductor"])
+    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(size, server) as pool:
         jobs = [
             pool.submit(measure, rank, size, how, examples, folder, options) for rank in range(size)
         ]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
-import subprocess
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from benchmarks import scaling
+from tests.processes import SERVER
 
 ROOT = Path(__file__).parents[1]
 
@@ -19,13 +21,22 @@ ROOT = Path(__file__).parents[1]
 def run(name: str, folder: Path, options: str) -> tuple[list[dict[str, Any]], str]:
     """The rows and the table of a benchmark, which writes to its folder alone."""
     before = sorted(ROOT.iterdir())
-    command = [sys.executable, "-m", f"benchmarks.{name}", "--out", str(folder), *options.split()]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
+    process = SERVER.Process(target=_main_of, args=(name, ["--out", str(folder), *options.split()]))
+    process.start()
+    process.join(600)
+    process.kill()
+    assert process.exitcode == 0
     assert sorted(ROOT.iterdir()) == before
     result = json.loads((folder / f"{name}.json").read_text())
     assert result["machine"]["torch"]
     return result["rows"], (folder / f"{name}.md").read_text()
+
+
+def _main_of(name: str, options: list[str]) -> None:
+    """Be a benchmark."""
+    os.chdir(ROOT)
+    sys.argv = [name, *options]
+    importlib.import_module(f"benchmarks.{name}").main()
 
 
 def test_growth(tmp_path):

@@ -92,8 +92,6 @@ def density(
     ] = None,
 ) -> None:
     """Draw how densely the eigenvalues of the Hessian lie, from products alone."""
-    from hvpspec.plotting import check_picture
-
     if exact:
         refuse_together(
             "has no effect on --exact; leave it out",
@@ -114,6 +112,8 @@ def density(
         if not per_layer:
             refuse_together("belongs to --per-layer", depth=depth)
     if out:
+        from hvpspec.plotting import check_picture
+
         check_picture(out)
     if json_file:
         check_target(json_file)

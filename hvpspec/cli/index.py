@@ -131,8 +131,11 @@ def compute_index(
     options["generator"] = torch.Generator().manual_seed(seed or 0)
     method = settle_method(method, problem.hessian.shape[0])
     start = time.perf_counter()
-    with problem.lasting(problem.hessian) as hessian:
-        if method in ("exact", "ldl"):
+    by_matrix = method in ("exact", "ldl")
+    # The matrix is one in float64, and so is the operator whose plan is told.
+    operator = problem.hessian.in_float64() if by_matrix else problem.hessian
+    with problem.lasting(operator) as hessian:
+        if by_matrix:
             with hessian_bar() as progress:
                 result = hvpspec.index(hessian, method=method, progress=progress, **options)
         else:

@@ -208,6 +208,7 @@ def _provenance(hessian: HessianOperator, told: Mapping[str, Any]) -> dict[str, 
 
     return {
         "options": {name: _plain(value) for name, value in told.items() if value is not None},
+        "seed": told["seed"] or 0,
         "fingerprint": hessian.fingerprint(),
         "versions": {
             "python": platform.python_version(),

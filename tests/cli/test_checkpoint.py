@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
+import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,19 +13,22 @@ from typing import Any
 import pytest
 import torch
 
+from tests.cli.conftest import Run
+from tests.processes import Program, programs_together
+
 COMMANDS = {
     "density": "density --probes 3 --steps 30",
-    "index": "index --method certified --tau 1e-2",
+    "layers": "density --probes 1 --steps 20 --per-layer --gauss-newton",
+    "certified index": "index --method certified --tau 1e-2",
+    "exact index": "index --exact",
+    "exact density": "density --exact",
+    "eigenvalues": "eigs -k 4 --seed 3",
+    "trace": "trace --max-matvecs 40",
 }
-
-
-def start(command: str) -> subprocess.Popen[str]:
-    """Start the program in a process of its own."""
-    words = [sys.executable, "-m", "hvpspec", *command.split()]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )
+# Each product in a file of its own.
+PROBLEM = "--model net.pt --net tiny_cli_network:make --net-arg width=60 --checkpoint-every 0"
+# The one that is there at once.
+ENGINE = "--engine", "double backward"
 
 
 def numbers(path: str) -> dict[str, Any]:
@@ -36,59 +37,98 @@ def numbers(path: str) -> dict[str, Any]:
     return {name: value for name, value in content.items() if name not in ("seconds", "provenance")}
 
 
+def num_files(folder: str) -> int:
+    """How many files of products are there."""
+    return len(list(Path(folder).rglob("*.safetensors")))
+
+
+def until(folder: str, files: float, *programs: Program) -> None:
+    """Wait until so many files of products are there."""
+    while num_files(folder) < files:
+        for program in programs:
+            assert program.runs, program.err
+        time.sleep(0.002)
+
+
 @pytest.fixture
-def command(request: pytest.FixtureRequest, run, workspace) -> Iterator[str]:
-    """A command that takes some hundred products, written at once, in one thread as in others."""
+def network(run: Run, workspace: Path) -> Iterator[None]:
+    """A network of 302 parameters, and one thread in this process as in others."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    trained = run("train --net mlp2 --data mnist-sample --epochs 0 --out net.pt")
-    assert not trained.code, trained.err
-    yield f"{COMMANDS[request.param]} --model net.pt --subset 60 --checkpoint-every 0"
+    made = run(
+        f"train {PROBLEM.split(' --check')[0]} --data plane.npz --epochs 2".replace("model", "out")
+    )
+    assert not made.code, made.err
+    yield
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("command", COMMANDS, indirect=True)
-def test_killed_at_any_moment_it_ends_with_the_same_bits(command: str, run) -> None:
-    outcome = run(f"{command} --checkpoint whole --json whole.json")
+@pytest.mark.usefixtures("network")
+@pytest.mark.parametrize("name", COMMANDS)
+def test_killed_at_random_moments_it_ends_with_the_same_bits(name: str, run: Run) -> None:
+    command, engine = f"{COMMANDS[name]} {PROBLEM}", ENGINE if name != "density" else ()
+    outcome = run(f"{command} --checkpoint whole --json whole.json", *engine)
     assert not outcome.code, outcome.err
-    products = len(list(Path("whole").rglob("*.safetensors")))
-    process = start(f"{command} --checkpoint parts --json parts.json")
-    while len(list(Path("parts").rglob("*.safetensors"))) < products / 2:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.005)
-    process.kill()
-    _, err = process.communicate()
-    assert process.returncode == -signal.SIGKILL, err
-    assert not Path("parts.json").exists()
-    outcome = run(f"{command} --checkpoint parts --json parts.json")
+    randomly = random.Random(name)
+    for share in sorted(randomly.uniform(0, 0.9) for _ in range(2)):
+        program = Program(f"{command} --checkpoint parts --json parts.json", *engine)
+        until("parts", share * num_files("whole"), program)
+        program.send(signal.SIGKILL)
+        assert program.ended() == -signal.SIGKILL, program.err
+        assert not Path("parts.json").exists()
+    outcome = run(f"{command} --checkpoint parts --json parts.json", *engine)
     assert not outcome.code, outcome.err
     assert numbers("parts.json") == numbers("whole.json")
 
 
-@pytest.mark.parametrize("command", ["index"], indirect=True)
-def test_interrupted_it_keeps_its_products_and_says_what_it_found(command: str) -> None:
-    process = start(f"{command} --tau 1e-7 --checkpoint parts")
-    # Of some thousand products; after the first probe, of some dozen, an interval is known.
-    while len(list(Path("parts").rglob("*.safetensors"))) < 300:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "index in [" in err
-    assert "so far" in err
-    assert err.endswith("interrupted\n")
+@pytest.mark.usefixtures("network")
+@pytest.mark.parametrize("name", ["density", "eigenvalues"])
+def test_where_one_of_several_processes_is_killed_all_end_and_go_on(name: str) -> None:
+    def start(folder: str) -> list[Program]:
+        """Start two processes."""
+        command = f"{COMMANDS[name]} {PROBLEM} --checkpoint {folder} --json {folder}.json"
+        return programs_together(command, *ENGINE, size=2)
+
+    def finish(folder: str) -> None:
+        """Run it to its end."""
+        together = start(folder)
+        assert [program.ended() for program in together] == [0, 0], [p.err for p in together]
+
+    finish("whole")
+    first, second = start("parts")
+    until("parts", num_files("whole") / 3, first, second)
+    second.send(signal.SIGKILL)
+    assert second.ended() == -signal.SIGKILL
+    assert first.ended(60) == 1
+    assert "another process ended, or did not answer in time" in first.err
+    finish("parts")
+    assert numbers("parts.json") == numbers("whole.json")
+
+
+@pytest.mark.usefixtures("network")
+def test_interrupted_it_keeps_its_products_and_says_what_it_found() -> None:
+    command = f"{COMMANDS['certified index']} --tau 1e-6 {PROBLEM} --checkpoint parts"
+    program = Program(command, *ENGINE)
+    # Of some hundreds of products; after the first probe, of some dozen, an interval is known.
+    until("parts", 150, program)
+    program.send(signal.SIGINT)
+    assert program.ended(60) == 130
+    assert "index in [" in program.err
+    assert "so far" in program.err
+    assert program.err.endswith("interrupted\n")
 
 
 @pytest.mark.parametrize("engine", ["auto", "reproducible"])
-def test_ways_that_change_are_refused(run, checkpoint, workspace, engine) -> None:
+def test_ways_that_change_are_refused(
+    run: Run, checkpoint: str, workspace: Path, engine: str
+) -> None:
     outcome = run(f"trace --model {checkpoint} --checkpoint c --engine {engine}")
     assert (outcome.code, outcome.out) == (2, "")
     assert f"--engine {engine} changes its way of multiplying" in outcome.err
     assert not (workspace / "c").exists()
 
 
-def test_another_network_is_refused(run, checkpoint) -> None:
+def test_another_network_is_refused(run: Run, checkpoint: str) -> None:
     options = "density --probes 2 --steps 3 --checkpoint kept"
     assert not run(f"{options} --model {checkpoint}").code
     outcome = run(f"{options} --model {checkpoint} --subset 30")

@@ -237,3 +237,14 @@ def test_data_that_are_code_are_not_run_unasked(run, workspace):
     outcome = run(f"train {command} --data plane_cli_batches:load --epochs 1 --out net2.pt")
     assert outcome.code == 2
     assert "training needs" in outcome.err
+
+
+def test_an_exact_index_tells_how_its_matrix_was_made(run, checkpoint):
+    assert not run(f"index --model {checkpoint} --exact --json index.json").code
+    with open("index.json") as file:
+        provenance = json.load(file)["provenance"]
+    assert provenance["seed"] == 0
+    assert [(p["matrix"], p["engine"]) for p in provenance["plan"]][-1:] == [
+        ("network", "double backward")
+    ]
+    assert provenance["fingerprint"]["dtype"] == "torch.float32"  # of the network as it is

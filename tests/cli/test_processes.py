@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ import torch
 from hvpspec import InputError
 from hvpspec.cli import problem
 from tests.cli.conftest import Run
+from tests.processes import programs_together
 
 
 def torchrun(command: str, *, processes: int = 2) -> subprocess.CompletedProcess[str]:
@@ -24,21 +26,59 @@ def torchrun(command: str, *, processes: int = 2) -> subprocess.CompletedProcess
     return subprocess.run(words, capture_output=True, text=True, timeout=300, env=environment)
 
 
-@pytest.mark.parametrize("parallel", ["", " --parallel probes"])
-def test_density_is_that_of_one_process_and_told_once(
-    parallel: str, run: Run, checkpoint: str
-) -> None:
+def told(name: str) -> dict[str, Any]:
+    """What a file of results tells."""
+    content: dict[str, Any] = json.loads(Path(name).read_text())
+    return content
+
+
+def test_torchrun_of_a_density(run: Run, checkpoint: str) -> None:
     options = f"density --model {checkpoint} --probes 3 --steps 4"
     assert not run(f"{options} --json one.json").code
-    done = torchrun(f"{options} --json two.json --out two.svg{parallel}")
+    done = torchrun(f"{options} --json two.json --out two.svg")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("wrote two.json") == done.stdout.count("wrote two.svg") == 1
     assert done.stdout.count("matrix-vector products") == 1
-    one, two = (json.loads(Path(f"{name}.json").read_text()) for name in ("one", "two"))
-    for first, second in zip(one.pop("nodes"), two.pop("nodes"), strict=True):
-        assert first == pytest.approx(second, rel=1e-4, abs=1e-6)  # of float32 products
-    assert one["dim"] == two["dim"]
-    assert one["num_matvecs"] == two["num_matvecs"]
+    _agree(told("one.json"), told("two.json"))
+
+
+@pytest.mark.parametrize(
+    ("command", "size"),
+    [
+        ("density --probes 3 --steps 4 --parallel probes", 2),
+        ("density --probes 3 --steps 4 --parallel both", 4),
+        ("index --method certified --tau 1e-3", 2),
+        ("index --exact", 2),
+        ("eigs -k 2 --which BE", 2),
+        ("trace --max-matvecs 12", 2),
+    ],
+)
+def test_answers_are_those_of_one_process_and_told_once(
+    command: str, size: int, run: Run, checkpoint: str
+) -> None:
+    alone, *_ = command.split(" --parallel")
+    assert not run(f"{alone} --model {checkpoint} --json one.json").code
+    together = programs_together(f"{command} --model {checkpoint} --json several.json", size=size)
+    assert [program.ended() for program in together] == [0] * size, [p.err for p in together]
+    first, *others = [program.out for program in together]
+    assert first.count("wrote several.json") == 1
+    assert others == [""] * (size - 1)
+    _agree(told("one.json"), told("several.json"))
+
+
+def _agree(one: dict[str, Any], several: dict[str, Any]) -> None:
+    """Check that results are the same up to float32 round-off."""
+    assert several["provenance"]["processes"] > one["provenance"]["processes"] == 1
+    for name, value in one.items():
+        if name in ("provenance", "seconds", "notes"):
+            continue
+        if name == "nodes":
+            for first, second in zip(value, several[name], strict=True):
+                assert first == pytest.approx(second, rel=1e-4, abs=1e-6)
+        elif isinstance(value, float):
+            assert value == pytest.approx(several[name], rel=1e-4, abs=1e-6), name
+        elif not isinstance(value, list | dict):
+            assert value == several[name], name
 
 
 def test_fewer_batches_than_processes() -> None:

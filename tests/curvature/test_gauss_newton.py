@@ -120,18 +120,17 @@ class TestEveryCase:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("name", TRACED)
-def test_all_ways_agree(name: str, engine: str) -> None:
-    """With a ragged last chunk, one vector and several, made anew and from what was kept."""
+@pytest.mark.parametrize(("name", "width"), [("tanh-mlp", 1), *((name, 3) for name in TRACED)])
+def test_all_ways_agree(name: str, width: int, engine: str) -> None:
+    """With a ragged last chunk, made anew and from what was kept."""
     G = gauss_newton(name, l2=0.3, chunk_size=4, engine=engine)
     V = random_block(G)
+    V = V[:, :width]
     product = expected(BY_NAME[name]) @ V + 0.6 * V
-    for columns in (slice(0, 1), slice(0, 1), slice(0, 3), slice(0, 3)):
-        # The first product is always made by double backward.
-        assert relative_error(G @ V[:, columns], product[:, columns]) < ROUND_OFF
-    assert [(p.num_vectors, p.engine, p.kept, p.notes) for p in G.plan] == [
-        (width, engine, True, ()) for width in (1, 3)
-    ]
+    for _ in range(3):
+        assert relative_error(G @ V, product) < ROUND_OFF
+    (plan,) = G.plan
+    assert (plan.num_vectors, plan.engine, plan.kept, plan.notes) == (width, engine, True, ())
 
 
 def test_planning_by_itself() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
 import os
 import traceback
 from collections.abc import Callable
@@ -34,15 +33,7 @@ from hvpspec import (
 from hvpspec.linalg.krylov import KrylovSpace
 from hvpspec.linalg.ranks import ALONE, Ranks
 from hvpspec.linalg.recurrence import lanczos
-
-LOADED = [
-    "pytest",
-    "torch.distributed.fsdp",
-    "torch.distributed.tensor.parallel",
-    "torch.fx.experimental.proxy_tensor",
-    "hvpspec.curvature",
-    "hvpspec.spectrum",
-]
+from tests.processes import SERVER
 
 # Far longer than anything here takes, and than a test waits for a process that hangs.
 TIMEOUT = timedelta(seconds=60)
@@ -302,11 +293,8 @@ def together(
     what: Callable[[dist.ProcessGroup | None], dict[str, Any]], size: int, folder: Path
 ) -> list[dict[str, Any]]:
     """What each process found that wrote something down; none may hang."""
-    # A server that has loaded what takes longest, and done nothing, is copied for each.
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(LOADED)
     processes = [
-        server.Process(target=worker, args=(what, rank, size, folder)) for rank in range(size)
+        SERVER.Process(target=worker, args=(what, rank, size, folder)) for rank in range(size)
     ]
     for process in processes:
         process.start()

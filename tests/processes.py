@@ -1,0 +1,102 @@
+"""Processes that are copied from one that has loaded PyTorch already, which takes longest."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+from hvpspec.cli import main
+
+LOADED = [
+    "pytest",
+    "torch._inductor",
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor.parallel",
+    "torch.fx.experimental.proxy_tensor",
+    "hvpspec.cli.app",
+    "hvpspec.curvature",
+    "hvpspec.experiments.table",
+    "hvpspec.plotting",
+    "hvpspec.report",
+    "hvpspec.spectrum",
+    "hvpspec.zoo",
+]
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(LOADED)
+
+
+class Program:
+    """The program in a process of its own, in the present directory.
+
+    Args:
+        command: words.
+        others: arguments that follow as they are.
+        environment: variables that are others there.
+    """
+
+    def __init__(self, command: str, *others: str, **environment: str) -> None:
+        self._printed = Path(f".printed-{id(self)}.out"), Path(f".printed-{id(self)}.err")
+        files = [str(path.absolute()) for path in self._printed]
+        self._process = SERVER.Process(
+            target=_run, args=([*command.split(), *others], os.getcwd(), files, environment)
+        )
+        self._process.start()
+
+    @property
+    def out(self) -> str:
+        """What it printed."""
+        return self._printed[0].read_text()
+
+    @property
+    def err(self) -> str:
+        """What it printed as errors and progress."""
+        return self._printed[1].read_text()
+
+    @property
+    def runs(self) -> bool:
+        """Whether it has not ended."""
+        return self._process.is_alive()
+
+    def send(self, number: int) -> None:
+        """Send it a signal."""
+        assert self._process.pid is not None
+        os.kill(self._process.pid, number)
+
+    def ended(self, seconds: float = 120) -> int:
+        """Wait for its end, and return its exit code: minus the signal's number if one ended it."""
+        self._process.join(seconds)
+        code = self._process.exitcode
+        if code is None:
+            self._process.kill()
+            raise AssertionError(f"it did not end in {seconds} seconds: {self.err}")
+        return code
+
+
+def programs_together(command: str, *others: str, size: int) -> list[Program]:
+    """As many processes as torchrun would start, told the same as by it."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    shared = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": str(size)}
+    return [
+        Program(command, *others, RANK=str(r), LOCAL_RANK=str(r), **shared) for r in range(size)
+    ]
+
+
+def _run(words: list[str], folder: str, files: list[str], environment: dict[str, str]) -> None:
+    """Be the program."""
+    import torch
+
+    os.chdir(folder)
+    os.environ |= {"COLUMNS": "200", **environment}
+    for number, file in enumerate(files, start=1):
+        os.dup2(os.open(file, os.O_CREAT | os.O_WRONLY), number)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    torch.set_num_threads(1)
+    sys.argv = ["hvpspec"]
+    main(words)
