@@ -18,13 +18,59 @@ from torch import Tensor
 
 from hvpspec.errors import InputError
 
+# What control groups call limit, use, and the part of that which the system gives up for others.
+_UNIFIED = ("memory.max", "memory.current", "inactive_file")
+_MEMORY = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+
 
 def available_memory(device: torch.device | str = "cpu") -> int:
-    """Return the bytes that can still be allocated on ``device`` without swapping."""
+    """Return the bytes that can still be allocated on ``device`` without swapping.
+
+    On a CPU, within the limits that a container or a queue of jobs sets to this process.
+    """
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return int(psutil.virtual_memory().available)
+    return min([int(psutil.virtual_memory().available), *left_in_groups()])
+
+
+def left_in_groups(
+    mounted: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
+) -> list[int]:
+    """The bytes that are left in each control group of this process that has a limit.
+
+    Args:
+        mounted: where the groups of Linux are.
+        own: the file that names those of this process.
+
+    Reference:
+        Linux: Documentation/admin-guide/cgroup-v2.rst, section "Memory", and
+        cgroup-v1/memory.rst.
+    """
+    if not own.exists():  # another system
+        return []
+    left = []
+    for line in own.read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        names, top = (_MEMORY, mounted / "memory") if controllers else (_UNIFIED, mounted)
+        inside = top / path.lstrip("/")
+        # A container may see its own group at the top.
+        for group in (inside, *inside.parents):
+            if group.is_relative_to(top) and (group / names[0]).exists():
+                left += _left_in_group(group, *names)
+    return left
+
+
+def _left_in_group(group: Path, limit: str, use: str, reclaimable: str) -> list[int]:
+    """The bytes left in one control group; none where it has no limit."""
+    most = (group / limit).read_text().strip()
+    if most == "max":
+        return []
+    numbers = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    used = int((group / use).read_text()) - int(numbers.get(reclaimable, 0))
+    return [max(0, int(most) - used)]
 
 
 def require_memory(

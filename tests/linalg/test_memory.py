@@ -1,0 +1,54 @@
+"""What a process may still take, where containers and job queues set limits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+import pytest
+
+from hvpspec.linalg import memory
+
+GB = 10**9
+
+
+def group(folder: Path, **numbers: object) -> None:
+    """Write the files of a control group."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, value in numbers.items():
+        (folder / f"memory.{name}").write_text(f"{value}".strip() + "\n")
+
+
+def stat(name: str) -> str:
+    return f"anon {GB}\n{name} {GB}\n"
+
+
+def test_the_unified_groups(tmp_path: Path) -> None:
+    own, top = tmp_path / "own", tmp_path / "groups"
+    own.write_text("0::/jobs/job_7/step_0\n")
+    inactive = stat("inactive_file")
+    group(top / "jobs" / "job_7" / "step_0", max="max", current=2 * GB, stat=inactive)
+    group(top / "jobs" / "job_7", max=8 * GB, current=3 * GB, stat=inactive)
+    group(top / "jobs", max=20 * GB, current=20 * GB, stat=inactive)
+    group(top, current=30 * GB)  # which has no limit
+    assert memory.left_in_groups(top, own) == [6 * GB, GB]
+
+
+def test_the_groups_of_before_in_a_container(tmp_path: Path) -> None:
+    """Which names the path outside, and has its own group at the top."""
+    own, top = tmp_path / "own", tmp_path / "groups"
+    own.write_text("5:cpu,cpuacct:/docker/1f\n4:memory:/docker/1f\n0::/\n")
+    numbers = {"limit_in_bytes": 4 * GB, "usage_in_bytes": 6 * GB}
+    group(top / "memory", **numbers, stat=stat("total_inactive_file"))
+    assert memory.left_in_groups(top, own) == [0]
+
+
+def test_no_groups(tmp_path: Path) -> None:
+    assert memory.left_in_groups(tmp_path, tmp_path / "other system") == []
+
+
+def test_the_least_is_available(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = psutil.virtual_memory().available
+    assert 0 < memory.available_memory() <= psutil.virtual_memory().total
+    monkeypatch.setattr(memory, "left_in_groups", lambda: [free // 10, free // 5])
+    assert memory.available_memory() == free // 10
