@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hvpspec.errors import InputError
 from hvpspec.linalg.digests import tensor_digest
+from hvpspec.linalg.memory import require_memory
 from hvpspec.linalg.ranks import ALONE, Ranks
 
 #: The distributions of :func:`draw_probes`.
@@ -47,8 +48,8 @@ def draw_probes(
         The probes as columns, shape (n, num_probes).
 
     Raises:
-        InputError: the kind or generator is none, or fewer than one probe is asked for; or the
-            processes have different generators.
+        InputError: the kind or generator is none, or fewer than one probe is asked for; they do not
+            fit into memory; or the processes have different generators.
 
     Example:
         >>> draw_probes("rademacher", 4, 2, torch.Generator().manual_seed(0)).abs().sum()
@@ -61,6 +62,10 @@ def draw_probes(
             f"{generator!r}"
         )
     require_same_state(generator, ranks)
+    entry = 8 if dtype == torch.float64 else 8 + dtype.itemsize
+    with ranks.together():
+        what = f"drawing {num_probes} probes of length {n} in float64"
+        require_memory(num_probes * n * entry, what, generator.device, "fewer (num_probes)")
     Z = torch.empty(num_probes, n, dtype=torch.float64, device=generator.device)
     if kind == "rademacher":
         Z.random_(0, 2, generator=generator).mul_(2).sub_(1)

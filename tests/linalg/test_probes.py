@@ -86,3 +86,11 @@ def test_errors() -> None:
         draw_probes("gaussian", 3, 1, None)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="got 'cauchy'"):
         draw_probes("cauchy", 3, 1, generator(0))  # type: ignore[arg-type]
+
+
+def test_probes_that_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hvpspec.linalg.memory.available_memory", lambda device: 3 * 12 * 1000)
+    generator = torch.Generator().manual_seed(0)
+    assert draw_probes("gaussian", 1000, 3, generator, dtype=torch.float32).shape == (1000, 3)
+    with pytest.raises(InputError, match=r"4 probes of length 1000 in float64 needs 0\.0 MiB"):
+        draw_probes("gaussian", 1000, 4, generator, dtype=torch.float32)
