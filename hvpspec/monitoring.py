@@ -60,9 +60,10 @@ class CurvatureMonitor:
         """Look at a model, which may stand in training mode.
 
         Returns:
-            ``sharpness`` (the largest eigenvalue), ``hessian_trace`` with its standard error
-            ``hessian_trace_sem``, and ``index_lower`` and ``index_upper``, between which the number
-            of eigenvalues below ``-tau`` lies.
+            ``sharpness`` (the largest eigenvalue) with the norm of its residual
+            ``sharpness_error``, within which an eigenvalue lies; ``hessian_trace`` with its
+            standard error ``hessian_trace_sem``; and ``index_lower`` and ``index_upper``, between
+            which the number of eigenvalues below ``-tau`` lies.
 
         Raises:
             HvpspecError: see :class:`hvpspec.HessianOperator`.
@@ -82,6 +83,7 @@ class CurvatureMonitor:
             down = index(H, tau, method="certified", max_matvecs=budget, generator=seeded())
         return {
             "sharpness": sharpness,
+            "sharpness_error": float(top.residual_norms[-1]),
             "hessian_trace": found.value,
             "hessian_trace_sem": found.sem,
             "index_lower": float(down.lower),

@@ -87,6 +87,8 @@ def check(last: dict[str, float], H: HessianOperator) -> None:
     """Hold what was logged last against all eigenvalues."""
     values = hvpspec.eigvalsh(H)
     assert last["sharpness"] == pytest.approx(float(values[-1]), rel=1e-3)
+    noise = H.shape[0] * H.unit_roundoff * float(values.abs().max())
+    assert (values - last["sharpness"]).abs().min() <= last["sharpness_error"] + noise
     # n is less than the products that a trace may take, so that it is exact.
     assert last["hessian_trace"] == pytest.approx(float(values.sum()), rel=1e-3)
     count = int((values < -1e-2 * last["sharpness"]).sum())

@@ -60,9 +60,10 @@ def eigsh(
         k: how many, from 1 to n.
         which: ``"LA"`` largest, ``"SA"`` smallest, ``"LM"`` largest in absolute value, ``"BE"``
             half from each end (one more from the high end if k is odd).
-        tol: above 0; a pair has converged when its residual is at most ``tol ||A||``; None for the
-            square root of the unit round-off, which makes a separated eigenvalue accurate to
-            round-off.
+        tol: above 0; the search ends when the residuals that Lanczos knows are at most
+            ``tol ||A||``, and a pair has converged whose measured one is at most twice that; None
+            for the square root of the unit round-off, which makes a separated eigenvalue accurate
+            to round-off.
         max_matvecs: the most products to spend, at least ``2 k``, since k measure the residuals;
             None for ``100 k + 1000``.
         generator: the source of start vectors; None for one with seed 0.
