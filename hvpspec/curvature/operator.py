@@ -21,9 +21,10 @@ from hvpspec.curvature.products import Products
 from hvpspec.curvature.risk import EmpiricalRisk
 from hvpspec.curvature.sharding import whole
 from hvpspec.errors import InputError
+from hvpspec.linalg.assembly import Part, fill_columns_
 from hvpspec.linalg.digests import tensor_digest
 from hvpspec.linalg.facts import IndexBound, PointFacts
-from hvpspec.linalg.operator import Part, Progress, SymmetricOperator
+from hvpspec.linalg.operator import Progress, SymmetricOperator
 from hvpspec.linalg.ranks import Ranks
 from hvpspec.linalg.tiles import reflect_
 
@@ -197,10 +198,10 @@ class CurvatureOperator(SymmetricOperator):
             if progress is not None:
                 progress(min(len(own) + done, n - 1), n)
 
-        self._fill_columns_(A, others, part, report)
+        fill_columns_(A, self, others, part, report)
         reflect_(A, others, own)
         if not block.agrees(A, self):
-            self._fill_columns_(A, own, part)
+            fill_columns_(A, self, own, part)
         if progress is not None:
             progress(n, n)
 

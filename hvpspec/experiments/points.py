@@ -20,8 +20,9 @@ from hvpspec.errors import InputError
 from hvpspec.experiments.pooling import FixedPooling
 from hvpspec.files import make_folder
 from hvpspec.linalg import SymmetricOperator
+from hvpspec.linalg.assembly import Part
 from hvpspec.linalg.facts import PointFacts
-from hvpspec.linalg.operator import Part, Progress
+from hvpspec.linalg.operator import Progress
 from hvpspec.zoo.training import Optimizer
 
 OperatorT = TypeVar("OperatorT", HessianOperator, GGNOperator)

@@ -26,8 +26,8 @@ from hvpspec.experiments.points import (
     plain_hessian,
 )
 from hvpspec.experiments.results import Record
+from hvpspec.linalg.assembly import unit_columns
 from hvpspec.linalg.dense import live_block
-from hvpspec.linalg.operator import unit_columns
 
 #: Cutoffs relative to the largest absolute eigenvalue; "floor" is n u, for the dtype's round-off u.
 CUTOFFS: Mapping[str, float | None] = {

@@ -61,10 +61,11 @@ def impossible(table: list[Record], searched: list[Record]) -> str:
     near = [r for r in spectra if _is_near(r)]
     if near:
         few = [r for r in near if r["images"] <= FEW]
+        how_many = "all" if len(few) == len(near) else len(few)
         zeros = [r["nullity"] / r["dim"] for r in near]
         text += (
             f" Of {len(spectra):,} spectra of trained CNNs in the search below, {len(near)} have a"
-            f" raw count within the published spread, {len(few)} of these with"
+            f" raw count within the published spread, {how_many} of these with"
             f" {listed(r['images'] for r in few)} images; {min(zeros):.0%} to {max(zeros):.0%} of"
             " their eigenvalues are zero up to round-off."
         )

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from hvpspec.errors import InputError
-from hvpspec.linalg.operator import SymmetricOperator, unit_columns
+from hvpspec.linalg.assembly import unit_columns
+from hvpspec.linalg.operator import SymmetricOperator
 
 if TYPE_CHECKING:
     import linear_operator

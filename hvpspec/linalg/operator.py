@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from hvpspec.errors import ComputationError, InputError, NonFiniteError, first_line
+from hvpspec.linalg.assembly import Part, fill_columns_, fill_now
 from hvpspec.linalg.digests import tensor_digest
 from hvpspec.linalg.facts import PointFacts
 from hvpspec.linalg.memory import require_memory
@@ -25,14 +25,6 @@ if TYPE_CHECKING:
 
 #: Called with the work done and the total.
 Progress = Callable[[int, int], None]
-
-#: Fills entries of tensors, by a function that does so or with what was kept of them before;
-#: returns whether it called the function. Takes a name without spaces, the tensors with the indices
-#: of the entries, and the function.
-Part = Callable[[str, Sequence[tuple[Tensor, Any]], Callable[[], None]], bool]
-
-#: Unit vectors multiplied at once when a matrix is assembled.
-_DENSE_BLOCK = 256
 
 #: Round-off of half precision inside a network stays below this; a wrong derivative does not.
 _MOST_ASYMMETRY = 0.02
@@ -147,7 +139,7 @@ class SymmetricOperator(ABC):
             InputError: the matrix does not fit into memory.
             ComputationError: the products are far from symmetric.
         """
-        return self._dense(progress, _filled_now)
+        return self._dense(progress, fill_now)
 
     def _dense(self, progress: Progress | None, part: Part) -> Tensor:
         """Assemble the matrix of parts."""
@@ -166,28 +158,7 @@ class SymmetricOperator(ABC):
     def _assemble_(self, A: Tensor, progress: Progress | None, part: Part) -> None:
         """Fill ``A``, which is zero, up to its asymmetry."""
         n = len(A)
-        self._fill_columns_(A, range(n), part, progress and (lambda done: progress(done, n)))
-
-    def _fill_columns_(
-        self,
-        A: Tensor,
-        columns: Sequence[int],
-        part: Part,
-        report: Callable[[int], None] | None = None,
-    ) -> None:
-        """Fill some columns of ``A`` by products with unit vectors; report how many are done."""
-
-        def fill(block: list[int]) -> None:
-            """Fill those of one block."""
-            A[:, block] = self.matmat(unit_columns(self, block))
-
-        for start in range(0, len(columns), _DENSE_BLOCK):
-            block = list(columns[start : start + _DENSE_BLOCK])
-            name, entries = f"columns-{block[0]}-{block[-1]}", [(A, (slice(None), block))]
-            if not part(name, entries, partial(fill, block)):
-                self.num_matvecs += len(block)  # of before
-            if report is not None:
-                report(start + len(block))
+        fill_columns_(A, self, range(n), part, progress and (lambda done: progress(done, n)))
 
     def in_float64(self) -> SymmetricOperator:
         """Return the same matrix with products in float64, or ``self`` where impossible."""
@@ -252,21 +223,6 @@ class SymmetricOperator(ABC):
             )
         if V.device != self.device:
             raise InputError(f"expected device {self.device}, got {V.device}; move it with .to()")
-
-
-def _filled_now(
-    _name: str, _entries: Sequence[tuple[Tensor, Any]], fill: Callable[[], None]
-) -> bool:
-    """Fill a part of a matrix of which nothing was kept."""
-    fill()
-    return True
-
-
-def unit_columns(A: SymmetricOperator, indices: Sequence[int] | Tensor) -> Tensor:
-    """The unit vectors of some indices as columns, of which the products are columns of A."""
-    unit = torch.zeros(A.shape[0], len(indices), dtype=A.dtype, device=A.device)
-    unit[indices, range(len(indices))] = 1
-    return unit
 
 
 def as_operator(A: SymmetricOperator | Tensor) -> SymmetricOperator:

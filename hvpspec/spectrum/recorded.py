@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from hvpspec.errors import InputError
+from hvpspec.linalg.assembly import Part
 from hvpspec.linalg.digests import tensor_digest
 from hvpspec.linalg.facts import PointFacts
-from hvpspec.linalg.operator import Part, Progress, SymmetricOperator, as_operator
+from hvpspec.linalg.operator import Progress, SymmetricOperator, as_operator
 from hvpspec.spectrum.kept_tensors import KeptTensors
 
 if TYPE_CHECKING:

@@ -50,7 +50,7 @@ def test_the_cnns_row():
     near = [searched_line("cnn", "trained", 233), searched_line("cnn", "trained", 150, seed=1)]
     text = paragraph("The CNN's row cannot", TABLE, near)
     assert "Of 2 spectra of trained CNNs in the search below, 1 have" in text
-    assert "1 of these with 10 images; 74% to 74%" in text
+    assert "all of these with 10 images; 74% to 74%" in text
 
 
 def test_a_softmax_too_many():
