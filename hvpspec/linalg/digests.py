@@ -23,6 +23,12 @@ def digest(contents: Iterable[bytes | memoryview]) -> str:
 
 def tensor_digest(tensors: Iterable[Tensor]) -> str:
     """Sixteen digits that say whether tensors hold the same bits."""
-    return digest(
-        t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data for t in tensors
-    )
+    return digest(_bytes(t.detach().cpu()) for t in tensors)
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor, entry after entry."""
+    flat = tensor.reshape(-1)
+    if flat.stride() != (1,):  # as a single entry of a column, which counts as contiguous
+        flat = flat.clone(memory_format=torch.contiguous_format)
+    return flat.view(torch.uint8).numpy().data

@@ -52,25 +52,28 @@ def left_in_groups(
     left = []
     for line in own.read_text().splitlines():
         _, controllers, path = line.split(":", 2)
-        if controllers not in ("", "memory"):
+        if controllers and "memory" not in controllers.split(","):
             continue
         names, top = (_MEMORY, mounted / "memory") if controllers else (_UNIFIED, mounted)
         inside = top / path.lstrip("/")
         # A container may see its own group at the top.
         for group in (inside, *inside.parents):
-            if group.is_relative_to(top) and (group / names[0]).exists():
+            if group.is_relative_to(top):
                 left += _left_in_group(group, *names)
     return left
 
 
 def _left_in_group(group: Path, limit: str, use: str, reclaimable: str) -> list[int]:
-    """The bytes left in one control group; none where it has no limit."""
-    most = (group / limit).read_text().strip()
-    if most == "max":
+    """The bytes left in one control group; none where it has no limit, or does not tell."""
+    try:
+        most = (group / limit).read_text().strip()
+        if most == "max":
+            return []
+        numbers = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        used = int((group / use).read_text()) - int(numbers.get(reclaimable, 0))
+        return [max(0, int(most) - used)]
+    except (OSError, ValueError):  # what is free in the machine is known all the same
         return []
-    numbers = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-    used = int((group / use).read_text()) - int(numbers.get(reclaimable, 0))
-    return [max(0, int(most) - used)]
 
 
 def require_memory(

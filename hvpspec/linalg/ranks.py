@@ -58,6 +58,19 @@ class Ranks:
                 torch.distributed.all_reduce(x, group=self.group)
         return x
 
+    def from_first_(self, x: Tensor) -> Tensor:
+        """Replace a tensor by that of the first process, to the last bit, in place.
+
+        Raises:
+            ComputationError: another process ended, or did not answer within the group's time.
+        """
+        if self.size > 1:
+            assert self.group is not None
+            with _reachable():
+                first = torch.distributed.get_global_rank(self.group, 0)
+                torch.distributed.broadcast(x, first, group=self.group)
+        return x
+
     def sum(self, x: float) -> float:
         """Add up a number over the processes, in float64."""
         return self.sums([x])[0]

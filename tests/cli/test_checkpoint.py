@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from tests.cli.conftest import Run
-from tests.processes import Program, programs_together
+from tests.processes import SLOW_AFTER, Program, programs_together
 
 COMMANDS = {
     "density": "density --probes 3 --steps 30",
@@ -44,9 +44,11 @@ def num_files(folder: str) -> int:
 
 def until(folder: str, files: float, *programs: Program) -> None:
     """Wait until so many files of products are there."""
+    deadline = time.monotonic() + 120
     while num_files(folder) < files:
         for program in programs:
             assert program.runs, program.err
+            assert time.monotonic() < deadline, program.err
         time.sleep(0.002)
 
 
@@ -69,10 +71,12 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(name: str, run: Run
     command, engine = f"{COMMANDS[name]} {PROBLEM}", ENGINE if name != "density" else ()
     outcome = run(f"{command} --checkpoint whole --json whole.json", *engine)
     assert not outcome.code, outcome.err
-    randomly = random.Random(name)
-    for share in sorted(randomly.uniform(0, 0.9) for _ in range(2)):
-        program = Program(f"{command} --checkpoint parts --json parts.json", *engine)
-        until("parts", share * num_files("whole"), program)
+    randomly, products = random.Random(name), num_files("whole")
+    for files in sorted(randomly.sample(range(products), 2)):
+        more = files - num_files("parts")
+        again = f"{command} --checkpoint parts --json parts.json"
+        program = Program(again, *engine, **{SLOW_AFTER: f"{more}:600"})
+        until("parts", files, program)
         program.send(signal.SIGKILL)
         assert program.ended() == -signal.SIGKILL, program.err
         assert not Path("parts.json").exists()
@@ -84,10 +88,10 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(name: str, run: Run
 @pytest.mark.usefixtures("network")
 @pytest.mark.parametrize("name", ["density", "eigenvalues"])
 def test_where_one_of_several_processes_is_killed_all_end_and_go_on(name: str) -> None:
-    def start(folder: str) -> list[Program]:
+    def start(folder: str, **environment: str) -> list[Program]:
         """Start two processes."""
         command = f"{COMMANDS[name]} {PROBLEM} --checkpoint {folder} --json {folder}.json"
-        return programs_together(command, *ENGINE, size=2)
+        return programs_together(command, *ENGINE, size=2, **environment)
 
     def finish(folder: str) -> None:
         """Run it to its end."""
@@ -95,8 +99,9 @@ def test_where_one_of_several_processes_is_killed_all_end_and_go_on(name: str) -
         assert [program.ended() for program in together] == [0, 0], [p.err for p in together]
 
     finish("whole")
-    first, second = start("parts")
-    until("parts", num_files("whole") / 3, first, second)
+    products = num_files("whole")
+    first, second = start("parts", **{SLOW_AFTER: f"{products // 3}:0.5"})
+    until("parts", products // 3, first, second)
     second.send(signal.SIGKILL)
     assert second.ended() == -signal.SIGKILL
     assert first.ended(60) == 1
@@ -108,7 +113,7 @@ def test_where_one_of_several_processes_is_killed_all_end_and_go_on(name: str) -
 @pytest.mark.usefixtures("network")
 def test_interrupted_it_keeps_its_products_and_says_what_it_found() -> None:
     command = f"{COMMANDS['certified index']} --tau 1e-6 {PROBLEM} --checkpoint parts"
-    program = Program(command, *ENGINE)
+    program = Program(command, *ENGINE, **{SLOW_AFTER: "150:0.5"})
     # Of some hundreds of products; after the first probe, of some dozen, an interval is known.
     until("parts", 150, program)
     program.send(signal.SIGINT)

@@ -43,6 +43,16 @@ def test_the_groups_of_before_in_a_container(tmp_path: Path) -> None:
     assert memory.left_in_groups(top, own) == [0]
 
 
+def test_groups_that_do_not_tell(tmp_path: Path) -> None:
+    own, top = tmp_path / "own", tmp_path / "groups"
+    own.write_text("3:cpu,memory:/\n0::/a/b\n")
+    group(top / "a" / "b", max=GB)  # without a word on what is used
+    group(top / "a", max="", current=1, stat=stat("inactive_file"))
+    numbers = {"limit_in_bytes": 4 * GB, "usage_in_bytes": GB}
+    group(top / "memory", **numbers, stat=stat("total_inactive_file"))
+    assert memory.left_in_groups(top, own) == [4 * GB]
+
+
 def test_no_groups(tmp_path: Path) -> None:
     assert memory.left_in_groups(tmp_path, tmp_path / "other system") == []
 

@@ -336,11 +336,62 @@ def test_an_assembly_goes_on_after_the_parts_that_are_done(
     assert R.num_matvecs == whole.num_matvecs
 
 
-def test_a_matrix_of_another_operator_is_refused(tmp_path: Path) -> None:
-    with RecordedOperator(hvpspec.FunctionOperator(60, lambda v: 2 * v), tmp_path) as R:
-        R.to_dense()
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_half_a_matrix_of_another_operator_is_left_alone(blocks: int, tmp_path: Path) -> None:
+    """Of a function nothing is known but what it returns."""
+
+    def function(seed: int) -> hvpspec.FunctionOperator:
+        generator = torch.Generator().manual_seed(seed)
+        A = torch.randn(600, 600, generator=generator, dtype=torch.float64)
+        A += A.T.clone()
+        return hvpspec.FunctionOperator(600, lambda v: A @ v)
+
+    def stop(done: int, _total: int) -> None:
+        if done >= min(256 * blocks, 600):
+            raise KeyboardInterrupt
+
+    with RecordedOperator(function(0), tmp_path / "whole") as whole:
+        expected = whole.to_dense()
+    folder = tmp_path / "parts"
+    with pytest.raises(KeyboardInterrupt), RecordedOperator(function(0), folder) as R:
+        R.to_dense(progress=stop)
+    before = sorted(path.name for path in folder.iterdir())
+    other = function(1)
     with (
         pytest.raises(InputError, match=r"a product of size .* in the checkpoint differs by"),
-        RecordedOperator(hvpspec.FunctionOperator(60, lambda v: 3 * v), tmp_path) as R,
+        RecordedOperator(other, folder) as R,
     ):
         R.to_dense()
+    assert other.num_matvecs == 1
+    assert sorted(path.name for path in folder.iterdir()) == before
+    with RecordedOperator(function(0), folder) as R:
+        assert torch.equal(R.to_dense(), expected)
+        assert R.num_matvecs == whole.num_matvecs == 600
+
+
+def test_an_operator_that_is_linear_only_nearly(tmp_path: Path) -> None:
+    """Differences of gradients: a product is not that with the matrix, but the same each time."""
+    C, h = matrix(), 1e-3
+
+    def difference(v: Tensor) -> Tensor:
+        return C @ (torch.sinh(h * C @ v) - torch.sinh(-h * C @ v)) / (2 * h)
+
+    A = hvpspec.FunctionOperator(60, difference)
+    for _ in range(2):
+        with RecordedOperator(A, tmp_path) as R:
+            found = R.to_dense()
+    z = torch.randn(60, generator=seeded(), dtype=torch.float64)
+    product = A @ z
+    assert torch.linalg.norm(found @ z - product) > A.unit_roundoff**0.5 * product.norm()
+
+
+def test_data_with_gaps(tmp_path: Path) -> None:
+    """As the share of a process has: a last chunk of one entry counts as contiguous."""
+    model = torch.nn.Linear(2, 3)
+    X, y = torch.randn(9, 2)[::2], torch.arange(9)[::2] % 3
+    H = hvpspec.HessianOperator(model, torch.nn.CrossEntropyLoss(), (X, y), chunk_size=4)
+    same = (X.contiguous(), y.contiguous())
+    plain = hvpspec.HessianOperator(model, torch.nn.CrossEntropyLoss(), same, chunk_size=4)
+    assert H.fingerprint() == plain.fingerprint()
+    with RecordedOperator(H, tmp_path) as R:
+        assert torch.equal(R.to_dense(), plain.to_dense())
