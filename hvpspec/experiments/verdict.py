@@ -144,7 +144,8 @@ def one_way(searched: list[Record]) -> str:
         )
     text += (
         f" Of {len(found):,} ways of counting {complete} have counts for all {len(PUBLISHED)}"
-        " cells; this one was chosen by the numbers that it is held against, which does not prove it."
+        " cells; this one was chosen by the numbers that it is held against, which does not prove"
+        " it."
     )
     if one.activation == "relu" and one.solver != "eigvalsh":
         own = [r for r in _published(searched) if r["net"] != "cnn" and belongs(r, one)]
