@@ -9,6 +9,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
+from functools import cache
 from os import PathLike
 from pathlib import Path
 
@@ -47,33 +48,43 @@ def left_in_groups(
         Linux: Documentation/admin-guide/cgroup-v2.rst, section "Memory", and
         cgroup-v1/memory.rst.
     """
-    if not own.exists():  # another system
-        return []
     left = []
+    for group, most, use, reclaimable in _limits(mounted, own):
+        try:
+            stat = (group / "memory.stat").read_text().splitlines()
+            used = int((group / use).read_text())
+        except (OSError, ValueError):  # what is free in the machine is known all the same
+            continue
+        numbers = dict(line.split() for line in stat)
+        left.append(max(0, most - used + int(numbers.get(reclaimable, 0))))
+    return left
+
+
+@cache  # limits are looked up once, what is used each time
+def _limits(mounted: Path, own: Path) -> tuple[tuple[Path, int, str, str], ...]:
+    """The groups with a limit below what the machine has, that limit, and names of files."""
+    if not own.exists():  # another system
+        return ()
+    limits = []
     for line in own.read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and "memory" not in controllers.split(","):
             continue
-        names, top = (_MEMORY, mounted / "memory") if controllers else (_UNIFIED, mounted)
+        (limit, use, reclaimable), top = (
+            (_MEMORY, mounted / "memory") if controllers else (_UNIFIED, mounted)
+        )
         inside = top / path.lstrip("/")
         # A container may see its own group at the top.
         for group in (inside, *inside.parents):
-            if group.is_relative_to(top):
-                left += _left_in_group(group, *names)
-    return left
-
-
-def _left_in_group(group: Path, limit: str, use: str, reclaimable: str) -> list[int]:
-    """The bytes left in one control group; none where it has no limit, or does not tell."""
-    try:
-        most = (group / limit).read_text().strip()
-        if most == "max":
-            return []
-        numbers = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        used = int((group / use).read_text()) - int(numbers.get(reclaimable, 0))
-        return [max(0, int(most) - used)]
-    except (OSError, ValueError):  # what is free in the machine is known all the same
-        return []
+            if not group.is_relative_to(top):
+                break
+            try:
+                most = int((group / limit).read_text())
+            except (OSError, ValueError):  # none, or "max"
+                continue
+            if most < psutil.virtual_memory().total:
+                limits.append((group, most, use, reclaimable))
+    return tuple(limits)
 
 
 def require_memory(
