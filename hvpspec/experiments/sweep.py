@@ -7,6 +7,7 @@ import os
 import platform
 import signal
 import statistics
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -181,7 +182,7 @@ def _side_by_side(
     others = set(multiprocessing.active_children())
     executor = ProcessPoolExecutor(
         min(jobs, len(runs)),
-        mp_context=multiprocessing.get_context("spawn"),
+        mp_context=_processes(),
         initializer=_start_worker,
         initargs=(max(1, torch.get_num_threads() // jobs),),
     )
@@ -207,6 +208,18 @@ def _side_by_side(
         raise
     finally:
         executor.shutdown(cancel_futures=True)
+
+
+def _processes() -> multiprocessing.context.BaseContext:
+    """How processes are started: without what this one has, which a copy of it could not use.
+
+    On Linux as copies of one that has loaded what all of them need, which takes seconds.
+    """
+    if sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["hvpspec.experiments"])
+    return server
 
 
 def _start_worker(threads: int) -> None:

@@ -1,5 +1,7 @@
 """The network with its choices fixed has the derivatives of the network."""
 
+from functools import cache
+
 import pytest
 import torch
 from torch import nn
@@ -10,14 +12,21 @@ from hvpspec.experiments.points import hessian_at
 from hvpspec.experiments.pooling import FixedPooling
 
 
+@cache
+def trained(activation, epochs):
+    model = zoo.cnn(activation, seed=1)
+    settings = zoo.TrainingSettings(optimizer="adam", epochs=epochs)
+    zoo.train(model, zoo.load_data("mnist-sample"), settings)
+    return model
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("activation", ["relu", "tanh", "sigmoid"])
 @pytest.mark.parametrize("epochs", [0, 2])
 def test_the_same_hessian_loss_gradient_and_bound(activation, epochs, dtype):
     # The black margins of the images make ties in most windows of the first pooling.
-    model, data = zoo.cnn(activation, seed=1), zoo.load_data("mnist-sample")
-    zoo.train(model, data, zoo.TrainingSettings(optimizer="adam", epochs=epochs))
-    few = data.subset(30)
+    model = trained(activation, epochs)
+    few = zoo.load_data("mnist-sample", subset=30)
     before = {name: p.clone() for name, p in model.named_parameters()}
     H = hessian_at(model, few, dtype)
     reference = HessianOperator(model, nn.CrossEntropyLoss(), few.tensors, dtype=dtype)

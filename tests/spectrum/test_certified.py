@@ -253,9 +253,9 @@ def test_the_networks_of_the_paper(network: str, optimizer: str) -> None:
         assert result.num_matvecs <= 1500 + 21
 
 
-def test_a_thousand_short_rounds_spend_their_confidence_without_end() -> None:
+def test_hundreds_of_short_rounds_spend_their_confidence_without_end() -> None:
     values = torch.linspace(-1, 1, 300)
-    result = certified(diagonal(values), 1e-3, num_steps=1, max_matvecs=1100)
+    result = certified(diagonal(values), 1e-3, num_steps=1, max_matvecs=400)
     assert result.lower <= 150 <= result.upper
 
 
