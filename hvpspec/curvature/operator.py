@@ -217,7 +217,7 @@ class CurvatureOperator(SymmetricOperator):
             if block is not None:
                 numbers[0], numbers[1] = block.mass, block.num_examples
 
-        own = torch.tensor(layer.columns, device=A.device)
+        own = torch.tensor(layer.columns)  # an index may be on the CPU for a tensor that is not
         part("own-block", [(A, (own[:, None], own)), (numbers, ...)], fill)
         mass, num_examples = numbers.tolist()
         return OwnBlock(layer, mass, int(num_examples)) if num_examples else None
