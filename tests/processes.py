@@ -53,10 +53,10 @@ class Program:
         self._printed = [Path(f".printed-{number}.{kind}").absolute() for kind in ("out", "err")]
         for path in self._printed:
             path.touch()
-        files = [str(path) for path in self._printed]
+        printed = [str(path) for path in self._printed]
         self._process = SERVER.Process(
             target=_run,
-            args=([*command.split(), *others], os.getcwd(), files, environment),
+            args=([*command.split(), *others], os.getcwd(), printed, environment),
             daemon=True,  # what a failed test leaves ends with the tests
         )
         self._process.start()
@@ -116,13 +116,13 @@ def _slow_down(files: int, seconds: float) -> None:
     kept_tensors.write_atomically = write_slowly
 
 
-def _run(words: list[str], folder: str, files: list[str], environment: dict[str, str]) -> None:
+def _run(words: list[str], folder: str, printed: list[str], environment: dict[str, str]) -> None:
     """Be the program."""
     import torch
 
     os.chdir(folder)
     os.environ |= {"COLUMNS": "200", **environment}
-    for number, file in enumerate(files, start=1):
+    for number, file in enumerate(printed, start=1):
         os.dup2(os.open(file, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), number)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)

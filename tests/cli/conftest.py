@@ -1,9 +1,10 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from hvpspec.cli import main
 
@@ -41,6 +42,15 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
         return Outcome(exit_info.value.code, captured.out, captured.err)
 
     return call
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """One thread in this process, as in those that tests start: sums in others have other bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -6,12 +6,10 @@ import json
 import random
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from tests.cli.conftest import Run
 from tests.processes import SLOW_AFTER, Program, programs_together
@@ -25,8 +23,9 @@ COMMANDS = {
     "eigenvalues": "eigs -k 4 --seed 3",
     "trace": "trace --max-matvecs 40",
 }
+NETWORK = "--net tiny_cli_network:make --net-arg width=60"
 # Each product in a file of its own.
-PROBLEM = "--model net.pt --net tiny_cli_network:make --net-arg width=60 --checkpoint-every 0"
+PROBLEM = f"--model net.pt {NETWORK} --checkpoint-every 0"
 # The one that is there at once.
 ENGINE = "--engine", "double backward"
 
@@ -53,16 +52,10 @@ def until(folder: str, files: float, *programs: Program) -> None:
 
 
 @pytest.fixture
-def network(run: Run, workspace: Path) -> Iterator[None]:
-    """A network of 302 parameters, and one thread in this process as in others."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    made = run(
-        f"train {PROBLEM.split(' --check')[0]} --data plane.npz --epochs 2".replace("model", "out")
-    )
+def network(run: Run, workspace: Path, one_thread: None) -> None:
+    """A trained network of 302 parameters."""
+    made = run(f"train {NETWORK} --data plane.npz --epochs 2 --out net.pt")
     assert not made.code, made.err
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.usefixtures("network")

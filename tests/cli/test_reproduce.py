@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.processes import Program
 
@@ -183,10 +182,9 @@ def test_a_file_of_another_experiment_is_not_touched(run, tmp_path):
     assert path.read_text() == '{"net": "cnn"}\n'
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_killed_while_it_measures_it_ends_with_the_same_lines(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     command = f"{QUICK} --activation relu"
     outcome = run(f"{command} --out whole")
     assert not outcome.code, outcome.err
@@ -197,7 +195,6 @@ def test_killed_while_it_measures_it_ends_with_the_same_lines(run, tmp_path, mon
     program.send(signal.SIGKILL)
     assert program.ended() == -signal.SIGKILL, program.err
     outcome = run(f"{command} --out parts")
-    torch.set_num_threads(threads)
     assert not outcome.code, outcome.err
     whole, parts = (
         [{k: v for k, v in line.items() if k not in ("seconds", "stages")} for line in records(f)]
