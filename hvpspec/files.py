@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import combinations
 from pathlib import Path
 
 from hvpspec.errors import InputError
@@ -59,6 +60,40 @@ def check_target(path: Path, suffixes: Sequence[str] = ()) -> None:
         raise InputError(f"cannot write {path}: the folder {folder} does not exist; create it")
     if not os.access(folder, os.W_OK):
         raise InputError(f"cannot write {path}: no permission to write to {folder}")
+
+
+def keep_apart(read: Iterable[tuple[str, Path]], written: Iterable[tuple[str, Path]]) -> None:
+    """Refuse to write over what is read, or two files to one place, before any of it happens.
+
+    Files are the same if their names lead to one place, through links and by any spelling.
+
+    Args:
+        read: the files that are read, each with what names it, such as ``--model``.
+        written: those that are written, likewise.
+
+    Raises:
+        InputError: a file is read and written, or written twice.
+    """
+    written = list(written)
+    for (reader, source), (writer, target) in ((r, w) for r in read for w in written):
+        if _same(source, target):
+            raise InputError(
+                f"{target} ({writer}) is what {reader} reads and would be lost;"
+                " write to another file"
+            )
+    for (one, first), (other, second) in combinations(written, 2):
+        if _same(first, second):
+            raise InputError(f"{one} and {other} both write to {second}; name two files")
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Tell whether two names lead to one place, whether anything is there yet or not."""
+    if os.path.realpath(one) == os.path.realpath(other):
+        return True
+    try:
+        return os.path.samefile(one, other)  # hard links, and names that differ only in case
+    except OSError:  # one of them is not there
+        return False
 
 
 def make_folder(folder: Path, option: str = "--out") -> None:

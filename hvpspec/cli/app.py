@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from hvpspec import __version__
+from hvpspec.cli.apart import apart
 from hvpspec.cli.demo import demo
 from hvpspec.cli.density import density
 from hvpspec.cli.eigs import eigs
@@ -32,7 +33,7 @@ app = typer.Typer(
     add_completion=False,
 )
 for command in (train, info, index, density, eigs, trace, demo):
-    app.command()(command)
+    app.command()(apart(command))
 app.add_typer(reproduce, name="reproduce")
 
 

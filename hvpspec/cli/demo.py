@@ -12,7 +12,7 @@ from hvpspec.cli.index import compute_index
 from hvpspec.cli.options import Seed
 from hvpspec.cli.problem import load_problem
 from hvpspec.cli.train import train_and_save
-from hvpspec.files import check_target, make_folder
+from hvpspec.files import check_target, keep_apart, make_folder
 from hvpspec.report import comparison_table, index_table, index_to_dict, write_json
 
 _EPOCHS = 50
@@ -30,8 +30,10 @@ def demo(
     certified_file, ladder = out / "certified.json", out / "certified.png"
     spectrum, curve = out / "spectrum.png", out / "index-curve.png"
     make_folder(out)
-    for target in (checkpoint, result_file, certified_file, spectrum, curve, ladder):
+    targets = (checkpoint, result_file, certified_file, spectrum, curve, ladder)
+    for target in targets:
         check_target(target)
+    keep_apart([], [(target.name, target) for target in targets])
     from hvpspec.plotting import plot_index_curve, plot_spectrum, save_figure
     from hvpspec.zoo import DataSource, NetworkSpec, TrainingSettings
 

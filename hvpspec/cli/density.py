@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from hvpspec.cli.apart import Names
 from hvpspec.cli.index import compute_index
 from hvpspec.cli.options import (
     JsonFile,
@@ -43,7 +44,9 @@ _HESSIAN, _GAUSS_NEWTON = "Hessian", "Gauss-Newton"
 @on_problem
 def density(
     load: LoadProblem,
-    out: Annotated[Path | None, typer.Option(help="Picture to write: .png, .pdf or .svg.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Picture to write: .png, .pdf or .svg."), Names.WRITTEN
+    ] = None,
     exact: Annotated[
         bool, typer.Option("--exact", help="A histogram of all eigenvalues instead.")
     ] = False,
@@ -74,7 +77,9 @@ def density(
     ] = None,
     json_file: JsonFile = None,
     save: Annotated[
-        Path | None, typer.Option("--save", help="Keep the measure of the whole: .npz.")
+        Path | None,
+        typer.Option("--save", help="Keep the measure of the whole: .npz."),
+        Names.WRITTEN,
     ] = None,
     no_reorthogonalize: Annotated[
         bool,

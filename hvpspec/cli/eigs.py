@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
+from hvpspec.cli.apart import Names
 from hvpspec.cli.options import (
     JsonFile,
     MaxMatvecs,
@@ -41,6 +42,7 @@ def eigs(
             metavar="FILE.safetensors",
             help="Write the eigenvectors to this file, by the parameters' names.",
         ),
+        Names.WRITTEN,
     ] = None,
 ) -> None:
     """Find a few eigenvalues at the ends of the spectrum, with their residuals."""

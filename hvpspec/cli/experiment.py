@@ -12,7 +12,7 @@ from rich.console import Console
 
 from hvpspec.cli.progress import sweep_bar
 from hvpspec.errors import ComputationError
-from hvpspec.files import check_target, make_folder, write_atomically
+from hvpspec.files import check_target, keep_apart, make_folder, write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,6 +36,7 @@ def carry_out(
     draw: Callable[[list[Record]], Mapping[str, Figure]] | None = None,
     cost: Sequence[str] = (),
     jobs: int = 1,
+    sources: Sequence[Path] = (),
 ) -> None:
     """Carry out the runs that are left, and make the tables anew from all there are.
 
@@ -52,6 +53,7 @@ def carry_out(
         draw: makes figures, by the names of their files without ending, of the same lines.
         cost: fields that decide how long a run takes.
         jobs: processes.
+        sources: files of the data.
 
     Raises:
         InputError: the files cannot be used.
@@ -64,6 +66,7 @@ def carry_out(
     path, page = out / f"{name}.jsonl", out / f"{name}.md"
     check_target(path)
     check_target(page)
+    keep_apart((("--data", file) for file in sources), [("--out", path), ("--out", page)])
 
     def tell() -> None:
         """Make tables and figures of all lines."""
@@ -134,12 +137,13 @@ def carry_out_at_points(
         ComputationError: some runs failed; the others are done and kept.
     """
     from hvpspec.experiments.points import images_of
-    from hvpspec.zoo import build_network
+    from hvpspec.zoo import build_network, source_files
 
     for net, activation in {(run.net, run.activation) for run in runs}:
         build_network(net, {"activation": activation})
     most = max(run.images for run in runs)
-    for source in {run.data for run in runs}:
+    data = sorted({run.data for run in runs})
+    for source in data:
         images_of(source, data_dir).subset(most)
     carry_out(
         name,
@@ -151,6 +155,7 @@ def carry_out_at_points(
         draw=draw,
         cost=cost,
         jobs=jobs,
+        sources=[file for source in data for file in source_files(source, data_dir)],
     )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from hvpspec.cli.apart import Names
 from hvpspec.cli.options import (
     Confidence,
     JsonFile,
@@ -58,6 +59,7 @@ def index(
     out: Annotated[
         Path | None,
         typer.Option(help="Picture of the index as a function of tau: .png, .pdf or .svg."),
+        Names.WRITTEN,
     ] = None,
 ) -> None:
     """Count the directions in which the loss goes down, resolved from round-off."""

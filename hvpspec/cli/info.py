@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from hvpspec.cli.apart import Names, spare_recorded_data
 from hvpspec.cli.options import JsonFile, NetArgs, NetName, parse_net_args
 from hvpspec.files import check_target
 from hvpspec.report import checkpoint_tables, checkpoint_to_dict, write_json
@@ -15,7 +16,9 @@ from hvpspec.report import checkpoint_tables, checkpoint_to_dict, write_json
 
 def info(
     checkpoint: Annotated[
-        Path, typer.Argument(help="Checkpoint, or weights (.pt, .safetensors) together with --net.")
+        Path,
+        typer.Argument(help="Checkpoint, or weights (.pt, .safetensors) together with --net."),
+        Names.READ,
     ],
     net: NetName = None,
     net_arg: NetArgs = None,
@@ -28,6 +31,8 @@ def info(
     from hvpspec.zoo import load_checkpoint
 
     found = load_checkpoint(checkpoint, net=net, net_arguments=arguments)
+    if json_file:
+        spare_recorded_data(found, None, [("--json", json_file)])
     for table in checkpoint_tables(found):
         Console().print(table)
     if json_file:

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from hvpspec.cli.apart import Names
 from hvpspec.errors import InputError
 
 LossName = Literal["cross_entropy", "mse"]
@@ -30,6 +31,7 @@ _AS_TRAINED = "as it was trained"
 ModelFile = Annotated[
     Path,
     typer.Option("--model", help="Checkpoint, or weights (.pt, .safetensors) together with --net."),
+    Names.READ,
 ]
 NetName = Annotated[
     str | None,
@@ -38,10 +40,12 @@ NetName = Annotated[
         help="mlp2, mlp3, cnn, linear, or module:callable, which is imported and called.",
         show_default="the checkpoint's",
     ),
+    Names.CODE,
 ]
 NetArgs = Annotated[
     list[str] | None,
     typer.Option("--net-arg", metavar="NAME=VALUE", help="Argument of the network; repeatable."),
+    Names.READ,
 ]
 DataName = Annotated[
     str | None,
@@ -51,6 +55,7 @@ DataName = Annotated[
         " module:callable, which is imported and called.",
         show_default="what it was trained on",
     ),
+    Names.READ,
 ]
 DataDir = Annotated[
     Path | None,
@@ -95,6 +100,7 @@ CheckpointFolder = Annotated[
         metavar="DIR",
         help="Keep all products here: the same command then goes on where it ended.",
     ),
+    Names.KEPT,
 ]
 CheckpointEvery = Annotated[
     float | None,
@@ -104,7 +110,9 @@ CheckpointEvery = Annotated[
         show_default="60",
     ),
 ]
-JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the result to this file too.")]
+JsonFile = Annotated[
+    Path | None, typer.Option("--json", help="Write the result to this file too."), Names.WRITTEN
+]
 Seed = Annotated[int, typer.Option("--seed", help="Of initial weights and the order of examples.")]
 
 

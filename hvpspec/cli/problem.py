@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
+from hvpspec.cli.apart import Named, Names, named_by, spare_recorded_data
 from hvpspec.cli.options import (
     L2,
     CheckpointEvery,
@@ -102,9 +103,6 @@ class Problem:
 #: another ``group`` than all can be named.
 LoadProblem = Callable[..., Problem]
 
-# Options that name what a command writes.
-_FILES = {"json_file", "out", "save", "vectors"}
-
 
 def load_problem(
     model: ModelFile,
@@ -123,6 +121,7 @@ def load_problem(
     checkpoint_every: CheckpointEvery = None,
     group: Any = None,  # a ProcessGroup, whose name would load PyTorch here
     told: Mapping[str, Any] | None = None,
+    written: Named = (),
 ) -> Problem:
     """Read a checkpoint and make the Hessian of its loss; the defaults are those of its training.
 
@@ -142,6 +141,7 @@ def load_problem(
         checkpoint_every: seconds between writing there.
         group: processes that share out the data; None for this one alone.
         told: all options of the command, for the record.
+        written: the files that it writes, each behind its option.
 
     Raises:
         HvpspecError: something does not exist, does not fit or is not finite.
@@ -161,6 +161,8 @@ def load_problem(
     loss = loss or (settings.loss if settings else "cross_entropy")
     if l2 is None:
         l2 = settings.l2 if settings else 0.0
+    if data is None:
+        spare_recorded_data(trained, data_dir, written)
     examples = trained.load_data(data, data_dir=data_dir, subset=subset)
     if isinstance(examples, Dataset):
         # Says in plain words if network, loss and data do not fit each other.
@@ -262,14 +264,6 @@ def _own_share(data: Any, num_examples: int | None, group: ProcessGroup | None) 
     return tuple(tensor[rank::size] for tensor in data)
 
 
-def _spare_the_model(model: Path, options: Mapping[str, Any]) -> None:
-    """Refuse to write over the file that a command reads."""
-    for name in _FILES & options.keys():
-        path = options[name]
-        if path is not None and path.resolve() == model.resolve():
-            raise InputError(f"{path} is the model itself and would be lost; write to another file")
-
-
 def on_problem(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options of :func:`load_problem` beside its own.
 
@@ -278,17 +272,19 @@ def on_problem(command: Callable[..., None]) -> Callable[..., None]:
             been checked; the others are options.
     """
     shared = dict(inspect.signature(load_problem, eval_str=True).parameters)
-    del shared["group"], shared["told"]
+    del shared["group"], shared["told"], shared["written"]
     own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+
+    files = [p.name for p in own if Names.WRITTEN in get_args(p.annotation)]
 
     def run(**options: Any) -> None:
         chosen = {name: options.pop(name) for name in shared}
-        _spare_the_model(chosen["model"], options)
+        written = named_by(command, options, Names.WRITTEN)
         with joined() as together:
             told = {**chosen, **options}
             if rank() > 0:  # the first process writes what all of them have found
-                options |= dict.fromkeys(_FILES & options.keys())
-            load = partial(load_problem, **chosen, group=together, told=told)
+                options |= dict.fromkeys(files)
+            load = partial(load_problem, **chosen, group=together, told=told, written=written)
             command(load, **options)
 
     model, *others = shared.values()

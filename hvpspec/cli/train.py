@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
+from hvpspec.cli.apart import Names
 from hvpspec.cli.options import (
     DataDir,
     LossName,
@@ -32,6 +33,7 @@ def train(
         typer.Option(
             help="mlp2, mlp3, cnn, linear, or module:callable, which is imported and called."
         ),
+        Names.CODE,
     ],
     data: Annotated[
         str,
@@ -39,8 +41,9 @@ def train(
             help="mnist-sample, fashion-mnist-sample, mnist, fashion-mnist, a .npz or .pt file, or"
             " module:callable, which is imported and called."
         ),
+        Names.READ,
     ],
-    out: Annotated[Path, typer.Option(help="Checkpoint to write.")],
+    out: Annotated[Path, typer.Option(help="Checkpoint to write."), Names.WRITTEN],
     net_arg: NetArgs = None,
     data_dir: DataDir = None,
     subset: Subset = None,

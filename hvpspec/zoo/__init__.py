@@ -8,7 +8,7 @@ data.
 """
 
 from hvpspec.zoo.checkpoints import Checkpoint, TensorInfo, load_checkpoint, save_checkpoint
-from hvpspec.zoo.datasets import SAMPLES, Dataset, DataSource, load_data
+from hvpspec.zoo.datasets import SAMPLES, Dataset, DataSource, load_data, source_files
 from hvpspec.zoo.full_data import cache_dir
 from hvpspec.zoo.networks import (
     ACTIVATIONS,
@@ -50,5 +50,6 @@ __all__ = [
     "mlp2",
     "mlp3",
     "save_checkpoint",
+    "source_files",
     "train",
 ]

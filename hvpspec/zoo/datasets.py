@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from hvpspec.errors import InputError
-from hvpspec.zoo.full_data import read_full
-from hvpspec.zoo.idx import FOLDERS, Split
-from hvpspec.zoo.importing import call_by_name, is_code_name
+from hvpspec.zoo.full_data import folders, read_full
+from hvpspec.zoo.idx import FOLDERS, Split, idx_files
+from hvpspec.zoo.importing import call_by_name, is_code_name, module_file
 from hvpspec.zoo.safe_load import load_torch_file, require_file
+
+if TYPE_CHECKING:
+    from importlib.abc import Traversable
 
 SAMPLES = tuple(f"{name}-sample" for name in FOLDERS)
 
@@ -152,6 +156,27 @@ def load_data(
     return data.subset(subset)
 
 
+def source_files(source: str, data_dir: str | Path | None = None) -> list[Path]:
+    """Give the files that a source of data is read from, or one of code lies in; none is run.
+
+    Args:
+        source: As for `load_data`, or the name of any other file.
+        data_dir: Folder that holds ``MNIST/raw`` or ``FashionMNIST/raw``.
+
+    Raises:
+        InputError: A folder that was named for a full data set does not exist.
+    """
+    if source in SAMPLES:
+        return [Path(str(_sample_file(source)))]
+    if source in FOLDERS:
+        splits = get_args(Split)
+        return [f for d in folders(data_dir) for s in splits for f in idx_files(d, source, s)]
+    if is_code_name(source):
+        file = module_file(source)
+        return [] if file is None else [file]
+    return [Path(source)] if os.path.isfile(source) else []
+
+
 def _load(source: str, split: Split, data_dir: str | Path | None) -> Dataset | Iterable[Any]:
     """Tell the kinds of source apart."""
     label = source if split == "train" else f"{source} ({split})"
@@ -175,10 +200,14 @@ def _images(label: str, images: NDArray[np.uint8], labels: NDArray[np.uint8]) ->
     return Dataset(label, inputs, torch.from_numpy(labels.astype(np.int64)))
 
 
+def _sample_file(source: str) -> Traversable:
+    """The file of one of the bundled samples."""
+    return resources.files("hvpspec.zoo.samples") / f"{source}.npz"
+
+
 def _read_sample(source: str, split: Split) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Read one of the bundled samples."""
-    file = resources.files("hvpspec.zoo.samples") / f"{source}.npz"
-    with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+    with _sample_file(source).open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
         return arrays[f"{split}_images"], arrays[f"{split}_labels"]
 
 

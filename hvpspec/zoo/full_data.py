@@ -34,7 +34,7 @@ def read_full(
             download failed.
     """
     looked_in = []
-    for folder in _folders(data_dir):
+    for folder in folders(data_dir):
         if all(file.exists() for file in idx_files(folder, name, split)):
             return read_split(folder, name, split)
         looked_in.append(folder)
@@ -48,8 +48,15 @@ def cache_dir() -> Path:
     return (Path(cache) if cache else Path.home() / ".cache") / "hvpspec" / "data"
 
 
-def _folders(data_dir: str | Path | None) -> Iterator[Path]:
-    """Give the folders to look in, refusing those that the user named and that do not exist."""
+def folders(data_dir: str | Path | None) -> Iterator[Path]:
+    """Give the folders to look in, refusing those that the user named and that do not exist.
+
+    Args:
+        data_dir: The one named with the call, if any.
+
+    Raises:
+        InputError: A named folder does not exist.
+    """
     named = {"--data-dir": data_dir, "HVPSPEC_DATA": os.environ.get("HVPSPEC_DATA")}
     for origin, given in named.items():
         if given:

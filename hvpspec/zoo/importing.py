@@ -7,6 +7,8 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.machinery import PathFinder
+from pathlib import Path
 from typing import cast
 
 from hvpspec.errors import HvpspecError, InputError
@@ -37,12 +39,12 @@ def call_by_name(name: str, arguments: Mapping[str, object]) -> object:
         InputError: The name is malformed, the module cannot be imported, it has no such callable,
             or the call fails.
     """
-    if not is_code_name(name):
-        raise InputError(f"{name!r} is not of the form module:callable")
     with _current_directory_last():
         function = _resolve(name)
+        if not callable(function):
+            raise InputError(f"{name} is a {type(function).__name__}, which cannot be called")
         try:
-            return function(**arguments)
+            return cast("Callable[..., object]", function)(**arguments)
         except HvpspecError:
             raise
         except Exception as error:
@@ -50,8 +52,44 @@ def call_by_name(name: str, arguments: Mapping[str, object]) -> object:
             raise InputError(f"{name} failed when called as ({shown}): {_short(error)}") from error
 
 
-def _resolve(name: str) -> Callable[..., object]:
-    """Import the module and look the callable up."""
+def find_by_name(name: str) -> object:
+    """Import a module and return what it has under a name, as it is.
+
+    Args:
+        name: As for `call_by_name`, but what it names need not be callable.
+
+    Raises:
+        InputError: The name is malformed, the module cannot be imported, or it has no such name.
+    """
+    with _current_directory_last():
+        return _resolve(name)
+
+
+def module_file(name: str) -> Path | None:
+    """Find the file of the module in ``module:callable`` without running anything.
+
+    Args:
+        name: As for `call_by_name`.
+
+    Returns:
+        The file; None where there is none, or none of Python's own way of finding modules.
+    """
+    module_name, _, _ = name.partition(":")
+    parts, path, spec = module_name.split("."), None, None
+    with _current_directory_last():
+        for i in range(len(parts)):
+            # Not `importlib.util.find_spec`, which runs the packages around a module.
+            spec = PathFinder.find_spec(".".join(parts[: i + 1]), path)
+            if spec is None:
+                return None
+            path = spec.submodule_search_locations
+    return Path(spec.origin) if spec is not None and spec.has_location and spec.origin else None
+
+
+def _resolve(name: str) -> object:
+    """Import the module and look the name up."""
+    if not is_code_name(name):
+        raise InputError(f"{name!r} is not of the form module:callable")
     module_name, _, path = name.partition(":")
     try:
         found: object = importlib.import_module(module_name)
@@ -63,9 +101,7 @@ def _resolve(name: str) -> Callable[..., object]:
             found = getattr(found, attribute)
     except AttributeError as error:
         raise InputError(f"{module_name!r} has no {path!r}; check the name {name!r}") from error
-    if not callable(found):
-        raise InputError(f"{name} is a {type(found).__name__}, which cannot be called")
-    return cast("Callable[..., object]", found)
+    return found
 
 
 @contextmanager

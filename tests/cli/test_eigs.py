@@ -44,16 +44,6 @@ def test_vectors_need_the_ending_of_safetensors(run, workspace, checkpoint):
     assert "its ending must be one of .safetensors" in outcome.err
 
 
-@pytest.mark.parametrize("option", ["eigs --json", "eigs --vectors", "density --out"])
-def test_the_model_is_not_written_over(run, workspace, checkpoint, option):
-    command, name = option.split()
-    before = (workspace / checkpoint).read_bytes()
-    outcome = run(f"{command} --model {checkpoint} {name} ../{workspace.name}/{checkpoint}")
-    assert (outcome.code, outcome.out) == (2, "")
-    assert "is the model itself and would be lost" in outcome.err
-    assert (workspace / checkpoint).read_bytes() == before
-
-
 def test_what_did_not_converge_is_printed_and_an_error(run, workspace):
     run("train --net mlp2 --data mnist-sample --epochs 0 --out net.pt")
     options = "-k 30 --which SA --max-matvecs 60 --tol 1e-12 --subset 20 --params output"
