@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from hvpspec.cli.apart import Names, spare_recorded_data
-from hvpspec.cli.options import JsonFile, NetArgs, NetName, parse_net_args
+from hvpspec.cli.options import JsonFile, NetArgs, NetName, WeightsName, parse_net_args
 from hvpspec.files import check_target
 from hvpspec.report import checkpoint_tables, checkpoint_to_dict, write_json
 
@@ -22,6 +22,7 @@ def info(
     ],
     net: NetName = None,
     net_arg: NetArgs = None,
+    weights: WeightsName = None,
     json_file: JsonFile = None,
 ) -> None:
     """Describe a checkpoint: network, tensors, data, training, versions."""
@@ -30,7 +31,7 @@ def info(
         check_target(json_file)
     from hvpspec.zoo import load_checkpoint
 
-    found = load_checkpoint(checkpoint, net=net, net_arguments=arguments)
+    found = load_checkpoint(checkpoint, net=net, net_arguments=arguments, weights=weights)
     if json_file:
         spare_recorded_data(found, None, [("--json", json_file)])
     for table in checkpoint_tables(found):

@@ -47,6 +47,15 @@ NetArgs = Annotated[
     typer.Option("--net-arg", metavar="NAME=VALUE", help="Argument of the network; repeatable."),
     Names.READ,
 ]
+WeightsName = Annotated[
+    str | None,
+    typer.Option(
+        "--weights",
+        metavar="NAME",
+        help="Which weights of a file that holds several: params_ema, state_dict.net.",
+        show_default="those that fit and are no average",
+    ),
+]
 DataName = Annotated[
     str | None,
     typer.Option(
@@ -222,7 +231,7 @@ def _plain_value(text: str) -> object:
         return words[text.lower()]
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 

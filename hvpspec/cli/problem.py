@@ -27,6 +27,7 @@ from hvpspec.cli.options import (
     NetName,
     Params,
     Subset,
+    WeightsName,
     parse_net_args,
     refuse_together,
 )
@@ -109,6 +110,7 @@ def load_problem(
     *,
     net: NetName = None,
     net_arg: NetArgs = None,
+    weights: WeightsName = None,
     data: DataName = None,
     data_dir: DataDir = None,
     subset: Subset = None,
@@ -129,6 +131,7 @@ def load_problem(
         model: checkpoint, or weights for ``net``.
         net: name of the network.
         net_arg: its arguments as ``name=value``.
+        weights: which of the weights in a file that is no checkpoint.
         data: source of the data.
         data_dir: folder of the full data sets.
         subset: number of first examples.
@@ -156,7 +159,9 @@ def load_problem(
             f"--engine {engine} changes its way of multiplying as products are made, and a run from"
             " --checkpoint would end with other bits; name one way, or leave --engine out"
         )
-    trained = load_checkpoint(model, net=net, net_arguments=parse_net_args(net_arg))
+    trained = load_checkpoint(
+        model, net=net, net_arguments=parse_net_args(net_arg), weights=weights
+    )
     settings = trained.settings
     loss = loss or (settings.loss if settings else "cross_entropy")
     if l2 is None:

@@ -118,7 +118,7 @@ def _parse(path: Path, number: int, line: bytes) -> Record:
     """Read one line."""
     try:
         record = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"line {number} of {path} is no JSON ({error}); remove it") from error
     if not isinstance(record, dict):
         raise InputError(f"line {number} of {path} is no JSON object; remove it")

@@ -23,7 +23,7 @@ def checkpoint_to_dict(checkpoint: Checkpoint) -> dict[str, Any]:
     ``arguments``); ``num_parameters``; ``tensors``, each with ``name``, ``shape``, ``dtype``,
     ``count`` and ``kind`` (``parameter`` or ``buffer``); ``data`` (``source``, ``split``,
     ``subset``), ``settings`` and ``history`` of training, null where unknown; ``versions`` of the
-    software that wrote it.
+    software that wrote it; ``weights``, where in a file of other people's they were found, or null.
 
     Args:
         checkpoint: the checkpoint.
@@ -42,6 +42,7 @@ def checkpoint_to_dict(checkpoint: Checkpoint) -> dict[str, Any]:
         "settings": asdict(checkpoint.settings) if checkpoint.settings else None,
         "history": asdict(checkpoint.history) if checkpoint.history else None,
         "versions": dict(checkpoint.versions),
+        "weights": checkpoint.weights,
     }
 
 
@@ -61,6 +62,8 @@ def checkpoint_tables(checkpoint: Checkpoint) -> tuple[Table, Table]:
     if history:
         accuracy = f", accuracy {history.accuracy:.2%}" if history.accuracy is not None else ""
         rows.append(("result", f"training loss {history.loss:.5g}{accuracy}"))
+    if checkpoint.weights is not None:
+        rows.append(("weights", checkpoint.weights))
     rows.append(("written by", pairs(checkpoint.versions, " ") or "not recorded"))
 
     tensors = Table(box=box.SIMPLE_HEAD)

@@ -19,7 +19,7 @@ _ADDED: Mapping[str, Mapping[str, bool | None]] = {
     "hvpspec-measure": {"provenance": None, "gauss_newton": None, **_ADDED_TO_MEASURES},
     "hvpspec-eigs": {"provenance": None},
     "hvpspec-trace": {"provenance": None},
-    "hvpspec-checkpoint-info": {},
+    "hvpspec-checkpoint-info": {"weights": None},
 }
 _VERSION = 1
 
@@ -56,14 +56,16 @@ def read_json(path: str | PathLike[str]) -> dict[str, Any]:
             "update hvpspec"
         )
     if kind == "hvpspec-measure":
-        content = {**content, "layers": _completed(content.get("layers"))}
+        content = {**content, "layers": _completed(path, content.get("layers"))}
     return {**_ADDED[kind], **content}
 
 
-def _completed(layers: Mapping[str, Mapping[str, Any]] | None) -> dict[str, Any] | None:
+def _completed(path: Path, layers: object) -> dict[str, Any] | None:
     """Layers with what was added to them as to the whole."""
     if layers is None:
         return None
+    if not isinstance(layers, dict) or not all(isinstance(x, dict) for x in layers.values()):
+        raise InputError(f"{path} is damaged: its layers are no objects by name")
     return {name: {**_ADDED_TO_MEASURES, **layer} for name, layer in layers.items()}
 
 

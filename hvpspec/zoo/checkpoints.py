@@ -25,7 +25,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -39,13 +39,18 @@ from hvpspec.zoo.networks import NETWORKS, NetworkSpec, build_network
 from hvpspec.zoo.training import TrainingHistory, TrainingSettings
 from hvpspec.zoo.weights import (
     check_state_dict,
-    foreign_state_dict,
+    choose_weights,
+    describe,
     load_weights,
     read_weights_file,
+    state_dicts,
 )
 
 FORMAT = "hvpspec-checkpoint"
 VERSION = 1
+
+#: Whether a network is put in eval mode or left in the modes in which it was built.
+Mode = Literal["eval", "as given"]
 
 _T = TypeVar("_T")
 
@@ -65,12 +70,14 @@ class Checkpoint:
 
     Attributes:
         path: The file it was read from.
-        model: The network, in eval mode, on the CPU.
+        model: The network, on the CPU; in eval mode, if it was not to be left as built.
         network: What it was built from.
         data: What it was trained on, if known.
         settings: How it was trained, if known.
         history: What training came to, if known.
         versions: Versions of the software that wrote it; empty for foreign weights.
+        weights: Where in the file foreign weights were found, such as ``state_dict.net``; None for
+            a checkpoint, and for a state_dict that is the file itself.
     """
 
     path: Path
@@ -80,6 +87,7 @@ class Checkpoint:
     settings: TrainingSettings | None = None
     history: TrainingHistory | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
+    weights: str | None = None
 
     @property
     def num_parameters(self) -> int:
@@ -182,11 +190,15 @@ def load_checkpoint(
     *,
     net: str | None = None,
     net_arguments: Mapping[str, object] | None = None,
+    weights: str | None = None,
+    mode: Mode = "eval",
 ) -> Checkpoint:
     """Read a checkpoint, or foreign weights for a network that the caller names.
 
-    Foreign weights are a state_dict written by `torch.save`, bare or in a ``state_dict``,
-    ``model_state_dict`` or ``model`` entry, or a ``.safetensors`` file.
+    Foreign weights are a ``.safetensors`` file, or a state_dict written by `torch.save`, bare or
+    anywhere within dictionaries. The one that fits the network is taken, without what wrappers of
+    the network have put before all its names. If several fit, the one that is no running average
+    (``ema``, ``swa``) is, unless ``weights`` names another.
 
     Args:
         path: The file.
@@ -195,6 +207,11 @@ def load_checkpoint(
             otherwise it replaces the one in the checkpoint.
         net_arguments: Arguments of ``net``. By default those in the checkpoint, if it names the
             same network, or none.
+        weights: Which of the weights in a foreign file: the entries that lead to them and the
+            prefix of their names, joined by dots, such as ``params_ema`` or ``state_dict.net``; a
+            part of this suffices where it is the only one.
+        mode: ``"eval"`` puts the network in eval mode, ``"as given"`` leaves each module in the
+            mode in which it was built.
 
     Raises:
         InputError: The file is missing, damaged, of a newer version or not plain data; the network
@@ -205,15 +222,25 @@ def load_checkpoint(
         raise InputError(f"network arguments {dict(net_arguments)} are given without --net")
     content = read_weights_file(path)
     if not isinstance(content, Mapping) or content.get("format") != FORMAT:
-        state = foreign_state_dict(path, content)
+        states = state_dicts(path, content)
         if net is None:
             raise InputError(
-                f"{path} holds weights but does not say of which network; pass --net, one of"
-                f" {', '.join(NETWORKS)} or module:callable"
+                f"{path} holds weights, {describe(states)}, but does not say of which network; pass"
+                f" --net, one of {', '.join(NETWORKS)} or module:callable"
             )
         network = NetworkSpec(net, dict(net_arguments or {}))
-        return Checkpoint(path, _built(network, state, path), network)
-    return _read_own(path, content, net, net_arguments)
+        model = build_network(network.name, network.arguments)
+        found = choose_weights(path, states, model, weights)
+        state = check_state_dict(path, found.tensors)
+        return Checkpoint(
+            path, _filled(model, state, path, mode), network, weights=found.name or None
+        )
+    if weights is not None:
+        raise InputError(
+            f"{path} is a checkpoint of hvpspec, with one set of weights; leave out"
+            f" --weights {weights}"
+        )
+    return _read_own(path, content, net, net_arguments, mode)
 
 
 def _read_own(
@@ -221,6 +248,7 @@ def _read_own(
     content: Mapping[str, Any],
     net: str | None,
     net_arguments: Mapping[str, object] | None,
+    mode: Mode,
 ) -> Checkpoint:
     """Make sense of a checkpoint of our own format."""
     version = content.get("version")
@@ -243,7 +271,8 @@ def _read_own(
         raise InputError(f"{path} is a malformed checkpoint ({error}); save it again") from error
     network = _allowed(path, recorded, net, net_arguments)
     state = check_state_dict(path, content.get("state_dict"))
-    model = _built(network, state, path)
+    model = build_network(network.name, network.arguments)
+    model = _filled(model, state, path, mode)
     return Checkpoint(path, model, network, data, settings, history, versions)
 
 
@@ -293,8 +322,9 @@ def _allowed(
     return NetworkSpec(net, dict(net_arguments))
 
 
-def _built(network: NetworkSpec, state: Mapping[str, torch.Tensor], path: Path) -> nn.Module:
-    """Build a network with given weights."""
-    model = build_network(network.name, network.arguments)
+def _filled(
+    model: nn.Module, state: Mapping[str, torch.Tensor], path: Path, mode: Mode
+) -> nn.Module:
+    """Put weights into a network, and the network into a mode."""
     load_weights(model, state, path)
-    return model.eval()
+    return model.eval() if mode == "eval" else model

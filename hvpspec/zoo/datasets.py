@@ -215,7 +215,11 @@ def _read_file(path: Path, split: Split, label: str) -> Dataset:
     """Read a user's own arrays."""
     prefix = "" if split == "train" else f"{split}_"
     names = (f"{prefix}inputs", f"{prefix}targets")
-    found = _read_npz(path, names) if path.suffix == ".npz" else load_torch_file(path)
+    if path.suffix == ".npz":
+        found: object = _read_npz(path, names)
+    else:
+        remedy = f"save tensors alone: torch.save({{{names[0]!r}: x, {names[1]!r}: y}}, 'data.pt')"
+        found = load_torch_file(path, remedy=remedy)
     if not isinstance(found, dict) or not all(name in found for name in names):
         held = ", ".join(map(str, found)) if isinstance(found, dict) else type(found).__name__
         raise InputError(f"{path} has no {names[0]!r} and {names[1]!r}; it holds: {held[:200]}")

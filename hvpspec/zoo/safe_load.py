@@ -3,12 +3,39 @@
 from __future__ import annotations
 
 import pickle
+import re
 import warnings
+import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from torch.serialization import safe_globals
 
-from hvpspec.errors import InputError
+from hvpspec.errors import InputError, first_line
+
+
+class Unread:
+    """Stands for an object that was not read: takes what it would be made of, and keeps nothing."""
+
+    def __new__(cls, *_: object) -> Unread:
+        """Make one of anything."""
+        return super().__new__(cls)
+
+    def __setstate__(self, _: object) -> None:
+        """Leave out what the object would hold."""
+
+
+#: What people keep beside weights: numbers and arrays of NumPy, paths, times, versions.
+BESIDE_WEIGHTS = (
+    "numpy.dtype",
+    "numpy.ndarray",
+    *(f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")),
+    *(f"numpy.{core}.multiarray._reconstruct" for core in ("core", "_core")),
+    *(f"{m}.{kind}Path" for m in ("pathlib", "pathlib._local") for kind in ("Posix", "Windows")),
+    *(f"datetime.{kind}" for kind in ("date", "datetime", "time", "timedelta", "timezone")),
+    "torch.torch_version.TorchVersion",
+)
 
 
 def require_file(path: Path) -> None:
@@ -23,10 +50,16 @@ def require_file(path: Path) -> None:
         raise InputError(f"{path} does not exist; check the path")
 
 
-def load_torch_file(path: Path) -> object:
+def load_torch_file(path: Path, *, remedy: str, unread: Iterable[str] = ()) -> object:
     """Read what `torch.save` wrote: tensors, plain containers, strings and numbers, on the CPU.
 
     A pickle may name any function to be called when it is read. Those that do are refused, unread.
+
+    Args:
+        path: The file.
+        remedy: How to save it so that it can be read, for the message.
+        unread: Classes and functions, such as ``numpy.dtype``, that the file may name: an `Unread`
+            comes back in place of what they make.
 
     Raises:
         InputError: The file is missing, truncated, of another kind, or holds anything but plain
@@ -34,7 +67,7 @@ def load_torch_file(path: Path) -> object:
     """
     require_file(path)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), safe_globals([(Unread, name) for name in unread]):
             # PyTorch warns of TorchScript archives before it refuses them; the error is enough.
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -42,14 +75,34 @@ def load_torch_file(path: Path) -> object:
         if "Unsupported operand" in str(error):  # these bytes are no pickle
             raise _unreadable(path) from error
         raise InputError(
-            f"{path} holds more than tensors and plain data, and was not read, since that could"
-            " run code; save the model's state_dict() instead"
+            f"{path} holds {_refused(error)}, which is no plain data, and was not read, since that"
+            f" could run code; {remedy}"
         ) from error
     except PermissionError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     # A broken file can fail anywhere in the reader, with any exception.
     except Exception as error:
+        if _is_script(path):
+            raise InputError(
+                f"{path} is a TorchScript archive, which is code; load it in Python with"
+                " torch.jit.load and save its weights: torch.save(net.state_dict(), 'weights.pt')"
+            ) from error
         raise _unreadable(path) from error
+
+
+def _refused(error: pickle.UnpicklingError) -> str:
+    """Name what PyTorch refused to make, from its message."""
+    name = re.search(r"GLOBAL (\S+)", str(error))
+    return name[1] if name else f"what PyTorch refuses ({first_line(error)})"
+
+
+def _is_script(path: Path) -> bool:
+    """Tell archives of TorchScript, by the file that PyTorch knows them by, too."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return False
 
 
 def _unreadable(path: Path) -> InputError:

@@ -1,26 +1,34 @@
-"""Read foreign weights and put weights into a network."""
+"""Find weights in files of any origin, and put them into a network."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from hvpspec.errors import InputError, first_line
-from hvpspec.zoo.safe_load import load_torch_file, require_file
+from hvpspec.zoo.safe_load import BESIDE_WEIGHTS, load_torch_file, require_file
 
-StateDict = Mapping[str, torch.Tensor]
+StateDict = Mapping[str, Tensor]
 
-# Keys under which training scripts commonly keep the weights, and the prefixes that DataParallel
-# and torch.compile put before every name.
-_WRAPPERS = ("state_dict", "model_state_dict", "model")
-_PREFIXES = ("module.", "_orig_mod.")
+_REMEDY = (
+    "if you trust it, read it in Python with torch.load(..., weights_only=False) and save the"
+    " weights alone: torch.save(model.state_dict(), 'weights.pt')"
+)
+
+# Words by which training scripts call a running average of the weights.
+_AVERAGED = {"ema", "swa", "avg", "averaged", "average", "shadow"}
 
 _DTYPES = {
+    torch.complex128,
+    torch.complex64,
     torch.float64,
     torch.float32,
     torch.float16,
@@ -34,6 +42,22 @@ _DTYPES = {
 }
 
 
+@dataclass(frozen=True, eq=False)
+class FoundWeights:
+    """Tensors of a file that may be the weights of a network.
+
+    Attributes:
+        name: Where they are: the entries of the file that lead there and what stands before all
+            their names, joined by dots; empty where the file is the state_dict itself.
+        tensors: By the names that remain.
+        within: All tensors of the state_dict that they are part of.
+    """
+
+    name: str
+    tensors: StateDict
+    within: StateDict
+
+
 def read_weights_file(path: Path) -> object:
     """Read a ``.safetensors`` file or one of `torch.save`, without running code.
 
@@ -41,7 +65,7 @@ def read_weights_file(path: Path) -> object:
         InputError: The file is missing, broken or holds more than plain data.
     """
     if path.suffix != ".safetensors":
-        return load_torch_file(path)
+        return load_torch_file(path, remedy=_REMEDY, unread=BESIDE_WEIGHTS)
     require_file(path)
     try:
         return load_file(path)
@@ -49,20 +73,102 @@ def read_weights_file(path: Path) -> object:
         raise InputError(f"{path} is no readable safetensors file ({error})") from error
 
 
-def foreign_state_dict(path: Path, content: object) -> StateDict:
-    """Find the weights in what a file of unknown origin holds.
+def state_dicts(path: Path, content: object) -> dict[str, StateDict]:
+    """Find everything in a file that holds tensors under names.
 
-    A bare state_dict is taken as it is, or out of a ``state_dict``, ``model_state_dict`` or
-    ``model`` entry; the prefixes ``module.`` and ``_orig_mod.`` are removed where every name has
-    them.
+    Args:
+        path: The file, for messages.
+        content: What it holds.
+
+    Returns:
+        The tensors by name, by the entries that lead there, joined by dots. Other things beside
+        tensors are left out.
 
     Raises:
-        InputError: There are no weights to be found.
+        InputError: There are none.
     """
-    if isinstance(content, Mapping):
-        wrapped = [content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)]
-        content = wrapped[0] if wrapped else content
-    return check_state_dict(path, content)
+    found: dict[str, StateDict] = {}
+    waiting, seen = [("", content)], set()
+    while waiting:  # no recursion, of which a hostile file may need any depth
+        place, entry = waiting.pop()
+        if not isinstance(entry, Mapping):
+            continue
+        named = {name: value for name, value in entry.items() if isinstance(name, str)}
+        tensors = {name: value for name, value in named.items() if isinstance(value, Tensor)}
+        if tensors:
+            found[place] = tensors
+        if id(entry) not in seen:  # or it may hold itself
+            seen.add(id(entry))
+            inner = [(_joined(place, name), value) for name, value in named.items()]
+            waiting += reversed(inner)
+    if not found:
+        held = ", ".join(map(str, content)) if isinstance(content, Mapping) else ""
+        raise InputError(
+            f"{path} holds no weights, that is tensors under names; it holds"
+            f" {held[:200] or f'a {type(content).__name__}'}"
+        )
+    return found
+
+
+def choose_weights(
+    path: Path, states: Mapping[str, StateDict], model: nn.Module, weights: str | None = None
+) -> FoundWeights:
+    """Choose, among all tensors of a file, the weights that fit a network.
+
+    What stands before the names, as wrappers of the network put it there, is found by comparing
+    them with the network's own. Where several fit, one that is no running average is taken if it is
+    the only such one.
+
+    Args:
+        path: The file, for messages.
+        states: As `state_dicts` gives them.
+        model: The network.
+        weights: Which ones: the `FoundWeights.name`, the beginning of it, or another part.
+
+    Raises:
+        InputError: None fit, or several do and it is not plain which ones are meant.
+    """
+    own = _own_tensors(model)
+    every = [found for place, state in states.items() for found in _candidates(place, state, own)]
+    if weights is not None:
+        every = _named(every, weights)
+        if not every:
+            raise InputError(f"{path} has no weights named {weights}; it holds {describe(states)}")
+    fitting = [found for found in every if not _differences(found.tensors, own)]
+    if not fitting:
+        nearest = max(every, key=lambda found: len(own.keys() & found.tensors.keys()))
+        name = f" {nearest.name}" if nearest.name else ""
+        raise InputError(
+            f"the weights{name} in {path} do not fit the network:"
+            f" {_differences(nearest.tensors, own)}"
+        )
+    exact = [found for found in fitting if found.name == weights]
+    chosen = exact[0] if exact else _main(fitting)
+    if chosen is None:
+        names = ", ".join(found.name or "those without a prefix" for found in fitting)
+        raise InputError(
+            f"{path} holds {len(fitting)} sets of weights that fit the network: {names}; choose one"
+            " with --weights NAME"
+        )
+    # What fits as well is another copy of the network, and not something beside it.
+    copies = [found for found in fitting if found.within is chosen.within]
+    beside = _num_numbers(chosen.within) - sum(_num_numbers(copy.tensors) for copy in copies)
+    if weights is None and beside >= _num_numbers(chosen.tensors):
+        raise InputError(
+            f"in {path}, {chosen.name} fits the network, but as many numbers are beside it under"
+            f" other names; if the network is that part alone, pass --weights {chosen.name}"
+        )
+    return chosen
+
+
+def describe(states: Mapping[str, StateDict]) -> str:
+    """Say where a file holds tensors, and how many.
+
+    Args:
+        states: As `state_dicts` gives them.
+    """
+    parts = [f"{place or 'a state_dict'} ({len(state)} tensors)" for place, state in states.items()]
+    return _few(parts)
 
 
 def check_state_dict(where: object, state: object) -> StateDict:
@@ -99,30 +205,19 @@ def check_state_dict(where: object, state: object) -> StateDict:
 def load_weights(model: nn.Module, state: StateDict, path: Path) -> None:
     """Put weights into a network, which becomes float64 if any of them is.
 
-    The prefixes of DataParallel and torch.compile, ``module.`` and ``_orig_mod.``, are removed
-    where every name has one that the network's own have not.
-
     Raises:
         InputError: Names or shapes differ.
     """
-    own = model.state_dict(keep_vars=True)
-    state = _with_tied(_without_prefixes(state, own), own)
-    shapes = [
-        f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
-    ]
-    differences = [
-        _listed("missing", [name for name in own if name not in state]),
-        _listed("unexpected", [name for name in state if name not in own]),
-        _listed("of another shape", shapes),
-    ]
-    if any(differences):
-        found = "; ".join(filter(None, differences))
-        raise InputError(f"the weights in {path} do not fit the network: {found}")
+    own = _own_tensors(model)
+    state = _with_tied(state, own)
+    differences = _differences(state, own)
+    if differences:
+        raise InputError(f"the weights in {path} do not fit the network: {differences}")
     # Copying float64 weights into a float32 network would round them.
-    if any(tensor.dtype == torch.float64 for tensor in state.values()):
+    if any(tensor.dtype in (torch.float64, torch.complex128) for tensor in state.values()):
         model.double()
+        for tensor in filter(torch.is_complex, own.values()):  # which it leaves as they are
+            tensor.data = tensor.data.to(torch.complex128)
     try:
         model.load_state_dict(dict(state))
     except RuntimeError as error:
@@ -130,27 +225,97 @@ def load_weights(model: nn.Module, state: StateDict, path: Path) -> None:
         raise InputError(f"the weights in {path} cannot be loaded: {first}") from error
 
 
-def _without_prefixes(state: StateDict, own: Iterable[str]) -> StateDict:
-    """Take off what a wrapper of the network has put before every name."""
-    for prefix in _PREFIXES:
-        if _all_start(state, prefix) and not _all_start(own, prefix):
-            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-    return state
+def _own_tensors(model: nn.Module) -> StateDict:
+    """The parameters and buffers of a network, as they are, so that shared ones are the same."""
+    state = model.state_dict(keep_vars=True)
+    return {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
 
 
-def _all_start(names: Iterable[str], prefix: str) -> bool:
-    """Tell whether all names start with a prefix."""
-    return all(name.startswith(prefix) for name in names)
+def _candidates(place: str, state: StateDict, own: StateDict) -> Iterator[FoundWeights]:
+    """Take from the names of a state_dict each beginning after which a name of the network follows.
+
+    Where there is none, the names are taken as they are, for the message.
+    """
+    prefixes = {
+        name[: len(name) - len(rest)]: None for name in state for rest in _ends(name) if rest in own
+    }
+    for prefix in prefixes or [""]:
+        tensors = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
+        name = _joined(place, prefix.removesuffix("."))
+        yield FoundWeights(name, _with_tied(tensors, own), state)
 
 
-def _with_tied(state: StateDict, own: Mapping[str, object]) -> StateDict:
+def _ends(name: str) -> Iterator[str]:
+    """A name, and what is left of it behind each dot."""
+    yield name
+    yield from (name[dot.end() :] for dot in re.finditer(r"\.", name))
+
+
+def _named(every: Sequence[FoundWeights], weights: str) -> list[FoundWeights]:
+    """Those whose names begin with a name, or else have it within them."""
+    inside = [found for found in every if f"{found.name}.".startswith(f"{weights}.")]
+    return inside or [found for found in every if f".{weights}." in f".{found.name}."]
+
+
+def _main(fitting: Sequence[FoundWeights]) -> FoundWeights | None:
+    """The one that is meant: of equal ones the first, otherwise the only one that is no average."""
+    first = fitting[0]
+    if all(_equal(first.tensors, found.tensors) for found in fitting[1:]):
+        return first
+    words = [set(re.split(r"[._-]", found.name.lower())) for found in fitting]
+    plain = [found for found, named in zip(fitting, words, strict=True) if not named & _AVERAGED]
+    return plain[0] if len(plain) == 1 else None
+
+
+def _equal(one: StateDict, other: StateDict) -> bool:
+    """Tell whether two sets of weights for one network are the same numbers."""
+    return all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def _differences(state: StateDict, own: StateDict) -> str:
+    """Say in which names and shapes weights differ from a network; nothing if they fit."""
+    shapes = [
+        f"{name} {tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
+        for name, tensor in own.items()
+        if name in state and not is_lazy(tensor) and state[name].shape != tensor.shape
+    ]
+    kinds = [
+        f"{name} {state[name].dtype} instead of {tensor.dtype}"
+        for name, tensor in own.items()
+        if name in state and state[name].is_complex() != tensor.is_complex()
+    ]
+    differences = [
+        _listed("missing", [name for name in own if name not in state]),
+        _listed("unexpected", [name for name in state if name not in own]),
+        _listed("of another shape", shapes),
+        _listed("of another kind", kinds),
+    ]
+    return "; ".join(filter(None, differences))
+
+
+def _with_tied(state: StateDict, own: StateDict) -> StateDict:
     """Add the names of shared tensors that a file, such as safetensors, holds only once."""
     twins = {id(own[name]): tensor for name, tensor in state.items() if name in own}
     tied = {name: twins[id(t)] for name, t in own.items() if name not in state and id(t) in twins}
     return {**state, **tied}
 
 
+def _num_numbers(state: StateDict) -> int:
+    """How many numbers tensors hold."""
+    return sum(tensor.numel() for tensor in state.values())
+
+
+def _joined(place: str, name: str) -> str:
+    """Join what leads to an entry, of which either may be empty."""
+    return f"{place}.{name}" if place and name else place or name
+
+
 def _listed(what: str, names: Sequence[str]) -> str:
+    """Count names, and give the first few."""
+    return f"{len(names)} {what} ({_few(names)})" if names else ""
+
+
+def _few(names: Sequence[str]) -> str:
     """Name the first few of many."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{len(names)} {what} ({', '.join(names[:3])}{more})" if names else ""
+    return ", ".join(names[:3]) + more

@@ -1,3 +1,4 @@
+import argparse
 import json
 
 import torch
@@ -49,3 +50,34 @@ def test_code_named_by_a_file_is_not_run(run, workspace):
 def test_missing_file(run, workspace):
     outcome = run("info nothing.pt")
     assert (outcome.code, outcome.err) == (2, "error: nothing.pt does not exist; check the path\n")
+
+
+def test_weights_of_other_people(run, workspace):
+    from tiny_cli_network import make
+
+    state, other = make().state_dict(), make().state_dict()
+    torch.save({"state_dict": {f"net.{n}": t for n, t in state.items()}, "epoch": 3}, "light.ckpt")
+    outcome = run("info light.ckpt --net tiny_cli_network:make --json info.json")
+    assert not outcome.code, outcome.err
+    assert "state_dict.net" in outcome.out
+    with open("info.json") as file:
+        assert json.load(file)["weights"] == "state_dict.net"
+    torch.save({"last": state, "best": other}, "two.pt")
+    for command in ("info two.pt", "trace --data plane.npz --max-matvecs 4 --model two.pt"):
+        outcome = run(f"{command} --net tiny_cli_network:make")
+        assert (outcome.code, outcome.out) == (2, "")
+        assert "last, best; choose one with --weights NAME" in outcome.err
+        outcome = run(f"{command} --net tiny_cli_network:make --weights best")
+        assert not outcome.code, outcome.err
+        outcome = run(f"{command} --net tiny_cli_network:make --weights ema")
+        assert outcome.code == 2
+        assert "no weights named ema; it holds last (4 tensors), best (4 tensors)" in outcome.err
+
+
+def test_files_that_are_code_stay_unread(run, workspace):
+    torch.save({"model": {}, "args": argparse.Namespace(lr=1)}, "args.pt")
+    outcome = run("info args.pt --net tiny_cli_network:make")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "args.pt holds argparse.Namespace, which is no plain data" in outcome.err
+    assert "torch.save(model.state_dict(), 'weights.pt')" in outcome.err
+    assert len(outcome.err.splitlines()) == 1

@@ -19,6 +19,11 @@ def test_values_become_what_they_look_like():
     }
 
 
+def test_a_value_may_look_like_json_as_deep_as_it_likes():
+    deep = "[" * 100_000
+    assert parse_net_args([f"a={deep}"]) == {"a": deep}
+
+
 @pytest.mark.parametrize("pairs", [None, []])
 def test_no_arguments_are_not_an_empty_set_of_them(pairs):
     assert parse_net_args(pairs) is None

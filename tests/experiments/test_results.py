@@ -83,6 +83,7 @@ def test_runs_are_known_again_by_their_settings(tmp_path):
     ("content", "cause"),
     [
         (b'{"a": 1\n{"a": 2}\n', "line 1 of .* is no JSON"),
+        (b"[" * 100_000 + b"\n", "line 1 of .* is no JSON"),
         (b'{"net": "cnn", "lr": 1, "batch": 1, "label": ""}\n[1]\n', "line 2 of .* no JSON object"),
         (b'{"net": "cnn"}\n', "line 1 of .* it has no 'lr'"),
     ],

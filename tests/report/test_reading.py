@@ -55,6 +55,7 @@ def test_old_files(name: str) -> None:
         (b'{"format": "hvpspec-index"}', "of version None"),
         (b'{"format": "hvpspec-index", "version": true}', "of version True"),
         (b'{"format": "hvpspec-index", "version": 1, "tau": NaN}', "damaged: it holds NaN"),
+        (b'{"format": "hvpspec-measure", "version": 1, "layers": 3}', "its layers are no objects"),
         (b"[" * 100_000, "damaged: maximum recursion depth"),
     ],
 )

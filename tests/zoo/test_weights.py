@@ -1,13 +1,15 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
 from hvpspec.errors import InputError
-from hvpspec.zoo import load_checkpoint, mlp2
+from hvpspec.zoo import NetworkSpec, build_network, load_checkpoint, mlp2, save_checkpoint
+from hvpspec.zoo.weights import state_dicts
 
 X = torch.rand(4, 1, 28, 28, generator=torch.Generator().manual_seed(0))
 
@@ -32,8 +34,8 @@ def _loaded(path: Path) -> nn.Module:
 
 
 @pytest.mark.parametrize("suffix", ["pt", "pth", "bin"])
-@pytest.mark.parametrize("wrapper", [None, "state_dict", "model_state_dict", "model"])
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "my_own_entry"])
+@pytest.mark.parametrize("prefix", ["", "module.", "module._orig_mod.", "my.own_prefix."])
 def test_foreign_weights(
     tmp_path: Path, state: dict[str, Any], suffix: str, wrapper: str | None, prefix: str
 ) -> None:
@@ -106,11 +108,14 @@ def _bad(state: dict[str, Any]) -> dict[str, tuple[object, str]]:
         "unexpected": (many, r"5 unexpected \(extra0, extra1, extra2 and 2 more\)"),
         "shape": (other, r"1 of another shape \(output.bias \(7,\) instead of \(10,\)\)"),
         "nan": (nan, "tensor 'output.bias' has NaN or infinite values"),
-        "nothing": ({}, "holds no weights"),
-        "a list": ([state], "holds no weights"),
-        "a number": ({**state, "epoch": 3}, "entry 'epoch' is a int, not a tensor"),
-        "number as name": ({3: torch.ones(1)}, "entry 3 is a Tensor"),
-        "complex": ({**state, "output.bias": torch.ones(10) + 1j}, "torch.complex64"),
+        "nothing": ({}, "holds no weights, that is tensors under names; it holds a dict"),
+        "a list": ([state], "holds no weights, .* it holds a list"),
+        "number as name": ({3: torch.ones(1)}, "holds no weights, .* it holds 3"),
+        "only others": ({"epoch": 3, "args": {}}, "holds no weights, .* it holds epoch, args"),
+        "complex": (
+            {**state, "output.bias": torch.ones(10) + 1j},
+            r"of another kind \(output.bias torch.complex64 instead of torch.float32\)",
+        ),
         "sparse": ({**state, "output.bias": torch.ones(10).to_sparse()}, "torch.sparse_coo"),
         "meta": ({**state, "output.bias": torch.ones(10, device="meta")}, "on meta"),
     }
@@ -123,3 +128,188 @@ def test_weights_that_do_not_fit(tmp_path: Path, state: dict[str, Any], case: st
     with pytest.raises(InputError, match=message) as caught:
         _loaded(tmp_path / "w.pt")
     assert len(str(caught.value).splitlines()) == 1
+
+
+# Files as people write them
+
+
+def _other(seed: int = 8) -> dict[str, torch.Tensor]:
+    return dict(mlp2("tanh", seed=seed).state_dict())
+
+
+def _under(prefix: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+def _files(state: dict[str, Any]) -> dict[str, tuple[object, str | None]]:
+    """Files that hold one set of weights beyond doubt, and where."""
+    optimizer = {"state": {0: {"exp_avg": torch.ones(10, 784)}}, "param_groups": [{"lr": 0.1}]}
+    lightning = {"epoch": 3, "pytorch-lightning_version": "2.4.0", "optimizer_states": [optimizer]}
+    criterion = {"criterion.weight": torch.ones(10)}
+    cnn = build_network("cnn").state_dict()
+    itself: dict[str, Any] = {"weights": state}
+    itself["self"] = itself
+    return {
+        "bare": (state, None),
+        "among numbers": ({**state, "epoch": 3, "acc": np.float64(92.1)}, None),
+        "named": ({"net": state, "acc": 92.1, "optimizer": optimizer}, "net"),
+        "nested": ({"model": {"state_dict": state, "config": {"a": 1}}}, "model.state_dict"),
+        "a wrapper in an entry": ({"model": _under("module.", state)}, "model.module"),
+        "lightning": ({**lightning, "state_dict": _under("net.", state)}, "state_dict.net"),
+        "lightning, with the loss's": (
+            {**lightning, "state_dict": {**_under("net.", state), **criterion}},
+            "state_dict.net",
+        ),
+        "another network beside it": ({"classifier": state, "cnn": dict(cnn)}, "classifier"),
+        "a small one in the same": (
+            {"state_dict": {**_under("big.", state), **_under("small.", dict(cnn))}},
+            "state_dict.big",
+        ),
+        "average only": ({"params_ema": state}, "params_ema"),
+        "average, too": ({"params_ema": _other(), "params": state}, "params"),
+        "average of a wrapper": (
+            {"model": state, "model_ema": _under("module.", _other())},
+            "model",
+        ),
+        "average in the same": (
+            {"state_dict": {**_under("ema_net.", _other()), **_under("net.", state)}},
+            "state_dict.net",
+        ),
+        "twice the same": ({"model": state, "net": dict(state)}, "model"),
+        "beside one with nan": (
+            {"model": state, "ema": {n: t * torch.nan for n, t in state.items()}},
+            "model",
+        ),
+        "half precision": ({"model": {n: t.half().float() for n, t in state.items()}}, "model"),
+        "of itself": (itself, "weights"),
+    }
+
+
+@pytest.mark.parametrize("case", _files({name: torch.ones(1) for name in mlp2().state_dict()}))
+def test_the_weights_that_fit_are_found(
+    tmp_path: Path, state: dict[str, torch.Tensor], case: str
+) -> None:
+    content, place = _files(state)[case]
+    torch.save(content, tmp_path / "w.pt")
+    found = load_checkpoint(tmp_path / "w.pt", net="mlp2", net_arguments={"activation": "tanh"})
+    assert found.weights == place
+    tolerance = 1e-3 if case == "half precision" else 0.0  # 11 bits
+    torch.testing.assert_close(
+        found.model(X), mlp2("tanh", seed=7)(X), rtol=tolerance, atol=tolerance
+    )
+
+
+def _ambiguous(state: dict[str, Any]) -> dict[str, tuple[object, str, str]]:
+    """Files that hold several sets, the message about them, and a name for the one meant."""
+    parts = {**_under("student.", state), **_under("teacher.", _other())}
+    big = {f"discriminator.{i}.weight": torch.ones(100, 100) for i in range(9)}
+    return {
+        "no average": (
+            {"best": _other(), "last": state},
+            "2 sets of weights that fit the network: best, last; choose one with --weights",
+            "last",
+        ),
+        "prefixes": (
+            {"state_dict": parts},
+            "fit the network: state_dict.student, state_dict.teacher",
+            "state_dict.student",
+        ),
+        "a part of the name": ({"state_dict": parts}, "state_dict.student", "student"),
+        "averages only": (
+            {"ema": _under("module.", state), "swa": _other()},
+            "ema.module, swa",
+            "ema",
+        ),
+        "the beginning of another": (
+            {"net": state, "other": {"net": _other()}},
+            "fit the network: net, other.net",
+            "net",
+        ),
+        "the smaller part": (
+            {"state_dict": {**_under("generator.", state), **big}},
+            "state_dict.generator fits the network, but as many numbers are beside it",
+            "state_dict.generator",
+        ),
+    }
+
+
+@pytest.mark.parametrize("case", _ambiguous({name: torch.ones(1) for name in mlp2().state_dict()}))
+def test_which_weights_are_meant_is_asked(
+    tmp_path: Path, state: dict[str, torch.Tensor], case: str
+) -> None:
+    content, message, name = _ambiguous(state)[case]
+    torch.save(content, tmp_path / "w.pt")
+    with pytest.raises(InputError, match=message) as caught:
+        _loaded(tmp_path / "w.pt")
+    assert len(str(caught.value).splitlines()) == 1
+    model = load_checkpoint(tmp_path / "w.pt", net="mlp2", weights=name).model
+    assert torch.equal(model.output.bias, state["output.bias"])  # type: ignore[union-attr, arg-type]
+
+
+def test_named_weights_that_are_not_there_or_do_not_fit(
+    tmp_path: Path, state: dict[str, torch.Tensor]
+) -> None:
+    torch.save({"model": state, "cnn": build_network("cnn").state_dict()}, tmp_path / "w.pt")
+    with pytest.raises(
+        InputError, match=r"no weights named ema; it holds model \(4 tensors\), cnn"
+    ):
+        load_checkpoint(tmp_path / "w.pt", net="mlp2", weights="ema")
+    with pytest.raises(InputError, match=r"the weights cnn in .* 2 missing \(hidden.weight, hid"):
+        load_checkpoint(tmp_path / "w.pt", net="mlp2", weights="cnn")
+    with pytest.raises(
+        InputError, match=r"holds weights, model \(4 tensors\), cnn .6 tensors\), b"
+    ):
+        load_checkpoint(tmp_path / "w.pt")
+    save_checkpoint(tmp_path / "own.pt", mlp2("tanh"), NetworkSpec("mlp2"))
+    with pytest.raises(InputError, match="one set of weights; leave out --weights model"):
+        load_checkpoint(tmp_path / "own.pt", weights="model")
+
+
+def test_the_nearest_weights_are_compared_where_none_fit(tmp_path: Path) -> None:
+    short = _other()
+    del short["output.bias"]
+    content = {"state_dict": _under("net.", short), "optimizer": {"a": torch.ones(1)}}
+    torch.save(content, tmp_path / "w.pt")
+    with pytest.raises(InputError, match=r"state_dict.net in .* 1 missing \(output.bias\)$"):
+        _loaded(tmp_path / "w.pt")
+
+
+def test_numbers_of_half_precision_beside_numpy_ones(tmp_path: Path) -> None:
+    state = {name: tensor.half() for name, tensor in _other(7).items()}
+    torch.save({"net": state, "acc": np.float64(92.1), "losses": np.arange(3)}, tmp_path / "w.pt")
+    assert {p.dtype for p in _loaded(tmp_path / "w.pt").parameters()} == {torch.float32}
+
+
+def test_complex_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "torch.nn.Complex", lambda: nn.Linear(2, 2, dtype=torch.complex64), raising=False
+    )
+    for dtype in (torch.complex64, torch.complex128):
+        layer = nn.Linear(2, 2, dtype=dtype)
+        torch.save(layer.state_dict(), tmp_path / "w.pt")
+        model = load_checkpoint(tmp_path / "w.pt", net="torch.nn:Complex").model
+        assert torch.equal(model.weight, layer.weight)  # type: ignore[arg-type]
+        assert model.weight.dtype == dtype
+
+
+def test_lazy_layers_take_the_shapes_of_the_file(tmp_path: Path) -> None:
+    layer = nn.Linear(3, 2)
+    torch.save(layer.state_dict(), tmp_path / "w.pt")
+    found = load_checkpoint(
+        tmp_path / "w.pt", net="torch.nn:LazyLinear", net_arguments={"out_features": 2}
+    )
+    assert torch.equal(found.model.weight, layer.weight)  # type: ignore[arg-type]
+
+
+def test_a_file_may_be_as_deep_as_it_likes() -> None:
+    deep: dict[str, Any] = {"net": {"a": torch.ones(1)}}
+    for _ in range(2000):  # more than Python calls within each other
+        deep = {"a": deep}
+    assert list(state_dicts(Path("w.pt"), deep)) == ["a." * 2000 + "net"]
+
+
+def test_modes(tmp_path: Path) -> None:
+    torch.save(nn.BatchNorm1d(3).state_dict(), tmp_path / "w.pt")
+    options: dict[str, Any] = {"net": "torch.nn:BatchNorm1d", "net_arguments": {"num_features": 3}}
+    assert not load_checkpoint(tmp_path / "w.pt", **options).model.training
+    assert load_checkpoint(tmp_path / "w.pt", **options, mode="as given").model.training
