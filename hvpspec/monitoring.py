@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from inspect import signature
 from typing import Any
 
@@ -11,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from hvpspec.curvature import HessianOperator, Loss
-from hvpspec.curvature.isolation import evaluation_mode
 from hvpspec.errors import InputError, NonFiniteError
 from hvpspec.linalg import eigsh, trace
 from hvpspec.spectrum import index
@@ -68,7 +68,7 @@ class CurvatureMonitor:
         Raises:
             HvpspecError: see :class:`hvpspec.HessianOperator`.
         """
-        with evaluation_mode(model):
+        with _evaluation_mode(model):
             loss, data = self._arguments
             H = HessianOperator(model, loss, data, **self._options)
 
@@ -101,6 +101,19 @@ class CurvatureMonitor:
         except NonFiniteError as error:
             warnings.warn(f"no curvature is logged: {error}", UserWarning, stacklevel=2)
             return {}
+
+
+@contextmanager
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put every module into evaluation mode, and back into the mode it was in."""
+    training = [module for module in model.modules() if module.training]
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def check_every(name: str, every: int) -> int:

@@ -6,18 +6,19 @@ Each does first what does not depend on the vectors, which can be kept from prod
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hvpspec.curvature.batches import Batch
-from hvpspec.curvature.graph import nodes, refuse_hidden_errors
+from hvpspec.curvature.data import Batch
+from hvpspec.curvature.graph import nodes
+from hvpspec.curvature.guard import refuse_known_faults
 from hvpspec.curvature.matrices import Matrix, ProductGraph
-from hvpspec.curvature.parameters import ParameterSpace
-from hvpspec.curvature.risk import EmpiricalRisk
+from hvpspec.curvature.objective import Point
+from hvpspec.curvature.parameters import add_parts_
 from hvpspec.curvature.tracing import SplitProduct, split_product
 
 #: Shapes of chunks that are traced; batches that all differ go the plain way.
@@ -28,7 +29,7 @@ class Engine(ABC):
     """Multiplies by the share of a matrix that one chunk of the data contributes.
 
     Args:
-        risk: the function.
+        point: the function, where it is looked at.
         matrix: which matrix of its second derivatives.
 
     Attributes:
@@ -40,13 +41,13 @@ class Engine(ABC):
     name: str
     batched: bool
 
-    def __init__(self, risk: EmpiricalRisk, matrix: Matrix) -> None:
-        self.risk, self.matrix = risk, matrix
+    def __init__(self, point: Point, matrix: Matrix) -> None:
+        self.point, self.matrix = point, matrix
         self.begin()
 
     def begin(self) -> None:
         """Take the parameters anew for a pass, whatever the model wrote into them on the last."""
-        self.leaves = self.risk.leaves()
+        self.leaves = self.point.leaves()
 
     @abstractmethod
     def prepare(self, k: int, batch: Batch) -> Any:
@@ -80,7 +81,7 @@ class DoubleBackward(Engine):
     """Differentiates first derivatives: one graph per chunk, shared by all vectors.
 
     Args:
-        risk: the function.
+        point: the function, where it is looked at.
         matrix: which matrix of its second derivatives.
         batched: whether one backward pass takes all vectors, or each its own.
 
@@ -89,8 +90,8 @@ class DoubleBackward(Engine):
         num_nodes: of the graph on the first chunk, by which tracing takes longer.
     """
 
-    def __init__(self, risk: EmpiricalRisk, matrix: Matrix, *, batched: bool = False) -> None:
-        super().__init__(risk, matrix)
+    def __init__(self, point: Point, matrix: Matrix, *, batched: bool = False) -> None:
+        super().__init__(point, matrix)
         self.name = "batched double backward" if batched else "double backward"
         self.reached: set[str] = set()
         self.num_nodes = 0
@@ -99,25 +100,25 @@ class DoubleBackward(Engine):
     def begin(self) -> None:
         """Take all parameters anew."""
         super().begin()
-        self._parameters = self.risk.parameters(self.leaves)
+        self._tensors = self.point.objective.tensors(self.leaves)
 
     def prepare(self, k: int, batch: Batch) -> ProductGraph | None:
         """Return the graph."""
-        term = self.risk.term(k, batch, self._parameters)
+        term = self.point.term(k, batch, self._tensors)
         if term is None:
             return None
         graph = self.matrix.graph(term, self.leaves)
         self.reached |= graph.reached
         if graph.ends and not self.num_nodes:
-            refuse_hidden_errors(graph.ends)
+            refuse_known_faults(graph.ends)
             self.num_nodes = len(nodes(graph.ends))
         return graph if graph.ends else None
 
     def add_product_(self, total: Tensor, prepared: ProductGraph, V: Tensor) -> None:
         """Read the products with the vectors off the graph."""
         for v, into in [(V, total)] if self.batched else zip(V, total, strict=True):
-            parts = prepared.multiply(self.risk.space.unflatten(v), batched=self.batched)
-            add_parts_(into, self.risk.space, parts)
+            parts = prepared.multiply(self.point.space.unflatten(v), batched=self.batched)
+            add_parts_(into, self.point.space, parts)
 
     def size(self, prepared: ProductGraph) -> int:
         """The bytes that the graph saves."""
@@ -130,7 +131,7 @@ class _Residuals:
 
     Attributes:
         split: the product for chunks of this shape.
-        share: of the chunk in the risk.
+        share: of the chunk in the point.
         tensors: what its second part takes beside vectors.
     """
 
@@ -145,7 +146,7 @@ class ForwardOverReverse(Engine):
     What does not depend on the vectors is split off, and done once per chunk.
 
     Args:
-        risk: the function.
+        point: the function, where it is looked at.
         matrix: which matrix of its second derivatives.
         batch: a chunk to trace on.
         width: the number of vectors taken at once; None for one after the other.
@@ -160,14 +161,15 @@ class ForwardOverReverse(Engine):
 
     def __init__(
         self,
-        risk: EmpiricalRisk,
+        point: Point,
         matrix: Matrix,
         batch: Batch,
         width: int | None = None,
         *,
         compiled: bool = False,
     ) -> None:
-        super().__init__(risk, matrix)
+        super().__init__(point, matrix)
+        _refuse_objects(batch)
         way = "compiled " if compiled else "batched " if width is not None else ""
         self.name = f"{way}forward over reverse"
         self.batched = width is not None
@@ -178,6 +180,8 @@ class ForwardOverReverse(Engine):
 
     def takes(self, batch: Batch) -> bool:
         """Whether a chunk has shapes that were traced, or will be."""
+        if not batch.is_plain:
+            return False
         return _kinds(batch) in self._splits or len(self._splits) < _MOST_TRACES
 
     def prepare(self, k: int, batch: Batch) -> _Residuals | None:
@@ -188,21 +192,21 @@ class ForwardOverReverse(Engine):
         split = self._splits[kinds]
         with torch.no_grad():
             loss, residuals = split.prepare([*self.leaves.values(), *batch.leaves])
-        self.risk.check(k, float(loss))
-        share = self.risk.share(k)
+        self.point.check(k, float(loss))
+        share = self.point.share(k)
         # A mean over no target is 0/0, and so are its derivatives.
         return _Residuals(split, share, residuals) if share else None
 
     def add_product_(self, total: Tensor, prepared: _Residuals, V: Tensor) -> None:
         """Evaluate what does."""
         for v, into in [(V, total)] if self.batched else zip(V, total, strict=True):
-            rows = self.risk.space.unflatten(v)
+            rows = self.point.space.unflatten(v)
             with torch.no_grad():  # contiguous, as when it was traced
                 vectors = [part.contiguous() for part in rows.values()]
                 parts = prepared.split.multiply(prepared.tensors, vectors)
             del vectors
             named = dict(zip(rows, parts, strict=True))
-            add_parts_(into, self.risk.space, named, prepared.share)
+            add_parts_(into, self.point.space, named, prepared.share)
 
     def size(self, prepared: _Residuals) -> int:
         """The bytes of the intermediate results that are kept."""
@@ -210,7 +214,8 @@ class ForwardOverReverse(Engine):
 
     def _trace(self, batch: Batch) -> SplitProduct:
         """Trace the product with the matrix of a chunk's loss."""
-        names, parameters = list(self.leaves), self.risk.parameters(self.leaves)
+        names, objective = list(self.leaves), self.point.objective
+        parameters = objective.tensors(self.leaves)
 
         def product(
             theta: Sequence[Tensor], data: Sequence[Tensor], v: Sequence[Tensor]
@@ -218,26 +223,19 @@ class ForwardOverReverse(Engine):
             tensors = iter(data)
             chunk = batch.map(lambda _: next(tensors))
 
-            def network(theta: Sequence[Tensor]) -> Any:
-                replaced = dict(zip(names, theta, strict=True))
-                return self.risk.outputs({**parameters, **replaced}, chunk)
+            def all_of(theta: Sequence[Tensor]) -> dict[str, Tensor]:
+                return {**parameters, **dict(zip(names, theta, strict=True))}
 
-            def loss(outputs: Any) -> Tensor:
-                return self.risk.loss.evaluate(outputs, chunk.targets)
+            def network(theta: Sequence[Tensor]) -> Any:
+                return objective.outputs(all_of(theta), chunk)
+
+            def loss(theta: Sequence[Tensor], outputs: Any) -> Tensor:
+                return objective.loss_of(all_of(theta))(outputs, chunk.targets)
 
             return self.matrix.product(network, loss, theta, v)
 
         arguments = [*(leaf.detach() for leaf in self.leaves.values()), *batch.leaves]
         return split_product(product, arguments, len(names), self._width)
-
-
-def add_parts_(
-    total: Tensor, space: ParameterSpace, parts: Mapping[str, Tensor], factor: float = 1.0
-) -> None:
-    """Add the parts of derivatives, times a factor, to their places in vectors (..., n)."""
-    views = space.unflatten(total)
-    for name, part in parts.items():
-        views[name].add_(part.detach().view_as(views[name]), alpha=factor)
 
 
 def saved_bytes(outputs: Iterable[Tensor]) -> int:
@@ -265,6 +263,13 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(min(whole[at], sum(views.values())) for at, views in parts.items())
 
 
-def _kinds(batch: Batch) -> tuple[tuple[torch.Size, tuple[int, ...], torch.dtype], ...]:
-    """Shapes, strides and dtypes of a batch's tensors."""
-    return tuple((tensor.shape, tensor.stride(), tensor.dtype) for tensor in batch.leaves)
+def _refuse_objects(batch: Batch) -> None:
+    """Raise TypeError for a chunk with objects, of which a trace would keep those of one chunk."""
+    if not batch.is_plain:
+        raise TypeError("a chunk holds objects that are not tensors")
+
+
+def _kinds(batch: Batch) -> tuple[Any, ...]:
+    """Shapes, strides and dtypes of a batch's tensors, and the constants beside them."""
+    tensors = tuple((tensor.shape, tensor.stride(), tensor.dtype) for tensor in batch.leaves)
+    return (*tensors, *batch.others)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hvpspec.curvature.matrices import GaussNewton
 from hvpspec.curvature.operator import CurvatureOperator
+from hvpspec.curvature.structure import is_convex_at
 from hvpspec.linalg.facts import IndexBound
 
 
@@ -64,8 +65,9 @@ class GGNOperator(CurvatureOperator):
         Returns:
             The bound, or None where the loss is not known to be convex in the outputs.
         """
-        with self._risk.terms(self._risk.leaves()) as terms:
-            convex = all(term.convex for term in terms)
+        loss = self.objective.loss
+        with self._point.terms(self._point.leaves()) as terms:
+            convex = all(is_convex_at(loss, term.outputs, term.targets) for term in terms)
         if not all(self.ranks.gather(convex)):
             return None
         return IndexBound(

@@ -1,15 +1,11 @@
-"""What an autograd graph tells about a loss before it is trusted."""
+"""What an autograd graph tells."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.graph import Node
-
-from hvpspec.curvature.sharding import reshard, shard
-from hvpspec.errors import InputError, NotDifferentiableError
 
 
 def nodes(outputs: Iterable[Tensor]) -> list[Node]:
@@ -47,59 +43,7 @@ def is_used_once(outputs: Iterable[Tensor], leaf: Tensor) -> bool:
     return False
 
 
-def refuse_hidden_errors(gradient: Iterable[Tensor]) -> None:
-    """Raise where a function on the way to a gradient was declared differentiable only once.
-
-    PyTorch puts an error node behind such a function, but one that leads nowhere: asked for the
-    derivative by given tensors it is never run, and its share would be missing without a word.
-    """
-    for node in nodes(gradient):
-        name = node.name().rpartition("::")[2]
-        if name in ("Error", "DelayedError"):
-            raise NotDifferentiableError(
-                "the network contains a function marked once_differentiable, so that its second "
-                "derivative does not exist; replace it by one PyTorch can differentiate twice"
-            )
-        if name.startswith("WeightNormInterface"):
-            raise NotDifferentiableError(
-                "PyTorch's second derivative of weight_norm is wrong; remove the parametrisation "
-                "(torch.nn.utils.parametrize.remove_parametrizations) or write g * v / v.norm()"
-            )
-
-
-def refuse_own_parameters(loss: Tensor, model: nn.Module) -> None:
-    """Raise where a loss takes the model's parameters by itself.
-
-    The operator differentiates by copies that it hands to the model; a penalty on the parameters in
-    the loss function sees the originals, and would be a constant without a word.
-    """
-    own = {id(p): name for name, p in model.named_parameters()}
-    for node in nodes([loss]):
-        name = own.get(id(getattr(node, "variable", None)))
-        if name is not None:
-            raise InputError(
-                f"the loss takes the parameter {name!r} by itself, not through the outputs; "
-                "use l2= for a penalty, or compute it in the model's forward pass"
-            )
-
-
-def parameter_marks(model: nn.Module) -> dict[str, tuple[float, float]]:
-    """Two numbers for each parameter and buffer, or shard of one, by which a change is known.
-
-    A norm tells all changes but those of signs and places, and these are told by the sum with
-    unequal weights.
-    """
-    reshard(model)
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    with torch.no_grad():
-        return {
-            name: _mark(shard(t).flatten()) for name, t in tensors.items() if t.is_floating_point()
-        }
-
-
-def _mark(x: Tensor) -> tuple[float, float]:
-    """The norm of a vector, and its sum with weights from 1 to 2."""
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    weights = torch.linspace(1, 2, len(x), dtype=dtype, device=x.device)
-    norm = torch.linalg.vector_norm(x, dtype=torch.promote_types(x.dtype, torch.float64))
-    return float(norm), float(torch.dot(x.to(dtype), weights))
+def foreign_leaves(loss: Tensor) -> list[Tensor]:
+    """The tensors at the beginning of a graph by which it can be differentiated."""
+    found = (getattr(node, "variable", None) for node in nodes([loss]))
+    return [leaf for leaf in found if isinstance(leaf, Tensor)]

@@ -12,7 +12,12 @@ from hvpspec.curvature.losses import Loss
 from hvpspec.curvature.matrices import Hessian
 from hvpspec.curvature.operator import CurvatureOperator
 from hvpspec.curvature.parameters import Selector
-from hvpspec.curvature.structure import FlatDirections, index_bound
+from hvpspec.curvature.structure import (
+    FlatDirections,
+    flat_directions,
+    index_bound,
+    is_convex_at,
+)
 from hvpspec.linalg.facts import IndexBound
 
 
@@ -92,7 +97,7 @@ class HessianOperator(CurvatureOperator):
             The bound from the largest layer and what can be added to it, or None where the
             conditions are not met.
         """
-        shares = self.ranks.gather(self._products.within_memory(self._flat_directions))
+        shares = self.ranks.gather(self._point.within_memory(self._flat_directions))
         found = [share for share in shares if share is not None]
         if not found:
             return None
@@ -102,13 +107,14 @@ class HessianOperator(CurvatureOperator):
 
     def _flat_directions(self) -> FlatDirections | None:
         """Those on all chunks of this process; None if no target there counts."""
-        leaves = self._risk.leaves()
+        leaves, loss = self._point.leaves(), self.objective.loss
         found: FlatDirections | None = None
-        with self._risk.terms(leaves) as terms:
+        with self._point.terms(leaves) as terms:
             for term in terms:
-                if not term.convex:
+                if not is_convex_at(loss, term.outputs, term.targets):
                     return FlatDirections(())
-                here = term.flat_directions(leaves, leaves if found is None else found.parameters)
+                among = self.objective.of_the_model(leaves if found is None else found.parameters)
+                here = flat_directions(loss, term.outputs, leaves, among)
                 found = here if found is None else found.common(here)
         return found
 

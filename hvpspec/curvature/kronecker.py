@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from hvpspec.curvature.graph import is_used_once
 from hvpspec.curvature.matrices import Matrix, ProductGraph
+from hvpspec.curvature.objective import Point
 from hvpspec.curvature.parameters import ParameterSpace
-from hvpspec.curvature.risk import EmpiricalRisk
 from hvpspec.linalg.kronecker_sum import PIECE_ROWS, KroneckerSum
 from hvpspec.linalg.operator import Progress, SymmetricOperator
 
@@ -146,13 +146,13 @@ def largest_linear(model: nn.Module, space: ParameterSpace) -> LinearLayer | Non
 
 
 def add_own_block_(
-    A: Tensor, risk: EmpiricalRisk, matrix: Matrix, layer: LinearLayer, progress: Progress | None
+    A: Tensor, point: Point, matrix: Matrix, layer: LinearLayer, progress: Progress | None
 ) -> OwnBlock | None:
     """Write a layer's own block of a matrix of second derivatives.
 
     Args:
         A: what it is written into, (n, n), zero in the layer's rows and columns.
-        risk: the risk.
+        point: the function, where it is looked at.
         matrix: which matrix of its second derivatives.
         layer: the layer.
         progress: called with the columns of the layer done, as chunks go by, and n.
@@ -162,20 +162,20 @@ def add_own_block_(
         this form if the layer is called once in a forward pass, on one row per example, its
         parameters are used for nothing else, and rows do not act on each other.
     """
-    shares = risk.ranks.gather(_add_own_share_(A, risk, matrix, layer, progress))
+    shares = point.ranks.gather(_add_own_share_(A, point, matrix, layer, progress))
     known = [share for share in shares if share is not None]
     if len(known) < len(shares):
         return None
-    risk.ranks.sum_(A)
+    point.ranks.sum_(A)
     mass, num_examples = (sum(numbers) for numbers in zip(*known, strict=True))
     return OwnBlock(layer, mass, int(num_examples))
 
 
 def _add_own_share_(
-    A: Tensor, risk: EmpiricalRisk, matrix: Matrix, layer: LinearLayer, progress: Progress | None
+    A: Tensor, point: Point, matrix: Matrix, layer: LinearLayer, progress: Progress | None
 ) -> tuple[float, int] | None:
     """Write what the data of this process add to a layer's own block; its mass and examples."""
-    leaves = risk.leaves()
+    leaves = point.leaves()
     total = KroneckerSum(A, layer.weight, layer.bias, layer.module.out_features)
     enough = max(1, min(PIECE_ROWS, _MOST_WAITING // layer.module.out_features**2))
     waiting: list[tuple[Tensor, Tensor]] = []
@@ -188,14 +188,14 @@ def _add_own_share_(
             total.add(torch.cat(inputs), torch.cat(columns, dim=1))
             waiting.clear()
 
-    with _calls_of(layer.module, risk.model) as call, risk.terms(leaves) as terms:
+    with _calls_of(layer.module, point.objective.model) as call, point.terms(leaves) as terms:
         for count, term in enumerate(terms, start=1):
             if not call.is_single(term.num_examples, A.dtype):
                 return None
             if not all(is_used_once([term.value], leaves[name]) for name in layer.parameters):
                 return None
             num_examples += term.num_examples
-            # The terms are shares of the risk, so that these second derivatives are weighed.
+            # The terms are shares of the point, so that these second derivatives are weighed.
             graph = matrix.graph(term, {"z": call.shift})
             if not graph.reached or _are_coupled(graph, call.shift):
                 return None
@@ -207,7 +207,7 @@ def _add_own_share_(
                 if sum(len(a) for a, _ in waiting) >= enough:
                     add_waiting()
             if progress is not None:
-                done = min(count / risk.num_chunks, 1)
+                done = min(count / point.num_chunks, 1)
                 progress(int(done * len(layer.columns)), len(A))
         add_waiting()
     total.finish()

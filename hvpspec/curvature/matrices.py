@@ -1,4 +1,4 @@
-"""The matrices of second derivatives of a risk: its Hessian and its Gauss-Newton matrix.
+"""The matrices of second derivatives of an objective: its Hessian and its Gauss-Newton matrix.
 
 Each multiplies vectors in two ways: on a graph that autograd made, and as a function to trace.
 """
@@ -16,7 +16,7 @@ from torch.func import grad_and_value, jvp, vjp
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from hvpspec.curvature.derivatives import differentiate
-from hvpspec.curvature.risk import Term
+from hvpspec.curvature.objective import Term
 from hvpspec.errors import InputError
 
 
@@ -57,7 +57,7 @@ class Matrix(ABC):
         """Return a chunk's share of the matrix in some leaves, by reverse mode alone.
 
         Args:
-            term: the chunk's share of the risk.
+            term: the chunk's share of the objective.
             leaves: tensors it was computed from, by name.
         """
 
@@ -65,11 +65,11 @@ class Matrix(ABC):
     def product(
         self,
         network: Callable[[Sequence[Tensor]], Any],
-        loss: Callable[[Any], Tensor],
+        loss: Callable[[Sequence[Tensor], Any], Tensor],
         theta: Sequence[Tensor],
         v: Sequence[Tensor],
     ) -> tuple[Tensor, Sequence[Tensor]]:
-        """Multiply a vector by the matrix of ``loss(network(theta))``, by forward mode and reverse.
+        """Multiply a vector by the matrix of ``loss(theta, network(theta))``, by forward mode.
 
         Returns:
             The loss and the product's parts.
@@ -90,12 +90,12 @@ class Hessian(Matrix):
     def product(
         self,
         network: Callable[[Sequence[Tensor]], Any],
-        loss: Callable[[Any], Tensor],
+        loss: Callable[[Sequence[Tensor], Any], Tensor],
         theta: Sequence[Tensor],
         v: Sequence[Tensor],
     ) -> tuple[Tensor, Sequence[Tensor]]:
         """Push the vector forward through the gradient."""
-        gradient = grad_and_value(lambda t: loss(network(t)))
+        gradient = grad_and_value(lambda t: loss(t, network(t)))
         (_, value), (Hv, _) = cast(Any, jvp)(gradient, (theta,), (v,))
         return value, Hv
 
@@ -144,7 +144,7 @@ class GaussNewton(Matrix):
     def product(
         self,
         network: Callable[[Sequence[Tensor]], Any],
-        loss: Callable[[Any], Tensor],
+        loss: Callable[[Sequence[Tensor], Any], Tensor],
         theta: Sequence[Tensor],
         v: Sequence[Tensor],
     ) -> tuple[Tensor, Sequence[Tensor]]:
@@ -159,7 +159,7 @@ class GaussNewton(Matrix):
             return Jv, z
 
         Jv, pull, z = cast(Any, vjp)(push, v, has_aux=True)
-        (_, value), (HJv, _) = cast(Any, jvp)(grad_and_value(loss), (z,), (Jv,))
+        (_, value), (HJv, _) = cast(Any, jvp)(grad_and_value(lambda z: loss(theta, z)), (z,), (Jv,))
         (Gv,) = pull(HJv)
         return value, Gv
 

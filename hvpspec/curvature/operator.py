@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -10,22 +9,19 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from hvpspec.curvature.derivatives import differentiate
-from hvpspec.curvature.engines import add_parts_
 from hvpspec.curvature.kronecker import LinearLayer, OwnBlock, add_own_block_, largest_linear
 from hvpspec.curvature.losses import Loss
 from hvpspec.curvature.matrices import Matrix
+from hvpspec.curvature.objective import Mode, Objective
 from hvpspec.curvature.parameters import ParameterSpace, Selector
 from hvpspec.curvature.planning import EngineName, Plan
 from hvpspec.curvature.products import Products
-from hvpspec.curvature.risk import EmpiricalRisk
 from hvpspec.curvature.sharding import whole
 from hvpspec.errors import InputError
 from hvpspec.linalg.assembly import Part, fill_columns_
 from hvpspec.linalg.digests import tensor_digest
 from hvpspec.linalg.facts import IndexBound, PointFacts
 from hvpspec.linalg.operator import Progress, SymmetricOperator
-from hvpspec.linalg.ranks import Ranks
 from hvpspec.linalg.tiles import reflect_
 
 if TYPE_CHECKING:
@@ -41,6 +37,8 @@ class CurvatureOperator(SymmetricOperator):
     """
 
     _matrix: ClassVar[Matrix]
+    # Products neither write into the vectors nor are they written into afterwards.
+    _keeps_apart = True
 
     def __init__(
         self,
@@ -52,93 +50,114 @@ class CurvatureOperator(SymmetricOperator):
         l2: float = 0.0,
         chunk_size: int | None = None,
         dtype: torch.dtype | None = None,
+        mode: Mode = "eval",
+        pseudo_gradient: bool = False,
         engine: EngineName = "auto",
         memory_budget: int | None = None,
         group: ProcessGroup | None = None,
     ) -> None:
-        if not (math.isfinite(l2) and l2 >= 0):
-            raise InputError(f"l2 must be a finite number of at least 0, got {l2}")
-        if params is not None and not isinstance(params, Selector):
-            params = list(params)
-        self._risk = EmpiricalRisk(
-            model, loss, data, params=params, chunk_size=chunk_size, dtype=dtype, ranks=Ranks(group)
+        objective = Objective(
+            model,
+            loss,
+            data,
+            params=params,
+            l2=l2,
+            chunk_size=chunk_size,
+            dtype=dtype,
+            mode=mode,
+            pseudo_gradient=pseudo_gradient,
+            group=group,
         )
-        super().__init__(self._risk.space.dim, dtype=self._risk.dtype, device=self._risk.device)
-        self.ranks = self._risk.ranks
-        self._arguments = (model, loss, data)
-        self._options: dict[str, Any] = {
-            "params": params,
-            "l2": float(l2),
-            "chunk_size": chunk_size,
-            "dtype": dtype,
-            "engine": engine,
-            "memory_budget": memory_budget,
-            "group": group,
-        }
-        self._l2 = float(l2)
+        self._place(objective, None, engine, memory_budget)
+
+    @classmethod
+    def of(
+        cls,
+        objective: Objective,
+        theta: Tensor | None = None,
+        *,
+        engine: EngineName = "auto",
+        memory_budget: int | None = None,
+    ) -> Self:
+        """The matrix of an objective at a point.
+
+        Args:
+            objective: the function.
+            theta: the point, shape (n,); None for the present parameters.
+            engine: how products are made.
+            memory_budget: bytes for what is kept between products.
+        """
+        operator = cls.__new__(cls)
+        operator._place(objective, theta, engine, memory_budget)
+        return operator
+
+    def _place(
+        self,
+        objective: Objective,
+        theta: Tensor | None,
+        engine: EngineName,
+        memory_budget: int | None,
+    ) -> None:
+        """Stand at a point of an objective."""
+        super().__init__(objective.space.dim, dtype=objective.dtype, device=objective.device)
+        self.objective, self.ranks = objective, objective.ranks
+        self._point = objective.at(theta)
+        self._ways: dict[str, Any] = {"engine": engine, "memory_budget": memory_budget}
         self._reached: frozenset[str] | None = None
-        self._products = Products(self._risk, self._matrix, engine, memory_budget)
+        self._products = Products(self._point, self._matrix, engine, memory_budget)
 
     @property
     def space(self) -> ParameterSpace:
         """Names, shapes and order of the selected parameters in a vector."""
-        return self._risk.space
+        return self.objective.space
 
     @property
     def model(self) -> nn.Module:
         """The network."""
-        return self._arguments[0]
+        return self.objective.given
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader of a result should know about how it was computed."""
-        notes = list(self._risk.notes)
-        if self.dtype != self._risk.native_dtype:
-            notes.append(f"computed in {self.dtype} from parameters in {self._risk.native_dtype}")
+        notes = list(self.objective.notes)
         unused = [
             name for name in self.space.names if name not in (self._reached or self.space.names)
         ]
         if unused:
-            rows = "rows of the l2 term alone" if self._l2 else "exact zero rows"
+            rows = "rows of the l2 term alone" if self.objective.l2 else "exact zero rows"
             notes.append(f"no path to the loss, hence {rows}: {', '.join(unused)}")
         return tuple(notes)
 
     @property
     def unit_roundoff(self) -> float:
-        """The unit round-off of the coarser of two dtypes, the operator's and the loss's."""
-        return max(super().unit_roundoff, torch.finfo(self._risk.reference.dtype).eps / 2)
+        """The unit round-off of the coarsest dtype in which something is computed."""
+        record, inside = self._point.record, self.objective.guard.inside
+        dtypes = [self.dtype, record.dtype if self.dtype == self.objective.native_dtype else inside]
+        return max(torch.finfo(dtype).eps / 2 for dtype in (*dtypes, inside) if dtype is not None)
+
+    @property
+    def defect(self) -> float:
+        """How far products are from the derivative of the gradient, relative to the norm."""
+        return self.objective.guard.defect
 
     @property
     def plan(self) -> tuple[Plan, ...]:
         """How products are made by now, for each number of vectors that was multiplied at once."""
         return self._products.plans
 
+    def check_symmetry(self) -> None:
+        """See that all holds that an answer stands on, the symmetry of products among it."""
+        self._point.within_memory(self._point.ready)
+
     def loss(self) -> float:
-        """``f`` at the present parameters, with the l2 term."""
-        theta = self.space.flatten(self._risk.leaves()).detach().double()
-        return self._products.within_memory(self._risk.value) + self._l2 * float(theta @ theta)
+        """``f`` at the point, with the l2 term."""
+        return self._point.objective_value()
 
     def gradient(self) -> Tensor:
         """The gradient of ``f`` with the l2 term, shape (n,)."""
-        leaves = self._risk.leaves()
-        with torch.inference_mode(False):
-            theta = self.space.flatten(leaves).detach()
-
-        def share() -> tuple[Tensor, set[str]]:
-            """What the data of this process add, and the parameters that they reach."""
-            with torch.inference_mode(False):
-                gradient = torch.zeros_like(theta)
-            reached: set[str] = set()
-            with self._risk.terms(leaves) as terms:
-                for term in terms:
-                    parts = differentiate(term.value, leaves)
-                    reached |= parts.keys()
-                    add_parts_(gradient, self.space, parts)
-            return gradient, reached
-
-        gradient, reached = self._products.within_memory(share)
+        gradient, reached = self._point.gradient()
         self._note_reached(reached)
-        return self.ranks.sum_(gradient).add_(theta, alpha=2 * self._l2)
+        return gradient
 
     def block(self, params: Selector | Iterable[Selector]) -> Self:
         """The diagonal block of some of the parameters: a layer's own matrix.
@@ -149,27 +168,39 @@ class CurvatureOperator(SymmetricOperator):
         Returns:
             The operator on those parameters alone, all others held fixed.
         """
-        return self._remade(params=params)
+        if self._point.theta is not None:
+            raise InputError("a block of a matrix at another point than the model's is not made")
+        return self._remade(self.objective.changed(params=params))
 
     def in_float64(self) -> Self:
-        """The same matrix with parameters, buffers and data converted to float64."""
-        if self.dtype == torch.float64:
-            return self
-        return self._remade(dtype=torch.float64)
+        """The same matrix with parameters, buffers and data converted to float64.
+
+        It is this one where it is in float64 already, or the network cannot compute in that.
+        """
+        wide = self._point.within_memory(self.objective.in_float64)
+        return self if wide is self.objective else self._remade(wide)
 
     def fingerprint(self) -> dict[str, str]:
         """What tells this matrix from others: weights, data, loss and how products are made."""
-        options = {name: self._options[name] for name in ("l2", "chunk_size", "engine")}
-        model = self._risk.model
-        with self._risk.chunks() as chunks:
+        objective = self.objective
+        options = {**objective.options, **self._ways}
+        model = objective.model
+        with self._point.chunks() as chunks:
             data = tensor_digest(tensor for _, batch in chunks for tensor in batch.leaves)
+        tensors = [*objective.parameters().values(), *model.buffers()]
+        if self._point.theta is not None:
+            tensors.append(self._point.theta)
+        kept = {"l2": options["l2"], "chunk_size": options["chunk_size"]}
+        for name, usual in (("mode", "eval"), ("pseudo_gradient", False)):
+            if options[name] != usual:
+                kept[name] = options[name]
         return {
             **super().fingerprint(),
-            "weights": tensor_digest(map(whole, [*model.parameters(), *model.buffers()])),
+            "weights": tensor_digest(map(whole, tensors)),
             "data": " ".join(self.ranks.gather(data)),
             "loss": f"{self.loss():.6e}",
             "parameters": ", ".join(self.space.names),
-            **{name: str(value) for name, value in options.items()},
+            **{name: str(value) for name, value in {**kept, "engine": options["engine"]}.items()},
         }
 
     @abstractmethod
@@ -180,17 +211,18 @@ class CurvatureOperator(SymmetricOperator):
         """Loss, gradient norm, structural bound and notes, from two passes over the data."""
         gradient_norm = float(torch.linalg.vector_norm(self.gradient().double()))
         bound = self.structural_upper_bound()
-        return PointFacts(self.loss(), gradient_norm, bound, self.notes)
+        certain = not self.objective.pseudo_gradient
+        return PointFacts(self.loss(), gradient_norm, bound, self.notes, certain)
 
     def _assemble_(self, A: Tensor, progress: Progress | None, part: Part) -> None:
         """Fill the largest linear layer's own block without products, where it has that form."""
-        layer = largest_linear(self._risk.model, self.space)
+        layer = largest_linear(self.objective.model, self.space)
         block = None if layer is None else self._own_block_(A, layer, progress, part)
         if block is None:
             super()._assemble_(A, progress, part)
             return
         n, own = len(A), block.layer.columns
-        A.diagonal()[own] += 2 * self._l2
+        A.diagonal()[own] += 2 * self.objective.l2
         others = sorted(set(range(n)).difference(own))
 
         def report(done: int) -> None:
@@ -213,7 +245,7 @@ class CurvatureOperator(SymmetricOperator):
 
         def fill() -> None:
             """Fill it, and note what is known of it."""
-            block = add_own_block_(A, self._risk, self._matrix, layer, progress)
+            block = add_own_block_(A, self._point, self._matrix, layer, progress)
             if block is not None:
                 numbers[0], numbers[1] = block.mass, block.num_examples
 
@@ -230,7 +262,7 @@ class CurvatureOperator(SymmetricOperator):
             if rows.is_inference() or rows.stride(1) != 1:
                 rows = rows.clone(memory_format=torch.contiguous_format)
             product = self.ranks.sum_(self._products.multiply(rows))
-            product.add_(rows, alpha=2 * self._l2)
+            product.add_(rows, alpha=2 * self.objective.l2)
         if self._reached is None and self._products.reached is not None:
             self._note_reached(self._products.reached)
         return product.T
@@ -247,9 +279,9 @@ class CurvatureOperator(SymmetricOperator):
                 )
         self._reached = frozenset(reached)
 
-    def _remade(self, **changes: Any) -> Self:
-        """The operator of the same function with some options changed."""
-        return type(self)(*self._arguments, **{**self._options, **changes})
+    def _remade(self, objective: Objective) -> Self:
+        """The operator of a function that was made from this one's."""
+        return type(self).of(objective, self._point.theta, **self._ways)
 
     def _non_finite_message(self) -> str:
         return (

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cached_property
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,18 +23,21 @@ class ParameterSpace:
     """The selected parameters in the order in which they lie in a vector.
 
     Each parameter is flattened row by row; tied parameters appear once, under their first name.
+    Complex ones count as pairs of real numbers, along a last dimension of 2.
 
     Attributes:
         names: the parameters' names in the model.
         shapes: their shapes.
         groups: for each selector the names it stands for.
+        pairs: the names of those that are complex.
     """
 
     names: tuple[str, ...]
     shapes: tuple[torch.Size, ...]
     groups: tuple[tuple[str, tuple[str, ...]], ...]
+    pairs: frozenset[str] = frozenset()
 
-    @property
+    @cached_property
     def sizes(self) -> list[int]:
         """Number of entries of each parameter."""
         return [prod(shape) for shape in self.shapes]
@@ -44,7 +49,7 @@ class ParameterSpace:
 
     def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Concatenate one tensor per parameter into a vector of shape (dim,)."""
-        return torch.cat([tensors[name].reshape(-1) for name in self.names])
+        return torch.cat([as_real(tensors[name]).reshape(-1) for name in self.names])
 
     def unflatten(self, vectors: Tensor) -> dict[str, Tensor]:
         """Split rows of shape ``(..., dim)`` into tensors of shape ``(..., *parameter)``."""
@@ -55,8 +60,15 @@ class ParameterSpace:
         }
 
 
+def as_real(tensor: Tensor) -> Tensor:
+    """A tensor of real numbers, in pairs along a last dimension where they were complex."""
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
 def select_parameters(
-    model: nn.Module, params: Selector | Iterable[Selector] | None = None
+    model: nn.Module,
+    params: Selector | Iterable[Selector] | None = None,
+    others: Mapping[str, Tensor] | None = None,
 ) -> ParameterSpace:
     """Select parameters of a model.
 
@@ -66,6 +78,7 @@ def select_parameters(
             name (``"head.weight"``), a shell pattern (``"*.bias"``), a submodule's name
             (``"head"``), a submodule, or a parameter itself. A frozen parameter is included if it
             is named.
+        others: further parameters to choose from, by name, such as those of the loss.
 
     Returns:
         The selection in the order of ``model.named_parameters()``.
@@ -78,12 +91,13 @@ def select_parameters(
         >>> select_parameters(model, "*.bias").names
         ('0.bias', '2.bias')
     """
-    first_name = {id(p): name for name, p in model.named_parameters()}
+    parameters = {**dict(model.named_parameters()), **(others or {})}
+    first_name = {id(p): name for name, p in parameters.items()}
     # Tied parameters are reached under every name they have, and kept under the first.
     canonical = {
-        name: first_name[id(p)] for name, p in model.named_parameters(remove_duplicate=False)
+        **{name: first_name[id(p)] for name, p in model.named_parameters(remove_duplicate=False)},
+        **{name: name for name in others or {}},
     }
-    parameters = dict(model.named_parameters())
     if params is None:
         chosen = tuple(name for name, p in parameters.items() if p.requires_grad)
         if not chosen:
@@ -100,38 +114,51 @@ def select_parameters(
     selected = {name for _, names in groups for name in names}
     names = tuple(name for name in parameters if name in selected)
     for name in names:
-        if not parameters[name].dtype.is_floating_point:
+        dtype = parameters[name].dtype
+        if not (dtype.is_floating_point or dtype.is_complex):
             raise InputError(
-                f"parameter {name!r} has dtype {parameters[name].dtype}; only real floating-point "
+                f"parameter {name!r} has dtype {dtype}; only floating-point "
                 "parameters can be differentiated, leave it out with params=..."
             )
-    return ParameterSpace(names, tuple(parameters[name].shape for name in names), tuple(groups))
+    shapes = tuple(as_real(parameters[name]).shape for name in names)
+    pairs = frozenset(name for name in names if parameters[name].is_complex())
+    return ParameterSpace(names, shapes, tuple(groups), pairs)
 
 
-def places(model: nn.Module) -> dict[str, str]:
-    """Where each parameter and buffer of a model is found: its own name by that of each place.
+def add_parts_(
+    total: Tensor, space: ParameterSpace, parts: Mapping[str, Tensor], factor: float = 1.0
+) -> None:
+    """Add the parts of derivatives, times a factor, to their places in vectors (..., n)."""
+    views = space.unflatten(total)
+    for name, part in parts.items():
+        views[name].add_(part.detach().view_as(views[name]), alpha=factor)
+
+
+def places(model: nn.Module) -> list[tuple[dict[str, Any], str, str]]:
+    """Where each parameter and buffer of a model is found: a module's fields, the key and the name.
 
     A tied tensor has several places. A module that stands at several, as in
-    ``Sequential(layer, layer)``, has each of its tensors in one: `torch.func.functional_call` with
-    ``tie_weights`` puts one there twice, and then leaves the replacement in the model.
+    ``Sequential(layer, layer)``, has each of its tensors in one.
 
     Args:
         model: the network.
 
     Example:
         >>> layer = nn.Linear(2, 2, bias=False)
-        >>> places(nn.Sequential(layer, layer))
-        {'0.weight': '0.weight'}
+        >>> [(key, name) for _, key, name in places(nn.Sequential(layer, layer))]
+        [('weight', '0.weight')]
     """
     # Where a tensor is both, what is differentiated counts.
     named = [*model.named_buffers(), *model.named_parameters()]
     names = {id(tensor): name for name, tensor in named}
-    found = {}
+    found: list[tuple[dict[str, Any], str, str]] = []
     for prefix, module in model.named_modules():
         # Modules may override the methods that name their tensors.
-        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-            if id(tensor) in names:
-                found[f"{prefix}.{name}" if prefix else name] = names[id(tensor)]
+        for fields in (module._parameters, module._buffers):
+            for key, tensor in fields.items():
+                if tensor is not None:
+                    own = f"{prefix}.{key}" if prefix else key
+                    found.append((fields, key, names.get(id(tensor), own)))
     return found
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hvpspec.curvature.batches import Batch
+from hvpspec.curvature.data import Batch
 from hvpspec.curvature.engines import DoubleBackward, Engine, ForwardOverReverse
 from hvpspec.curvature.trials import Trial, agree
 from hvpspec.errors import HvpspecError, first_line
@@ -150,7 +150,7 @@ class Planner:
         memory_budget: int | None,
     ) -> None:
         self.plain = plain
-        self._risk, self._matrix = plain.risk, plain.matrix
+        self._point, self._matrix = plain.point, plain.matrix
         self.widest = _MOST_VECTORS
         self._courses: dict[int, Course] = {}
         self._first_seconds = first_seconds
@@ -203,13 +203,13 @@ class Planner:
     def _price(self, step: str, width: int) -> float:
         """The seconds that a step of planning is expected to take; 0 for a way asked for."""
         least, per_node, blocks = _PRICES.get(step, (0.0, 0.0, 0.0))
-        one_chunk = self._first_seconds * width / self._risk.num_chunks
+        one_chunk = self._first_seconds * width / self._point.num_chunks
         return max(least, per_node * self.plain.num_nodes) + blocks * one_chunk
 
     def _take(self, step: str, course: Course, V: Tensor) -> None:
         """Take a step of planning: time some ways on the first chunk, and go the fastest."""
         course.spent = 0.0
-        batching = len(V) > 1 and self._first_seconds / self._risk.num_chunks < _LONG
+        batching = len(V) > 1 and self._first_seconds / self._point.num_chunks < _LONG
         names = [
             name
             for name in _STEPS.get(step, (step,))
@@ -229,7 +229,7 @@ class Planner:
         Returns:
             A way that may go better on smaller chunks, and those behind it, which were not timed.
         """
-        with self._risk.chunks() as chunks:
+        with self._point.chunks() as chunks:
             test = self._test(chunks, V)
             if test is None:
                 return None, []
@@ -244,13 +244,13 @@ class Planner:
 
     def _test(self, chunks: Iterator[tuple[int, Batch]], V: Tensor) -> _Test | None:
         """Find what to try ways on; None where nothing can be gained, or the block is too wide."""
-        counting = ((k, batch) for k, batch in chunks if self._risk.share(k))
+        counting = ((k, batch) for k, batch in chunks if self._point.share(k))
         k, batch = next(counting, (0, None))
         graph = self.plain.prepare(k, batch) if batch is not None else None
         if batch is None or graph is None:  # a constant gradient is as fast as can be
             return None
         # A block's intermediate results take about as much as so many graphs.
-        free = available_memory(self._risk.device)
+        free = available_memory(self._point.device)
         if self._wish != "auto":
             free = min(free, _ENOUGH)
         self.widest = min(self.widest, max(1, free // (4 * max(1, self.plain.size(graph)))))
@@ -261,7 +261,7 @@ class Planner:
         V = torch.randn(V.shape, generator=generator).to(V)
         mix = torch.randn(min(2, len(V)), len(V), generator=generator).to(V)
         expected = self.plain.multiply(graph, mix @ V)
-        scale = self._risk.reference.scale * float(torch.linalg.vector_norm(mix @ V))
+        scale = self._point.scale * float(torch.linalg.vector_norm(mix @ V))
         return _Test(k, batch, V, mix, expected, scale)
 
     def _try(self, name: str, course: Course, test: _Test) -> Engine | None:
@@ -283,18 +283,18 @@ class Planner:
             )
             course.notes.append(f"{name}: differs from double backward")
             return None
-        keep = trial.num_bytes * self._risk.num_chunks <= self._room()
+        keep = trial.num_bytes * self._point.num_chunks <= self._room()
         seconds = trial.multiply_seconds + (0.0 if keep else trial.prepare_seconds)
-        seconds *= self._risk.num_chunks
+        seconds *= self._point.num_chunks
         if seconds < min(course.seconds.values(), default=math.inf):
-            course.engine, course.keep, course.num_examples = engine, keep, len(test.batch)
+            course.engine, course.keep, course.num_examples = engine, keep, test.batch.num_examples
         course.seconds[name] = seconds
         return engine
 
     def _is_large(self, engine: ForwardOverReverse) -> bool:
         """Whether a block's intermediate results on a chunk are, and smaller chunks are untried."""
         # Where a way was asked for by its name, results must not depend on the clock.
-        open_to_it = self._wish == "auto" and self._risk.device.type == "cpu" and not self._cut
+        open_to_it = self._wish == "auto" and self._point.device.type == "cpu" and not self._cut
         return open_to_it and engine.largest > _LARGEST
 
     def _cut_chunks(self, engine: ForwardOverReverse, course: Course, V: Tensor) -> None:
@@ -304,9 +304,9 @@ class Planner:
         smaller = math.ceil(course.num_examples / pieces)  # of about equal length
         if smaller >= course.num_examples:
             return
-        before, cut = self._risk.data.chunk_size, Course(engine, [], math.inf)
+        before, cut = self._point.data.chunk_size, Course(engine, [], math.inf)
         try:
-            self._risk.rechunk(smaller)
+            self._point.rechunk(smaller)
             self._time([engine.name], cut, V)
         except Exception as error:  # examples that belong together, or tensors that are for all
             if is_out_of_memory(error):
@@ -316,7 +316,7 @@ class Planner:
         # They also take less memory, and win what is within a trial's accuracy.
         least = min(cut.seconds.values(), default=math.inf)
         if least >= 1.1 * min(course.seconds.values()):
-            self._risk.rechunk(before)
+            self._point.rechunk(before)
             return
         note = f"chunks of {smaller} examples in place of {course.num_examples}"
         course.engine, course.keep, course.num_examples = cut.engine, cut.keep, cut.num_examples
@@ -329,14 +329,14 @@ class Planner:
         if name == "double backward":
             return self.plain
         if name == "batched double backward":
-            return DoubleBackward(self._risk, self._matrix, batched=True)
+            return DoubleBackward(self._point, self._matrix, batched=True)
         if name == "forward over reverse":
-            return ForwardOverReverse(self._risk, self._matrix, batch)
+            return ForwardOverReverse(self._point, self._matrix, batch)
         compiled = name.startswith("compiled")
-        return ForwardOverReverse(self._risk, self._matrix, batch, width, compiled=compiled)
+        return ForwardOverReverse(self._point, self._matrix, batch, width, compiled=compiled)
 
     def _room(self) -> float:
         """The bytes that what is kept may take."""
         if self._budget is None:
-            self._budget = available_memory(self._risk.device) // 4
+            self._budget = available_memory(self._point.device) // 4
         return self._budget

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, TypeVar, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,18 +14,9 @@ from torch import Tensor, nn
 from hvpspec.curvature.effort import Effort
 from hvpspec.curvature.engines import DoubleBackward, Engine
 from hvpspec.curvature.matrices import Matrix
+from hvpspec.curvature.objective import Point
 from hvpspec.curvature.planning import EngineName, Plan, Planner
-from hvpspec.curvature.risk import EmpiricalRisk
-from hvpspec.errors import (
-    ComputationError,
-    DataChangedError,
-    HvpspecError,
-    InputError,
-    first_line,
-)
-from hvpspec.linalg.memory import is_out_of_memory
-
-T = TypeVar("T")
+from hvpspec.errors import DataChangedError, InputError
 
 
 @dataclass(frozen=True)
@@ -48,12 +37,12 @@ class _Kept:
 
 
 class Products:
-    """Products with a matrix of second derivatives of a risk, without the l2 term.
+    """Products with a matrix of second derivatives of a point, without the l2 term.
 
     One is made by double backward first, and the others as a :class:`Planner` tells.
 
     Args:
-        risk: the function.
+        point: the function, where it is looked at.
         matrix: which matrix.
         engine: one way for all products, "auto" or "reproducible".
         memory_budget: bytes for what is kept from product to product; None for a quarter of what is
@@ -64,14 +53,14 @@ class Products:
     """
 
     def __init__(
-        self, risk: EmpiricalRisk, matrix: Matrix, engine: str, memory_budget: int | None
+        self, point: Point, matrix: Matrix, engine: str, memory_budget: int | None
     ) -> None:
         if engine not in get_args(EngineName):
             names = ", ".join(map(repr, get_args(EngineName)))
             raise InputError(f"engine must be one of {names}, got {engine!r}")
         if memory_budget is not None and memory_budget < 0:
             raise InputError(f"memory_budget must be at least 0 bytes, got {memory_budget}")
-        self._risk, self._matrix = risk, matrix
+        self._point, self._matrix = point, matrix
         self._engine, self._memory_budget = engine, memory_budget
         self._planner: Planner | None = None
         self._kept: _Kept | None = None
@@ -92,61 +81,20 @@ class Products:
         Raises:
             ComputationError: it does not suffice for a single example.
         """
-        return self.within_memory(lambda: self._multiply(V))
+        return self._point.within_memory(lambda: self._multiply(V), self._forget)
 
-    def within_memory(self, compute: Callable[[], T]) -> T:
-        """Go over the data of this process, on smaller chunks if memory does not suffice.
-
-        Args:
-            compute: what is computed from all chunks, and again where it was too much.
-
-        Raises:
-            ComputationError: memory does not suffice for a single example.
-        """
-        while True:
-            try:
-                return compute()
-            except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                reason = first_line(error)
-            self._halve_chunks(reason)  # when what the error held on to is free again
-
-    def _halve_chunks(self, reason: str) -> None:
-        """Go on with half of the examples in a chunk, and say so."""
+    def _forget(self) -> None:
+        """Let go of what was kept and planned for the former chunks."""
         self._kept = None
         if self._planner is not None:
             self._planner.forget()
-        longest = self._risk.longest
-        while longest >= 2:
-            smaller = math.ceil(longest / 2)
-            warnings.warn(
-                f"out of memory with {longest} examples in a chunk: going on with {smaller}",
-                UserWarning,
-                stacklevel=2,
-            )
-            try:
-                self._risk.rechunk(smaller)
-                return
-            except HvpspecError as error:
-                raise ComputationError(
-                    f"out of memory ({reason}), and the examples cannot be parted ({error})"
-                ) from error
-            except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                longest, reason = smaller, first_line(error)
-        raise ComputationError(
-            f"out of memory {'on a single example' if longest else 'before the first example'} "
-            f"({reason}); multiply fewer vectors at once, or select fewer parameters with "
-            "params=..."
-        )
 
     def _multiply(self, V: Tensor) -> Tensor:
         """Multiply the rows of V, parted into blocks that are not too wide."""
         if self._planner is None:
+            self._point.ready()  # whose checks are no part of a product
             start = time.perf_counter()
-            plain = DoubleBackward(self._risk, self._matrix)
+            plain = DoubleBackward(self._point, self._matrix)
             with Effort() if self._engine == "reproducible" else nullcontext() as effort:
                 product = self._pass(plain, plain, V[:1], keep=False)
             seconds = effort.seconds if effort else time.perf_counter() - start
@@ -184,12 +132,13 @@ class Products:
             keep: whether to keep what does not depend on them.
         """
         total = torch.zeros_like(V)
-        chunk_size = self._risk.data.chunk_size
+        chunk_size = self._point.data.chunk_size
         kept = self._kept
         if kept is not None and (kept.engine, kept.chunk_size) == (engine, chunk_size):
             self._check_kept(kept)
-            for part_of, prepared in kept.parts:
-                part_of.add_product_(total, prepared, V)
+            with self._point.placed():
+                for part_of, prepared in kept.parts:
+                    part_of.add_product_(total, prepared, V)
             return total
         if keep:
             self._kept = None  # what was kept for another way makes room
@@ -197,7 +146,7 @@ class Products:
         data: list[tuple[Tensor, int]] = []
         for each in {engine, plain}:
             each.begin()
-        with self._risk.chunks() as chunks:
+        with self._point.chunks() as chunks:
             for k, batch in chunks:
                 versions = [(tensor, tensor._version) for tensor in batch.leaves]
                 # Tracing each of many shapes would take longer than it saves.
@@ -216,7 +165,7 @@ class Products:
 
     def _check_kept(self, kept: _Kept) -> None:
         """Raise DataChangedError if parameters or data are others than when parts were kept."""
-        self._risk.check_parameters()
+        self._point.check_parameters()
         if any(tensor._version != version for tensor, version in kept.data):
             raise DataChangedError(
                 "the data were changed in place between two products; make a new operator"

@@ -49,8 +49,6 @@ def unmanaged(model: nn.Module) -> nn.Module:
     Raises:
         InputError: it is no module, or wrapped in a way that cannot be undone here.
     """
-    if not isinstance(model, nn.Module):
-        raise InputError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     for name, module in model.named_modules():
         kind, where = type(module).__name__, f"its module {name!r}" if name else "it"
         if kind in ("DistributedDataParallel", "DataParallel"):

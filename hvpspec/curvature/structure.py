@@ -11,7 +11,7 @@ claimed is certain, what is not claimed is merely unknown.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node
 
+from hvpspec.curvature.data import is_nested, tensors_in
 from hvpspec.curvature.graph import is_used_once, nodes
+from hvpspec.curvature.losses import Loss
 from hvpspec.errors import InputError
 from hvpspec.linalg.facts import IndexBound
 
@@ -90,6 +92,24 @@ class FlatDirections:
         """Those on two parts of the data."""
         names = tuple(name for name in self.parameters if name in other.parameters)
         return FlatDirections(names, self.shifted if self.shifted == other.shifted else None)
+
+
+def flat_directions(
+    loss: Loss, outputs: object, leaves: Mapping[str, Tensor], candidates: Iterable[str]
+) -> FlatDirections:
+    """Where the Hessian is certainly a Gauss-Newton matrix, if the loss is convex.
+
+    Args:
+        loss: of the outputs.
+        outputs: what the network returned.
+        leaves: tensors that they were computed from, by name.
+        candidates: names of those to look at.
+    """
+    if not is_nested(outputs):  # tensors in an object are not seen
+        return FlatDirections(())
+    parameters = affine_together(tensors_in(outputs), {name: leaves[name] for name in candidates})
+    shifted = last_weight(outputs, leaves) if ignores_shifts(loss.function) else None
+    return FlatDirections(parameters, None if shifted in parameters else shifted)
 
 
 def affine_in(outputs: Sequence[Tensor], leaves: Sequence[Tensor]) -> bool:
@@ -215,6 +235,11 @@ def _is_untouched(loss: object) -> bool:
     """Whether a loss computes what its class does: no hooks, and no forward of its own."""
     hooks = ("_forward_hooks", "_forward_pre_hooks")
     return "forward" not in vars(loss) and not any(getattr(loss, name, None) for name in hooks)
+
+
+def is_convex_at(loss: Loss, outputs: object, targets: object) -> bool:
+    """Whether a loss is certainly convex in the outputs, by declaration or because PyTorch's is."""
+    return loss.convex or is_convex(loss.function, outputs, targets)
 
 
 def is_convex(loss: object, outputs: object, targets: object) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hvpspec.curvature.batches import Batch
+from hvpspec.curvature.data import Batch
 from hvpspec.curvature.engines import Engine
 
 # A trial is repeated until it has taken so long, and once unless it takes ten times as long: the

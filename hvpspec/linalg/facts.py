@@ -24,10 +24,12 @@ class PointFacts:
 
     For the Hessian of ``f`` at a point: ``f`` itself, the Euclidean norm of its gradient, a bound
     on the index that follows from the structure of ``f``, and what a reader of the result should
-    know.
+    know. ``certain`` is False where nothing may be certified of it, since the matrix is the derivative
+    of a pseudo-gradient.
     """
 
     loss: float | None = None
     gradient_norm: float | None = None
     index_bound: IndexBound | None = None
     notes: tuple[str, ...] = ()
+    certain: bool = True

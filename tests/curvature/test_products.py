@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hvpspec import ComputationError, DataChangedError, HessianOperator, InputError, Loss, index
 from hvpspec.curvature import planning
-from hvpspec.curvature.batches import Batch
+from hvpspec.curvature.data import Batch
 from hvpspec.curvature.effort import Effort
 from hvpspec.curvature.engines import Engine
 from hvpspec.curvature.trials import Trial
@@ -360,7 +360,9 @@ def tell(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
         told = 4.0 if engine.name == "batched forward over reverse" else 9.0
         trial = true_trial(engine, k, batch, V, mix)
         return replace(
-            trial, prepare_seconds=0.0, multiply_seconds=told if len(batch) == 90 else seconds
+            trial,
+            prepare_seconds=0.0,
+            multiply_seconds=told if batch.num_examples == 90 else seconds,
         )
 
     monkeypatch.setattr(planning.Trial, "of", timed)
@@ -386,10 +388,10 @@ def test_chunks_are_cut_once_where_intermediate_results_are_large(
     H = HessianOperator(model, nn.CrossEntropyLoss(), data)
     plan = plan_of(H)
     if hidden == 400:
-        assert (H._risk.num_chunks, plan.num_examples) == (9, 10)
+        assert (H._point.num_chunks, plan.num_examples) == (9, 10)
         assert plan.notes == ("chunks of 10 examples in place of 90",)
     else:
-        assert (H._risk.num_chunks, plan.num_examples, plan.notes) == (1, 90, ())
+        assert (H._point.num_chunks, plan.num_examples, plan.notes) == (1, 90, ())
 
 
 def test_examples_that_belong_together_are_not_parted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -424,14 +426,14 @@ def test_smaller_chunks_are_kept_only_where_they_are_faster(
     H = HessianOperator(model, nn.CrossEntropyLoss(), data)
     plan = plan_of(H)
     assert plan.num_examples == (10 if faster else 90)
-    assert H._risk.num_chunks == (9 if faster else 1)
+    assert H._point.num_chunks == (9 if faster else 1)
     assert plan.seconds[plan.engine] == pytest.approx(2.7 if faster else 4.0)
 
 
 def test_a_loss_that_weighs_its_examples() -> None:
     model = nn.Linear(3, 2).double()
     data = torch.rand(5, 3).double(), torch.rand(5, 2).double()
-    loss = Loss(lambda out, t: ((out - t) ** 4).mean(), weight=lambda out, t: t.sum())
+    loss = Loss(lambda out, t: ((out - t) ** 4 * t).sum() / t.sum(), weight=lambda out, t: t.sum())
     first = None
     for engine in ENGINES:
         H = HessianOperator(model, loss, data, chunk_size=2, engine=engine)
@@ -484,7 +486,7 @@ def test_out_of_memory_it_goes_on_with_smaller_chunks(
     most = 5
 
     def prepare(self: planning.DoubleBackward, k: int, batch: Batch) -> Any:
-        if len(batch) > most:
+        if batch.num_examples > most:
             raise error
         return true_prepare(self, k, batch)
 

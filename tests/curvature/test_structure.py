@@ -674,18 +674,21 @@ def test_shared_nodes_are_found_dependent_on_every_path() -> None:
 
 def test_directions_must_be_flat_on_every_batch() -> None:
     class Odd(nn.Sequential):
-        """Bends only where the first number is negative."""
+        """Bends only where it is told to."""
 
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x: Tensor, bends: bool) -> Tensor:
             y = super().forward(x)
-            return torch.tanh(y) if x[0, 0] < 0 else y
+            return torch.tanh(y) if bends else y
 
     model = Odd(nn.Linear(3, 2))
     x, y = torch.tensor([[1.0, 2.0, 3.0], [-1.0, 2.0, 3.0]]), torch.tensor([0, 1])
     loss = nn.CrossEntropyLoss()
-    assert structural_upper_bound(model, loss, (x[:1], y[:1])).upper == 0  # type: ignore[union-attr]
-    assert structural_upper_bound(model, loss, (x[1:], y[1:])) is None
-    batches = [(x[:1], y[:1]), (x[1:], y[1:])]
+    batches = [
+        {"x": x[:1], "bends": False, "labels": y[:1]},
+        {"x": x[1:], "bends": True, "labels": y[1:]},
+    ]
+    assert structural_upper_bound(model, loss, batches[0]).upper == 0  # type: ignore[union-attr]
+    assert structural_upper_bound(model, loss, batches[1]) is None
     assert structural_upper_bound(model, loss, batches) is None
     one, other = FlatDirections(("a", "b"), "w"), FlatDirections(("b", "c"), "w")
     assert one.common(other) == FlatDirections(("b",), "w")

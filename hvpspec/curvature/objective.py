@@ -1,0 +1,661 @@
+"""The objective: a network's loss over data as a function of selected parameters, at any point."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+
+import torch
+from torch import Tensor, nn
+
+from hvpspec.curvature.data import Batch, Data, Reader, matching
+from hvpspec.curvature.derivatives import differentiate
+from hvpspec.curvature.guard import (
+    Guard,
+    Record,
+    check_mode,
+    generators_of,
+    is_compiled,
+    raise_changed,
+    stage,
+    usable,
+)
+from hvpspec.curvature.losses import Loss, as_loss
+from hvpspec.curvature.parameters import (
+    ParameterSpace,
+    Selector,
+    add_parts_,
+    as_real,
+    places,
+    select_parameters,
+)
+from hvpspec.curvature.sharding import is_shard, whole
+from hvpspec.errors import (
+    ComputationError,
+    HvpspecError,
+    InputError,
+    NonFiniteError,
+    first_line,
+)
+from hvpspec.linalg.memory import is_out_of_memory
+from hvpspec.linalg.ranks import Ranks
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from typing_extensions import Self
+
+    from hvpspec.curvature.hessian import HessianOperator
+
+T = TypeVar("T")
+
+#: Which function a network is: that of its evaluation mode, or of the modes its modules are in.
+Mode = Literal["eval", "as given"]
+
+
+@dataclass(frozen=True)
+class Term:
+    """One chunk's share of an objective, with the graph that leads to it.
+
+    Attributes:
+        value: scalar; the terms of a pass add up to the objective (without the l2 term).
+        outputs: what the model returned, as the loss took it.
+        targets: what the loss compared it with.
+        loss: of outputs and targets.
+        share: what the loss on the chunk is multiplied by.
+        num_examples: how many there are in the chunk.
+    """
+
+    value: Tensor
+    outputs: Any
+    targets: Any
+    loss: Callable[[Any, Any], Tensor]
+    share: float
+    num_examples: int
+
+    def value_at(self, outputs: Any) -> Tensor:
+        """The value for other outputs."""
+        return self.loss(outputs, self.targets) * self.share
+
+
+class Objective:
+    """``f(theta) = L(theta) + l2 ||theta||^2``, which can be evaluated at any point.
+
+    ``L`` is ``sum_b w_b L_b(theta) / sum_b w_b`` over the batches b of the data, or
+    ``sum_b L_b(theta)`` where the loss sums. Before the first answer it is checked that this holds
+    for parts of the batches, and that derivatives are what they should be; see
+    :class:`hvpspec.curvature.guard.Guard`.
+
+    Args:
+        model: the network, which is only read; see :class:`hvpspec.HessianOperator`, as for all
+            arguments.
+        loss: a function of outputs and targets.
+        data: the examples.
+        params: which parameters make up ``theta``.
+        l2: the coefficient of ``||theta||^2``.
+        chunk_size: the most examples in one graph.
+        dtype: to compute in.
+        mode: which function the network is.
+        pseudo_gradient: whether the gradient may be another than the loss's.
+        group: processes that share out the data.
+
+    Attributes:
+        space: names, shapes and order of the selected parameters in a vector.
+
+    Raises:
+        InputError: an argument cannot be used; the message says why and what to do.
+
+    Example:
+        >>> f = Objective(nn.Linear(1, 1, bias=False), nn.MSELoss(), (torch.ones(2, 1),) * 2)
+        >>> f.value(torch.tensor([3.0])), f.gradient(torch.tensor([3.0]))
+        (4.0, tensor([4.]))
+        >>> f.hessian(torch.tensor([3.0])).to_dense()
+        tensor([[2.]])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss | nn.Module | Callable[[Any, Any], Tensor],
+        data: Any,
+        *,
+        params: Selector | Iterable[Selector] | None = None,
+        l2: float = 0.0,
+        chunk_size: int | None = None,
+        dtype: torch.dtype | None = None,
+        mode: Mode = "eval",
+        pseudo_gradient: bool = False,
+        group: ProcessGroup | None = None,
+    ) -> None:
+        if not (math.isfinite(l2) and l2 >= 0):
+            raise InputError(f"l2 must be a finite number of at least 0, got {l2}")
+        if mode not in get_args(Mode):
+            raise InputError(f"mode must be 'eval' or 'as given', got {mode!r}")
+        if params is not None and not isinstance(params, Selector):
+            params = list(params)
+        self.arguments = (model, loss, data)
+        self.options: dict[str, Any] = {
+            "params": params,
+            "l2": float(l2),
+            "chunk_size": chunk_size,
+            "dtype": dtype,
+            "mode": mode,
+            "pseudo_gradient": pseudo_gradient,
+            "group": group,
+        }
+        self.l2, self.mode, self.pseudo_gradient = float(l2), mode, pseudo_gradient
+        self.ranks = Ranks(group)
+        self.given, self.model = model, usable(model, pseudo_gradient=pseudo_gradient)
+        given_loss, self.source = as_loss(loss)
+        self._name_loss_parameters(given_loss)
+        own = {n: p for n, p in self.loss_parameters().items() if n.startswith(_OF_THE_LOSS)}
+        self.space: ParameterSpace = select_parameters(self.model, params, own)
+        self.mode_notes = check_mode(self.model, mode)
+        selected = [self.parameters()[name] for name in self.space.names]
+        for what, kinds in (
+            ("dtypes", {str(as_real(p).dtype) for p in selected}),
+            ("devices", {str(p.device) for p in selected}),
+        ):
+            if len(kinds) > 1:
+                raise InputError(
+                    f"the selected parameters have different {what} ({', '.join(sorted(kinds))}); "
+                    "convert the model with .to() or select fewer with params=..."
+                )
+        self.native_dtype = as_real(selected[0]).dtype
+        self.dtype = self.native_dtype if dtype is None else dtype
+        self.device = selected[0].device
+        if self.dtype not in (torch.float32, torch.float64):
+            raise InputError(
+                f"second derivatives need float32 or float64, got {self.dtype}; pass "
+                f"dtype=torch.float32"
+            )
+        self.loss = given_loss.to(self.device, self.dtype)
+        self.data = Data(
+            data,
+            Reader(self.model),
+            device=self.device,
+            dtype=self.dtype,
+            chunk_size=chunk_size,
+        )
+        # Once and for all: on which pass a process multiplies in another way is its own affair.
+        tensors = (*self.parameters().values(), *self.model.buffers())
+        self._gathered = {id(t): whole(t.detach()) for t in tensors if is_shard(t)}
+        self._places = places(self.model)
+        function = self.loss.function
+        losses = function.modules() if isinstance(function, nn.Module) else ()
+        self.modules: list[nn.Module] = [*self.model.modules(), *losses]
+        self.is_recurrent = any(isinstance(module, nn.RNNBase) for module in self.modules)
+        self.is_compiled = is_compiled([*model.modules(), *losses])
+        self.is_sharded = bool(self._gathered)
+        self.generators = generators_of(self.device, self.data.sources)
+        self._writes_inputs: bool | None = None
+        self.guard = Guard()
+
+    def _name_loss_parameters(self, loss: Loss) -> None:
+        """Name the parameters of a loss that is a module, apart from those it has of the model."""
+        self._loss_places: dict[str, str] = {}
+        self._loss_module = loss.function if isinstance(loss.function, nn.Module) else None
+        if self._loss_module is None:
+            return
+        of_the_model = {id(p): name for name, p in self.model.named_parameters()}
+        for name, p in self._loss_module.named_parameters():
+            self._loss_places[name] = of_the_model.get(id(p), _OF_THE_LOSS + name)
+
+    def loss_parameters(self) -> dict[str, Tensor]:
+        """The parameters of the loss, by the names they have in the space."""
+        if self._loss_module is None:
+            return {}
+        own = dict(self._loss_module.named_parameters())
+        return {place: own[name] for name, place in self._loss_places.items()}
+
+    def parameters(self) -> dict[str, Tensor]:
+        """All parameters, selected or not, by name."""
+        own: dict[str, Tensor] = dict(self.model.named_parameters())
+        return {**self.loss_parameters(), **own} if self._loss_places else own
+
+    def of_the_model(self, names: Iterable[str]) -> list[str]:
+        """Those of some parameters that belong to the network, not to the loss alone."""
+        return [name for name in names if not name.startswith(_OF_THE_LOSS)]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of a result should know about how it was computed."""
+        notes = [*self.mode_notes, *self.guard.notes]
+        if self.dtype != self.native_dtype:
+            notes.append(f"computed in {self.dtype} from parameters in {self.native_dtype}")
+        counted = [name for name in self.space.names if name.startswith(_OF_THE_LOSS)]
+        if counted:
+            notes.append(f"parameters of the loss are counted: {', '.join(counted)}")
+        if self.data.reader.takes_targets_from_inputs:
+            notes.append("the inputs are the targets: no others are given")
+        return tuple(dict.fromkeys(notes))
+
+    def value(self, theta: Tensor | None = None) -> float:
+        """``f`` at a point.
+
+        Args:
+            theta: shape (n,); None for the present parameters.
+
+        Raises:
+            HvpspecError: see :class:`hvpspec.HessianOperator`.
+        """
+        return self.at(theta).objective_value()
+
+    def gradient(self, theta: Tensor | None = None) -> Tensor:
+        """The gradient of ``f`` at a point, shape (n,).
+
+        Args:
+            theta: shape (n,); None for the present parameters.
+
+        Raises:
+            HvpspecError: see :class:`hvpspec.HessianOperator`.
+        """
+        return self.at(theta).gradient()[0]
+
+    def hessian(self, theta: Tensor | None = None) -> HessianOperator:
+        """The Hessian of ``f`` at a point.
+
+        Args:
+            theta: shape (n,); None for the present parameters.
+        """
+        from hvpspec.curvature.hessian import HessianOperator
+
+        return HessianOperator.of(self, theta)
+
+    def at(self, theta: Tensor | None = None) -> Point:
+        """The objective at one point."""
+        return Point(self, theta)
+
+    def changed(self, **options: Any) -> Self:
+        """The same function with other parameters or another dtype; what was checked holds on."""
+        other = type(self)(*self.arguments, **{**self.options, **options})
+        other.guard = self.guard
+        other.data.whole, other.data.chunk_size = self.data.whole, self.data.chunk_size
+        return other
+
+    def in_float64(self) -> Self:
+        """The same function with parameters, buffers and data converted to float64.
+
+        It is this one where it computes in float64 already, or the network cannot.
+        """
+        if self.dtype == torch.float64:
+            return self
+        self.guard.record(self)
+        return self if self.guard.float64_fails else self.changed(dtype=torch.float64)
+
+    def leaves(self, theta: Tensor | None = None) -> dict[str, Tensor]:
+        """The selected parameters in the objective's dtype, detached, to differentiate by."""
+        with torch.inference_mode(False):
+            if theta is not None:
+                theta = theta.detach().to(self.device, self.dtype, copy=True)
+                parts = self.space.unflatten(theta)
+                return {name: part.clone().requires_grad_() for name, part in parts.items()}
+            parameters = self.parameters()
+            leaves = self._copies({name: parameters[name] for name in self.space.names})
+            for name, leaf in leaves.items():
+                if name in self.space.pairs:
+                    leaves[name] = torch.view_as_real(leaf)
+                leaves[name].requires_grad_()
+            return leaves
+
+    def tensors(self, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """All parameters: ``leaves``, and copies of the others in the objective's dtype."""
+        others = {name: p for name, p in self.parameters().items() if name not in leaves}
+        return {**self._copies(others), **leaves}
+
+    def outputs(self, tensors: Mapping[str, Tensor], batch: Batch) -> Any:
+        """What the loss takes of what the model returns for some examples.
+
+        Args:
+            tensors: all parameters, selected or not.
+            batch: the examples.
+        """
+        # Copies: a module that counts its calls, say, must not write into the caller's buffers.
+        buffers = self._copies(dict(self.model.named_buffers()))
+        with self.placed({**tensors, **buffers}):
+            outputs = self.model(*batch.args, **batch.kwargs)
+        # PyTorch's losses take a tensor; others may want all that the model tells.
+        return getattr(outputs, "logits", outputs) if self.source == "known" else outputs
+
+    @contextmanager
+    def placed(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+        """Put tensors in the place of the model's parameters and buffers, for a while.
+
+        A module that stands at several places of the model has each of its tensors in one:
+        `torch.func.functional_call` puts one there twice, and then leaves it in the model.
+
+        Args:
+            tensors: by name; complex ones may come as pairs of real numbers.
+        """
+        placed: list[tuple[dict[str, Any], str, Any]] = []
+        try:
+            for fields, key, name in self._places:
+                tensor = tensors.get(name)
+                if tensor is not None:
+                    placed.append((fields, key, fields[key]))
+                    is_pair = name in self.space.pairs and not tensor.is_complex()
+                    fields[key] = torch.view_as_complex(tensor) if is_pair else tensor
+            yield
+        finally:
+            for fields, key, before in reversed(placed):
+                fields[key] = before
+
+    def loss_of(self, tensors: Mapping[str, Tensor]) -> Callable[[Any, Any], Tensor]:
+        """The loss as a function of outputs and targets, at given parameters."""
+        if not self._loss_places:
+            return self.loss.evaluate
+        own = {name: tensors[place] for name, place in self._loss_places.items()}
+        own = {k: torch.view_as_complex(t) if self._loss_places[k] in self.space.pairs else t
+               for k, t in own.items()}  # fmt: skip
+        return lambda outputs, targets: self.loss.evaluate(outputs, targets, own)
+
+    def evaluate(self, batch: Batch, tensors: Mapping[str, Tensor]) -> tuple[Tensor, float, Any]:
+        """The loss on some examples, what it weighs, and the outputs.
+
+        Args:
+            batch: the examples.
+            tensors: all parameters, selected or not.
+        """
+        safe = batch
+        if self._writes_inputs is not False:  # a copy until it is known to be needless
+            safe = batch.map(torch.clone)
+        outputs = self.outputs(tensors, safe)
+        if self._writes_inputs is None:
+            self._writes_inputs = any(tensor._version for tensor in safe.leaves)
+        num_examples = batch.length(self.guard.dim)
+        weight = self.loss.batch_weight(outputs, batch.targets, num_examples)
+        return self.loss_of(tensors)(outputs, batch.targets), weight, outputs
+
+    def _copies(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Copies of parameters or buffers, whole and in the objective's dtype.
+
+        What the model writes into them must not reach the caller's.
+        """
+        copies = {}
+        for name, tensor in tensors.items():
+            own = self._gathered.get(id(tensor)) if self._gathered else None
+            own = tensor.detach() if own is None else own
+            dtype = self.dtype if tensor.is_floating_point() else matching(tensor.dtype, self.dtype)
+            copies[name] = own.to(dtype, copy=True)
+        return copies
+
+
+#: What the names of a loss's own parameters begin with.
+_OF_THE_LOSS = "loss."
+
+
+class Point:
+    """An objective at one point, where every pass over the data must find the same losses.
+
+    Args:
+        objective: the function.
+        theta: where, shape (n,); None for the present parameters.
+
+    Attributes:
+        space: the objective's, as are ``data``, ``ranks``, ``dtype`` and ``device``.
+
+    Raises:
+        InputError: the point has another shape.
+    """
+
+    def __init__(self, objective: Objective, theta: Tensor | None = None) -> None:
+        n = objective.space.dim
+        if theta is not None and tuple(theta.shape) != (n,):
+            raise InputError(f"theta must have shape ({n},), got {tuple(theta.shape)}")
+        self.objective, self.theta = objective, theta
+        self.space, self.data, self.ranks = objective.space, objective.data, objective.ranks
+        self.dtype, self.device = objective.dtype, objective.device
+        self._record: Record | None = None
+        self._num_passes = 0
+
+    def ready(self) -> Record:
+        """See that all holds that an answer stands on, before a pass.
+
+        Returns:
+            What the first pass found for chunks of the present size.
+        """
+        record = self.objective.guard.record(self.objective)
+        if record is not self._record:
+            self._record = record
+            unknown = [math.nan] * len(record.weights)
+            if self.theta is not None:
+                self._losses = unknown
+            else:  # of which several operators may know
+                self._losses = record.losses.setdefault(self.dtype, unknown)
+        return record
+
+    @property
+    def record(self) -> Record:
+        """What the first pass found for chunks of the present size."""
+        return self.ready() if self._record is None else self._record
+
+    @property
+    def num_chunks(self) -> int:
+        """Number of chunks in a pass."""
+        return len(self.record.weights)
+
+    @property
+    def scale(self) -> float:
+        """The size of a loss, against which a change is judged."""
+        return max((abs(x) for x in self._losses if not math.isnan(x)), default=0.0)
+
+    def leaves(self) -> dict[str, Tensor]:
+        """The selected parameters at the point, detached, to differentiate by."""
+        return self.objective.leaves(self.theta)
+
+    def check_parameters(self) -> None:
+        """Raise DataChangedError if parameters or buffers are not those that were checked."""
+        moved = () if self.theta is None else self.space.names
+        self.ready().compare_marks(self.objective, moved)
+
+    def value(self) -> float:
+        """The loss over the data, without the l2 term."""
+        self.check_parameters()
+        if any(map(math.isnan, self._losses)):
+            with self.terms(self.leaves()) as terms:
+                for _ in terms:
+                    pass
+        return self.ranks.sum(self.record.combine(self._losses))
+
+    def objective_value(self) -> float:
+        """``f``, with the l2 term."""
+        theta = self.space.flatten(self.leaves()).detach().double()
+        return self.within_memory(self.value) + self.objective.l2 * float(theta @ theta)
+
+    def gradient(self) -> tuple[Tensor, set[str]]:
+        """The gradient of ``f``, shape (n,), and the parameters with a path to the loss."""
+        leaves = self.leaves()
+        with torch.inference_mode(False):
+            theta = self.space.flatten(leaves).detach()
+
+        def share() -> tuple[Tensor, set[str]]:
+            """What the data of this process add, and the parameters that they reach."""
+            with torch.inference_mode(False):
+                gradient = torch.zeros_like(theta)
+            reached: set[str] = set()
+            with self.terms(leaves) as terms:
+                for term in terms:
+                    parts = differentiate(term.value, leaves)
+                    reached |= parts.keys()
+                    add_parts_(gradient, self.space, parts)
+            return gradient, reached
+
+        gradient, reached = self.within_memory(share)
+        return self.ranks.sum_(gradient).add_(theta, alpha=2 * self.objective.l2), reached
+
+    @contextmanager
+    def terms(self, leaves: Mapping[str, Tensor]) -> Iterator[Iterator[Term]]:
+        """Make one pass over the data, as an iterator over each chunk's share of the objective.
+
+        It holds while the pass lasts: the model is in the mode asked for, random states are set
+        aside, and gradients are on, for the forward passes and for what is done with a term.
+
+        Args:
+            leaves: what the selected parameters are replaced by.
+
+        Raises:
+            DataChangedError: a chunk's loss is not what it was on the first pass.
+        """
+        with self.chunks() as chunks:
+            tensors = self.objective.tensors(leaves)
+            terms = (self.term(k, batch, tensors) for k, batch in chunks)
+            yield (term for term in terms if term is not None)
+
+    @contextmanager
+    def chunks(self) -> Iterator[Iterator[tuple[int, Batch]]]:
+        """Make one pass over the data alone, on the stage that :meth:`terms` sets.
+
+        Raises:
+            DataChangedError: there are more or fewer chunks than on the first pass.
+        """
+        self.check_parameters()
+        self._num_passes += 1
+        with stage(self.objective, self._num_passes), self.placed():
+            yield self._counted(len(self.record.weights))
+
+    def placed(self) -> AbstractContextManager[None]:
+        """Put the point's parameters into the model where they are not those it has.
+
+        A part that is evaluated again in the backward pass, as checkpoints are, finds them there.
+        """
+        if self.theta is None and self.dtype == self.objective.native_dtype:
+            return nullcontext()
+        return self.objective.placed(self.objective.tensors(self.leaves()))
+
+    def _counted(self, expected: int) -> Iterator[tuple[int, Batch]]:
+        """Number the chunks, provided that there are as many as expected."""
+        count = 0
+        for k, batch in enumerate(self.data):
+            count += 1
+            if count > expected:
+                raise_changed(f"{count} chunks or more, before {expected}")
+            yield k, batch
+        if count < expected:
+            raise_changed(f"{count} chunks, before {expected}")
+
+    def term(self, k: int, batch: Batch, tensors: Mapping[str, Tensor]) -> Term | None:
+        """Evaluate the share of chunk ``k``; None if it counts nothing.
+
+        Args:
+            k: number of the chunk in a pass.
+            batch: its examples.
+            tensors: all parameters, selected or not.
+
+        Raises:
+            DataChangedError: the loss is not what it was on the first pass.
+        """
+        loss, weight, outputs = self.objective.evaluate(batch, tensors)
+        record = self.record
+        before = record.weights[k]
+        if record.sums:
+            weight = 1.0
+        if weight != before:
+            raise_changed(f"chunk {k} weighs {weight:g}, before {before:g}")
+        if weight == 0:
+            self._losses[k] = 0.0
+            return None
+        self.check(k, float(loss.detach()))
+        share = weight / record.total
+        function = self.objective.loss_of(tensors)
+        return Term(loss * share, outputs, batch.targets, function, share, batch.num_examples)
+
+    def share(self, k: int) -> float:
+        """What the loss on chunk ``k`` is multiplied by in the objective."""
+        return self.record.weights[k] / self.record.total
+
+    def check(self, k: int, loss: float) -> None:
+        """Raise DataChangedError unless the loss on chunk ``k`` is that of the first pass."""
+        record, before = self.record, self._losses[k]
+        if not record.weights[k]:
+            return
+        if math.isnan(before):
+            if not math.isfinite(loss):
+                raise NonFiniteError(
+                    f"the loss is {loss} on chunk {k} of the data (counting from 0); check the "
+                    "inputs, the targets and the weights for NaN and overflow"
+                )
+            self._losses[k] = loss
+            return
+        # A repeated forward pass gives the same bits, except for the order of summation on GPUs.
+        if loss != before:
+            tolerance = 1e3 * torch.finfo(record.dtype).eps * self.scale
+            if not abs(loss - before) <= tolerance:
+                raise_changed(f"loss {loss:.6g} on chunk {k}, before {before:.6g}")
+
+    def rechunk(self, chunk_size: int | None) -> None:
+        """Cut the data into chunks of another size from now on; None for one that is chosen.
+
+        Raises:
+            Exception: what the model makes of chunks of that size; the former is kept.
+            DataChangedError: they do not add up to the same value; so it is then.
+        """
+        former = self.data.chunk_size
+        if chunk_size == former:
+            return
+        if not self.objective.guard.has_checked:
+            self.data.chunk_size = chunk_size
+            return
+        before = self.ready().combine(self._losses)
+        try:
+            self.data.chunk_size = chunk_size
+            record = self.ready()
+            after = record.combine(self._losses)
+            tolerance = 1e3 * torch.finfo(record.dtype).eps * record.size(self._losses)
+            if abs(after - before) > tolerance:
+                raise_changed(f"loss {after:.6g}, before {before:.6g}")
+        except Exception:
+            self.data.chunk_size = former
+            raise
+
+    def within_memory(
+        self, compute: Callable[[], T], forget: Callable[[], None] | None = None
+    ) -> T:
+        """Go over the data of this process, on smaller chunks if memory does not suffice.
+
+        Args:
+            compute: what is computed from all chunks, and again where it was too much.
+            forget: lets go of what is kept from chunks of the size that was too much.
+
+        Raises:
+            ComputationError: memory does not suffice for a single example.
+        """
+        while True:
+            try:
+                return compute()
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                reason = first_line(error)
+            if forget is not None:
+                forget()
+            self._halve_chunks(reason)  # when what the error held on to is free again
+
+    def _halve_chunks(self, reason: str) -> None:
+        """Go on with half of the examples in a chunk, and say so."""
+        longest = self.objective.guard.longest
+        while longest >= 2:
+            smaller = math.ceil(longest / 2)
+            warnings.warn(
+                f"out of memory with {longest} examples in a chunk: going on with {smaller}",
+                UserWarning,
+                stacklevel=2,
+            )
+            try:
+                self.rechunk(smaller)
+                return
+            except HvpspecError as error:
+                raise ComputationError(
+                    f"out of memory ({reason}), and the examples cannot be parted ({error})"
+                ) from error
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                longest, reason = smaller, first_line(error)
+        raise ComputationError(
+            f"out of memory {'on a single example' if longest else 'before the first example'} "
+            f"({reason}); multiply fewer vectors at once, or select fewer parameters with "
+            "params=..."
+        )
