@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import typer
 
@@ -24,9 +24,19 @@ EngineName = Literal[
     "batched forward over reverse",
     "compiled forward over reverse",
 ]
+ModeName = Literal["eval", "as-given"]
 OptimizerName = Literal["sgd", "adam", "lbfgs"]
 
 _AS_TRAINED = "as it was trained"
+
+
+def _loss_name(name: str | None) -> str | None:
+    """Refuse a loss that is neither known nor code."""
+    if name is not None and name not in get_args(LossName) and ":" not in name:
+        known = ", ".join(get_args(LossName))
+        raise typer.BadParameter(f"{name!r} is not one of {known}, nor module:callable")
+    return name
+
 
 ModelFile = Annotated[
     Path,
@@ -78,8 +88,38 @@ L2 = Annotated[
     typer.Option("--l2", help="Coefficient of ‖θ‖².", show_default=_AS_TRAINED),
 ]
 Loss = Annotated[
-    LossName | None,
-    typer.Option("--loss", help="Loss, a mean.", show_default=_AS_TRAINED),
+    str | None,
+    typer.Option(
+        "--loss",
+        callback=_loss_name,
+        help="cross_entropy, mse, or module:callable, which is imported: a function of outputs and"
+        " targets, a class of such functions, which is called, or a hvpspec.Loss.",
+        show_default=_AS_TRAINED,
+    ),
+    Names.CODE,
+]
+IgnoreIndex = Annotated[
+    int | None,
+    typer.Option(
+        "--ignore-index",
+        help="Label that does not count in the cross-entropy, such as 255.",
+        show_default="-100",
+    ),
+]
+Mode = Annotated[
+    ModeName,
+    typer.Option(
+        "--mode",
+        help="eval, or as-given: modules stay in the mode in which --net builds them, say with the"
+        " batch statistics of BatchNorm.",
+    ),
+]
+PseudoGradient = Annotated[
+    bool,
+    typer.Option(
+        "--pseudo-gradient",
+        help="Allow a gradient that is not the loss's (straight-through); nothing is certified.",
+    ),
 ]
 Params = Annotated[
     list[str] | None,

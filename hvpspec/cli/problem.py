@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from hvpspec.cli.apart import Named, Names, named_by, spare_recorded_data
 from hvpspec.cli.options import (
@@ -21,11 +21,15 @@ from hvpspec.cli.options import (
     DataDir,
     DataName,
     Engine,
+    IgnoreIndex,
     Loss,
+    LossName,
+    Mode,
     ModelFile,
     NetArgs,
     NetName,
     Params,
+    PseudoGradient,
     Subset,
     WeightsName,
     parse_net_args,
@@ -36,6 +40,7 @@ from hvpspec.errors import InputError
 from hvpspec.report import Subject, network_text
 
 if TYPE_CHECKING:
+    from torch import nn
     from torch.distributed import ProcessGroup
 
     from hvpspec import GGNOperator, HessianOperator, SymmetricOperator
@@ -58,8 +63,9 @@ class Problem:
     @property
     def subject(self) -> Subject:
         """What it is, for the record with the way in which products were made up to now."""
-        if self.about.provenance is None:
-            return self.about
+        about = replace(self.about, notes=self.hessian.notes)
+        if about.provenance is None:
+            return about
         so_far = {
             "plan": [
                 {"matrix": name, **asdict(plan)}
@@ -68,7 +74,7 @@ class Problem:
             ],
             "seconds": time.perf_counter() - self.start,
         }
-        return replace(self.about, provenance={**self.about.provenance, **so_far})
+        return replace(about, provenance={**about.provenance, **so_far})
 
     @contextmanager
     def lasting(
@@ -115,8 +121,11 @@ def load_problem(
     data_dir: DataDir = None,
     subset: Subset = None,
     loss: Loss = None,
+    ignore_index: IgnoreIndex = None,
     l2: L2 = None,
     params: Params = None,
+    mode: Mode = "eval",
+    pseudo_gradient: PseudoGradient = False,
     chunk_size: ChunkSize = None,
     engine: Engine = None,
     checkpoint: CheckpointFolder = None,
@@ -135,9 +144,12 @@ def load_problem(
         data: source of the data.
         data_dir: folder of the full data sets.
         subset: number of first examples.
-        loss: name of the loss; cross-entropy if nothing is recorded either.
+        loss: name of the loss, or ``module:callable``; cross-entropy if nothing is recorded either.
+        ignore_index: a class that does not count in the cross-entropy.
         l2: coefficient of the squared norm; 0 if nothing is recorded either.
         params: patterns of the parameters.
+        mode: whether modules are put in eval mode, or left as ``net`` builds them.
+        pseudo_gradient: whether the gradient may be another than the loss's.
         chunk_size: most examples in one graph.
         engine: how to multiply; None for what gives the same bits in every run.
         checkpoint: folder in which products are kept.
@@ -149,8 +161,8 @@ def load_problem(
     Raises:
         HvpspecError: something does not exist, does not fit or is not finite.
     """
-    from hvpspec import GGNOperator, HessianOperator
-    from hvpspec.zoo import Dataset, build_loss, evaluate, load_checkpoint
+    import hvpspec
+    from hvpspec.zoo import Dataset, load_checkpoint
 
     if checkpoint is None:
         refuse_together("belongs to --checkpoint", checkpoint_every=checkpoint_every)
@@ -159,51 +171,96 @@ def load_problem(
             f"--engine {engine} changes its way of multiplying as products are made, and a run from"
             " --checkpoint would end with other bits; name one way, or leave --engine out"
         )
+    modules: Literal["eval", "as given"] = "eval" if mode == "eval" else "as given"
     trained = load_checkpoint(
-        model, net=net, net_arguments=parse_net_args(net_arg), weights=weights
+        model,
+        net=net,
+        net_arguments=parse_net_args(net_arg),
+        weights=weights,
+        mode=modules,
     )
     settings = trained.settings
     loss = loss or (settings.loss if settings else "cross_entropy")
     if l2 is None:
         l2 = settings.l2 if settings else 0.0
+    function = _loss(loss, ignore_index)
     if data is None:
         spare_recorded_data(trained, data_dir, written)
     examples = trained.load_data(data, data_dir=data_dir, subset=subset)
+    # In the modes as given, buffers may change, and one example may be too few.
+    if mode == "eval":
+        _check_fit(trained.model, examples, function)
     if isinstance(examples, Dataset):
-        # Says in plain words if network, loss and data do not fit each other.
-        evaluate(trained.model, examples.subset(1), loss=loss)
         name, num_examples, tensors = examples.name, len(examples), examples.tensors
     else:
         # Only a source that the user names can give batches.
         name, num_examples, tensors = str(data), None, None
-    function = (
+    objective = (
         trained.model,
-        build_loss(loss),
+        function,
         _own_share(tensors or examples, num_examples, group),
     )
     options: dict[str, Any] = {
         "params": params,
         "l2": l2,
+        "mode": modules,
+        "pseudo_gradient": pseudo_gradient,
         "chunk_size": chunk_size,
         # Where a run goes on, its products must not depend on how many were made before, either.
         "engine": engine or ("batched forward over reverse" if checkpoint else "reproducible"),
         "group": group,
     }
-    hessian = HessianOperator(*function, **options)
+    hessian = hvpspec.HessianOperator(*objective, **options)
     subject = Subject(
         network=network_text(trained.network.name, trained.network.arguments),
         data=name,
         num_examples=num_examples,
         num_parameters=hessian.shape[0],
-        loss=loss,
+        loss=network_text(loss, {} if ignore_index is None else {"ignore_index": ignore_index}),
         l2=l2,
         params=tuple(params) if params else None,
         model=str(trained.path),
         # It takes a pass over the data, and stands in files alone.
         provenance=_provenance(hessian, told) if told and told["json_file"] else None,
     )
-    gauss_newton = partial(GGNOperator, *function, **options)
+    gauss_newton = partial(hvpspec.GGNOperator, *objective, **options)
     return Problem(hessian, gauss_newton, subject, checkpoint, checkpoint_every)
+
+
+def _loss(name: str, ignore_index: int | None) -> Any:
+    """The loss of a name, or of a user's own code."""
+    from hvpspec import Loss
+    from hvpspec.zoo import build_loss
+    from hvpspec.zoo.importing import call_by_name, find_by_name
+
+    if name in get_args(LossName):
+        return build_loss(cast("LossName", name), ignore_index=ignore_index)
+    if ignore_index is not None:
+        raise InputError(f"--ignore-index belongs to --loss cross_entropy, not to {name}")
+    found = find_by_name(name)
+    if isinstance(found, type):
+        found = call_by_name(name, {})
+    if not isinstance(found, Loss) and not callable(found):
+        raise InputError(
+            f"{name} is a {type(found).__name__}, which cannot be called with outputs and targets"
+        )
+    return found
+
+
+def _check_fit(model: nn.Module, examples: Any, loss: Any) -> None:
+    """Raise InputError if network, loss and data do not fit, as far as the first examples tell."""
+    import torch
+
+    from hvpspec import Loss
+    from hvpspec.zoo import Dataset, check_fit
+
+    function = loss.function if isinstance(loss, Loss) else loss
+    if isinstance(examples, Dataset):
+        check_fit(model, examples.tensors, function)
+        return
+    match next(iter(examples), None):
+        case (torch.Tensor() as inputs, torch.Tensor() as targets):  # or a list; others are left
+            check_fit(model, (inputs, targets), function, whole=True)
 
 
 def _provenance(hessian: HessianOperator, told: Mapping[str, Any]) -> dict[str, Any]:

@@ -122,7 +122,7 @@ def index_to_dict(
         ],
         "resolution": result.resolution,
         "noise_floor": result.noise_floor,
-        "certified": result.certified,
+        "certified": result.certified and _proves(result),
         "confidence": result.confidence,
         "method": result.method,
         "num_matvecs": result.num_matvecs,
@@ -292,7 +292,7 @@ def _count_text(rung: Rung) -> str:
 
 def _proves(result: IndexResult) -> bool:
     """Whether an interval that is a point proves a count, or is only an estimate's."""
-    return result.method not in ("slq", "chebyshev")
+    return result.facts.certain and result.method not in ("slq", "chebyshev")
 
 
 def _raw_count(result: IndexResult) -> tuple[str, str]:

@@ -15,10 +15,15 @@ _ADDED_TO_MEASURES = {"reorthogonalized": True}
 #: The formats, and what was added to each within its version, as earlier files mean it.
 _ADDED: Mapping[str, Mapping[str, bool | None]] = {
     "hvpspec-index": {"provenance": None},
-    "hvpspec-density": {"provenance": None},
-    "hvpspec-measure": {"provenance": None, "gauss_newton": None, **_ADDED_TO_MEASURES},
-    "hvpspec-eigs": {"provenance": None},
-    "hvpspec-trace": {"provenance": None},
+    "hvpspec-density": {"provenance": None, "notes": None},
+    "hvpspec-measure": {
+        "provenance": None,
+        "notes": None,
+        "gauss_newton": None,
+        **_ADDED_TO_MEASURES,
+    },
+    "hvpspec-eigs": {"provenance": None, "notes": None},
+    "hvpspec-trace": {"provenance": None, "notes": None},
     "hvpspec-checkpoint-info": {"weights": None},
 }
 _VERSION = 1

@@ -23,9 +23,9 @@ def density_to_dict(
 ) -> dict[str, Any]:
     """Turn a spectrum and its histogram into plain data for JSON.
 
-    Version 1 of the format ``hvpspec-density``: ``subject`` as in `index_to_dict`; the fields of
-    `SpectrumHistogram` under their own names (``linear_threshold`` is null for a linear axis); and
-    ``eigenvalues``, all of them, ascending.
+    Version 1 of the format ``hvpspec-density``: ``subject`` and ``notes`` as in
+    `index_to_dict`; the fields of `SpectrumHistogram` under their own names (``linear_threshold``
+    is null for a linear axis); and ``eigenvalues``, all of them, ascending.
 
     Args:
         eigenvalues: all of them.
@@ -54,14 +54,14 @@ def measure_to_dict(
 ) -> dict[str, Any]:
     """Turn a spectral measure into plain data for JSON.
 
-    Version 1 of the format ``hvpspec-measure``: ``subject`` as in `index_to_dict`; ``dim``,
-    ``dtype``, ``num_matvecs`` and ``probes`` (their distribution); for each probe its Euclidean
-    norm in ``norms``, its Ritz values in ``nodes`` and their weights, of sum 1, in ``weights``;
-    ``norm``, the largest absolute value of a node; ``resolution``, below which differences are
-    round-off; ``bulk``, ``gap_below``, ``gap_above``, ``bottom`` and ``top`` (lists of ``value``,
-    ``residual``, ``multiplicity``) of `hvpspec.spectrum.Outliers`; ``layers``, from the name of a
-    layer to the same of its own block, or null; and ``gauss_newton``, all of this of the
-    Gauss-Newton matrix, or null.
+    Version 1 of the format ``hvpspec-measure``: ``subject`` and ``notes`` as in
+    `index_to_dict`; ``dim``, ``dtype``, ``num_matvecs`` and ``probes`` (their distribution); for
+    each probe its Euclidean norm in ``norms``, its Ritz values in ``nodes`` and their weights, of
+    sum 1, in ``weights``; ``norm``, the largest absolute value of a node; ``resolution``, below
+    which differences are round-off; ``bulk``, ``gap_below``, ``gap_above``, ``bottom`` and ``top``
+    (lists of ``value``, ``residual``, ``multiplicity``) of `hvpspec.spectrum.Outliers`; ``layers``,
+    from the name of a layer to the same of its own block, or null; and ``gauss_newton``, all of
+    this of the Gauss-Newton matrix, or null.
 
     Args:
         measure: the measure.
@@ -111,6 +111,7 @@ def measure_table(
     kind = f"matrix-vector products, {len(first.runs)} {first.probes} probes"
     rows.append(("products", f"{products:,}", kind))
     rows.append(("time", f"{seconds:.1f} s", ""))
+    rows += [("note", "", note) for note in subject.notes]
     return facts_table(subject.title, rows)
 
 
@@ -119,9 +120,9 @@ def eigenpairs_to_dict(
 ) -> dict[str, Any]:
     """Turn eigenvalues into plain data for JSON; eigenvectors are left out.
 
-    Version 1 of the format ``hvpspec-eigs``: ``subject`` and ``seconds`` as in `index_to_dict`,
-    ``which``, ``num_matvecs``, and ``values`` (ascending), ``residual_norms`` and ``converged``,
-    lists of the same length.
+    Version 1 of the format ``hvpspec-eigs``: ``subject``, ``notes`` and ``seconds`` as in
+    `index_to_dict`, ``which``, ``num_matvecs``, and ``values`` (ascending), ``residual_norms`` and
+    ``converged``, lists of the same length.
 
     Args:
         pairs: the eigenpairs.
@@ -161,6 +162,7 @@ def eigenvalue_table(pairs: Eigenpairs, *, subject: Subject, seconds: float) -> 
         rows.append((f"{value: .8g}", f"{residual:.1e}", state))
     rows.append(("products", f"{pairs.num_matvecs:,}", "matrix-vector products"))
     rows.append(("time", f"{seconds:.1f} s", ""))
+    rows += [("note", "", note) for note in subject.notes]
     return facts_table(subject.title, rows)
 
 
@@ -174,9 +176,9 @@ def trace_to_dict(
 ) -> dict[str, Any]:
     """Turn a trace and a Frobenius norm into plain data for JSON.
 
-    Version 1 of the format ``hvpspec-trace``: ``subject`` and ``seconds`` as in `index_to_dict`,
-    ``method``, and ``trace`` and ``frobenius_norm``, each with ``value``, ``sem`` (its standard
-    error, 0 if exact) and ``num_matvecs``.
+    Version 1 of the format ``hvpspec-trace``: ``subject``, ``notes`` and ``seconds`` as in
+    `index_to_dict`, ``method``, and ``trace`` and ``frobenius_norm``, each with ``value``, ``sem``
+    (its standard error, 0 if exact) and ``num_matvecs``.
 
     Args:
         trace: the trace.
@@ -216,6 +218,7 @@ def trace_table(
         ("‖H‖_F", *_estimate(norm, "hutchinson")),
         ("products", f"{trace.num_matvecs + norm.num_matvecs:,}", "matrix-vector products"),
         ("time", f"{seconds:.1f} s", ""),
+        *(("note", "", note) for note in subject.notes),
     ]
     return facts_table(subject.title, rows)
 

@@ -29,6 +29,7 @@ class Subject:
         params: patterns that selected the parameters; None for all.
         model: file that the weights come from.
         provenance: what it takes to compute the same again, as plain data; None if unknown.
+        notes: what a reader of the result should know about how it was computed.
     """
 
     network: str
@@ -40,6 +41,7 @@ class Subject:
     params: tuple[str, ...] | None
     model: str
     provenance: Mapping[str, Any] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
@@ -50,13 +52,14 @@ class Subject:
 
 
 def envelope(kind: str, subject: Subject | None) -> dict[str, Any]:
-    """What every file of results begins with: format, version, writer, subject and provenance."""
+    """What every file of results begins with: format, version, writer, and what it is about."""
     about = asdict(subject) if subject else None
     return {
         "format": kind,
         "version": 1,
         "hvpspec": __version__,
         "provenance": about.pop("provenance") if about else None,
+        "notes": list(about.pop("notes")) if about else [],
         "subject": about,
     }
 

@@ -24,6 +24,7 @@ from hvpspec.zoo.training import (
     TrainingHistory,
     TrainingSettings,
     build_loss,
+    check_fit,
     evaluate,
     train,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "build_loss",
     "build_network",
     "cache_dir",
+    "check_fit",
     "cnn",
     "evaluate",
     "linear",

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, TypeGuard, get_args
+from typing import Any, Literal, TypeGuard, get_args
 
 import torch
 from torch import nn
 
-from hvpspec.errors import ComputationError, InputError, first_line
+from hvpspec.errors import ComputationError, HvpspecError, InputError, first_line
 from hvpspec.zoo.datasets import Dataset
 from hvpspec.zoo.seeding import check_seed, seeded
 
@@ -103,20 +103,26 @@ class TrainingHistory:
             _check("a loss or accuracy", number, _is_real(number), "a finite number")
 
 
-def build_loss(name: Loss) -> nn.Module:
+def build_loss(name: Loss, *, ignore_index: int | None = None) -> nn.Module:
     """Build the loss that training minimises, a mean over the batch.
 
     Args:
         name: ``cross_entropy``, or ``mse``, which also averages over the outputs of an example.
+        ignore_index: A class that does not count in the cross-entropy, as 255 marks it in many
+            images; None for PyTorch's own, -100.
 
     Raises:
-        InputError: Unknown name.
+        InputError: Unknown name, or an ``ignore_index`` for another loss.
 
     >>> build_loss("mse")
     MSELoss()
     """
     _check("loss", name, name in get_args(Loss), "cross_entropy or mse")
-    return nn.CrossEntropyLoss() if name == "cross_entropy" else nn.MSELoss()
+    if ignore_index is None:
+        return nn.CrossEntropyLoss() if name == "cross_entropy" else nn.MSELoss()
+    if name != "cross_entropy":
+        raise InputError(f"--ignore-index belongs to the cross_entropy, but the loss is {name}")
+    return nn.CrossEntropyLoss(ignore_index=ignore_index)
 
 
 def train(
@@ -153,7 +159,7 @@ def train(
 
     def objective(rows: torch.Tensor) -> torch.Tensor:
         """What training minimises, on some of the examples."""
-        loss = _compare(criterion, _outputs(model, inputs[rows]), targets[rows])
+        loss = _compare(criterion, _tensor(_outputs(model, inputs[rows])), targets[rows])
         if settings.l2:
             loss = loss + settings.l2 * sum(p.square().sum() for p in parameters)
         return loss
@@ -198,11 +204,84 @@ def evaluate(
     with torch.no_grad(), _eval_mode(model):
         for rows in torch.split(torch.arange(len(data)), _EVALUATION_BATCH):
             x, y = inputs[rows], targets[rows]
-            outputs = _outputs(model, x)
+            outputs = _tensor(_outputs(model, x))
             total += _compare(criterion, outputs, y).item() * len(x)
             if classes:
                 right += int((outputs.argmax(dim=1) == y).sum())
     return total / len(data), right / targets.numel() if classes else None
+
+
+def check_fit(
+    model: nn.Module,
+    examples: tuple[torch.Tensor, torch.Tensor],
+    loss: Callable[[Any, Any], Any],
+    *,
+    whole: bool = False,
+) -> None:
+    """Say in plain words if a network, a loss and examples do not fit each other.
+
+    They are tried in eval mode on one example and, where that fails for a loss which may be one of
+    all examples together, on these.
+
+    Args:
+        model: The network; its modes are left as found.
+        examples: Inputs and targets.
+        loss: Of outputs and targets: one of `build_loss`, which takes a tensor, or any other, which
+            takes whatever the network returns.
+        whole: Whether only all examples together are tried, as those of a batch that may have
+            another dimension first.
+
+    Raises:
+        InputError: One of them cannot take what it gets.
+    """
+    inputs, targets = _cast(model, examples)
+    with torch.no_grad(), _eval_mode(model):
+        if not whole:
+            try:
+                _try(model, inputs[:1], targets[:1], loss)
+            except InputError:
+                if isinstance(loss, nn.CrossEntropyLoss | nn.MSELoss):
+                    raise
+                whole = True
+        if whole:
+            _try(model, inputs, targets, loss)
+
+
+def _try(
+    model: nn.Module,
+    inputs: torch.Tensor,
+    targets: torch.Tensor,
+    loss: Callable[[Any, Any], Any],
+) -> None:
+    """Raise InputError if a network cannot take inputs, or a loss what it returns."""
+    outputs = _outputs(model, inputs)
+    if isinstance(loss, nn.CrossEntropyLoss | nn.MSELoss):
+        _compare(loss, _tensor(getattr(outputs, "logits", outputs)), targets)
+        return
+    try:
+        loss(outputs, targets)
+    except HvpspecError:
+        raise
+    except Exception as error:  # a user's own code may fail in any way
+        name = getattr(loss, "__qualname__", type(loss).__qualname__)
+        raise InputError(
+            f"the loss {name} cannot take {_shown(outputs)} and targets of shape"
+            f" {tuple(targets.shape)}, {targets.dtype}: {type(error).__name__}: {first_line(error)}"
+        ) from error
+
+
+def _shown(outputs: object) -> str:
+    """Name what a network returns."""
+    if isinstance(outputs, torch.Tensor):
+        return f"outputs of shape {tuple(outputs.shape)}"
+    return f"a {type(outputs).__name__} as outputs"
+
+
+def _tensor(outputs: object) -> torch.Tensor:
+    """Refuse outputs that are no tensor."""
+    if not isinstance(outputs, torch.Tensor):
+        raise InputError(f"the network returns a {type(outputs).__name__}; it must return a tensor")
+    return outputs
 
 
 def _optimizer(parameters: list[nn.Parameter], settings: TrainingSettings) -> torch.optim.Optimizer:
@@ -241,25 +320,29 @@ def _for_model(model: nn.Module, data: Dataset) -> tuple[torch.Tensor, torch.Ten
         raise InputError(
             f"data is a {type(data).__name__}; training needs a Dataset, all in memory"
         )
+    return _cast(model, data.tensors)
+
+
+def _cast(
+    model: nn.Module, examples: tuple[torch.Tensor, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Move inputs and targets to the model's device and give real numbers its dtype."""
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     inputs, targets = (
-        t.to(like.device, like.dtype if t.is_floating_point() else t.dtype) for t in data.tensors
+        t.to(like.device, like.dtype if t.is_floating_point() else t.dtype) for t in examples
     )
     return inputs, targets
 
 
-def _outputs(model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+def _outputs(model: nn.Module, inputs: torch.Tensor) -> Any:
     """Run the model; a failure here means that it does not fit the data."""
     try:
-        outputs = model(inputs)
+        return model(inputs)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         raise InputError(
             f"the network cannot take inputs of shape {tuple(inputs.shape)}, {inputs.dtype}:"
             f" {first_line(error)}"
         ) from error
-    if not isinstance(outputs, torch.Tensor):
-        raise InputError(f"the network returns a {type(outputs).__name__}; it must return a tensor")
-    return outputs
 
 
 def _compare(criterion: nn.Module, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -272,9 +355,25 @@ def _compare(criterion: nn.Module, outputs: torch.Tensor, targets: torch.Tensor)
         loss: torch.Tensor = criterion(outputs, targets)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         raise InputError(
-            f"the loss cannot take {fit}, {targets.dtype}: {first_line(error)}"
+            f"the loss cannot take {fit}, {targets.dtype}: {first_line(error).rstrip('.')}"
+            f"{_remedy(criterion, outputs, targets)}"
         ) from error
     return loss
+
+
+def _remedy(criterion: nn.Module, outputs: torch.Tensor, targets: torch.Tensor) -> str:
+    """What helps where the cross-entropy cannot take its targets, if that can be told."""
+    if not isinstance(criterion, nn.CrossEntropyLoss) or targets.is_floating_point():
+        return ""
+    if outputs.ndim == 3 and targets.shape == outputs.shape[:-1]:
+        return "; for the token that follows each, pass --loss hvpspec:next_token_loss"
+    num_classes = outputs.shape[1 if outputs.ndim > 1 else 0]
+    beyond = torch.unique(targets[(targets < 0) | (targets >= num_classes)])
+    beyond = beyond[beyond != criterion.ignore_index]
+    if len(beyond) == 1:
+        label = int(beyond)
+        return f"; if {label} marks what does not count, pass --ignore-index {label}"
+    return ""
 
 
 @contextmanager
