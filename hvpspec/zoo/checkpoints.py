@@ -232,9 +232,8 @@ def load_checkpoint(
         model = build_network(network.name, network.arguments)
         found = choose_weights(path, states, model, weights)
         state = check_state_dict(path, found.tensors)
-        return Checkpoint(
-            path, _filled(model, state, path, mode), network, weights=found.name or None
-        )
+        load_weights(found.module, state, path)
+        return Checkpoint(path, _in(mode, model), network, weights=found.name or None)
     if weights is not None:
         raise InputError(
             f"{path} is a checkpoint of hvpspec, with one set of weights; leave out"
@@ -272,8 +271,8 @@ def _read_own(
     network = _allowed(path, recorded, net, net_arguments)
     state = check_state_dict(path, content.get("state_dict"))
     model = build_network(network.name, network.arguments)
-    model = _filled(model, state, path, mode)
-    return Checkpoint(path, model, network, data, settings, history, versions)
+    load_weights(model, state, path)
+    return Checkpoint(path, _in(mode, model), network, data, settings, history, versions)
 
 
 def _plain(record: NetworkSpec | DataSource | TrainingSettings | TrainingHistory | None) -> object:
@@ -322,9 +321,6 @@ def _allowed(
     return NetworkSpec(net, dict(net_arguments))
 
 
-def _filled(
-    model: nn.Module, state: Mapping[str, torch.Tensor], path: Path, mode: Mode
-) -> nn.Module:
-    """Put weights into a network, and the network into a mode."""
-    load_weights(model, state, path)
+def _in(mode: Mode, model: nn.Module) -> nn.Module:
+    """A network in a mode."""
     return model.eval() if mode == "eval" else model

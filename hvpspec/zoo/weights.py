@@ -51,11 +51,13 @@ class FoundWeights:
             their names, joined by dots; empty where the file is the state_dict itself.
         tensors: By the names that remain.
         within: All tensors of the state_dict that they are part of.
+        module: The module whose names they have: the network, or what it wraps.
     """
 
     name: str
     tensors: StateDict
     within: StateDict
+    module: nn.Module
 
 
 def read_weights_file(path: Path) -> object:
@@ -116,8 +118,8 @@ def choose_weights(
     """Choose, among all tensors of a file, the weights that fit a network.
 
     What stands before the names, as wrappers of the network put it there, is found by comparing
-    them with the network's own. Where several fit, one that is no running average is taken if it is
-    the only such one.
+    them with the network's own, which may be wrapped as well. Where several fit, one that is no
+    running average is taken if it is the only such one.
 
     Args:
         path: The file, for messages.
@@ -128,15 +130,20 @@ def choose_weights(
     Raises:
         InputError: None fit, or several do and it is not plain which ones are meant.
     """
-    own = _own_tensors(model)
-    every = [found for place, state in states.items() for found in _candidates(place, state, own)]
-    if weights is not None:
-        every = _named(every, weights)
-        if not every:
-            raise InputError(f"{path} has no weights named {weights}; it holds {describe(states)}")
-    fitting = [found for found in every if not _differences(found.tensors, own)]
+    every: list[FoundWeights] = []
+    fitting: list[FoundWeights] = []
+    for module in _wrapped(model):
+        own = _own_tensors(module)
+        found = [f for place, s in states.items() for f in _candidates(place, s, module, own)]
+        every += found if weights is None else _named(found, weights)
+        fitting = [f for f in every if f.module is module and not _differences(f.tensors, own)]
+        if fitting:
+            break
+    if not every:
+        raise InputError(f"{path} has no weights named {weights}; it holds {describe(states)}")
     if not fitting:
-        nearest = max(every, key=lambda found: len(own.keys() & found.tensors.keys()))
+        nearest = max(every, key=_num_known)
+        own = _own_tensors(nearest.module)
         name = f" {nearest.name}" if nearest.name else ""
         raise InputError(
             f"the weights{name} in {path} do not fit the network:"
@@ -231,7 +238,25 @@ def _own_tensors(model: nn.Module) -> StateDict:
     return {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
 
 
-def _candidates(place: str, state: StateDict, own: StateDict) -> Iterator[FoundWeights]:
+def _wrapped(model: nn.Module) -> Iterator[nn.Module]:
+    """A network, and what it does no more than wrap: the child with all tensors, if no layer."""
+    yield model
+    children = dict(model.named_children())
+    names = [name.split(".") for name in _own_tensors(model)]
+    firsts = {name[0] for name in names}
+    # A single layer has the names of any other.
+    if len(firsts) == 1 and firsts <= children.keys() and all(len(name) > 2 for name in names):
+        yield from _wrapped(children[firsts.pop()])
+
+
+def _num_known(found: FoundWeights) -> int:
+    """How many of the names are those of the network."""
+    return len(_own_tensors(found.module).keys() & found.tensors.keys())
+
+
+def _candidates(
+    place: str, state: StateDict, module: nn.Module, own: StateDict
+) -> Iterator[FoundWeights]:
     """Take from the names of a state_dict each beginning after which a name of the network follows.
 
     Where there is none, the names are taken as they are, for the message.
@@ -242,7 +267,7 @@ def _candidates(place: str, state: StateDict, own: StateDict) -> Iterator[FoundW
     for prefix in prefixes or [""]:
         tensors = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
         name = _joined(place, prefix.removesuffix("."))
-        yield FoundWeights(name, _with_tied(tensors, own), state)
+        yield FoundWeights(name, _with_tied(tensors, own), state, module)
 
 
 def _ends(name: str) -> Iterator[str]:

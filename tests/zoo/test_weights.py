@@ -308,6 +308,29 @@ def test_a_file_may_be_as_deep_as_it_likes() -> None:
     assert list(state_dicts(Path("w.pt"), deep)) == ["a." * 2000 + "net"]
 
 
+@pytest.mark.parametrize("prefix", ["", "net.", "module.net."])
+def test_a_network_that_is_wrapped_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefix: str
+) -> None:
+    def wrapped() -> nn.Module:
+        return nn.ModuleDict({"module": nn.ModuleDict({"net": mlp2("tanh")})})
+
+    monkeypatch.setattr("torch.nn.Wrapped", wrapped, raising=False)
+    state = _other(7)
+    torch.save(_under(prefix, state), tmp_path / "w.pt")
+    model = load_checkpoint(tmp_path / "w.pt", net="torch.nn:Wrapped").model
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, state[name.removeprefix("module.net.")])
+
+
+def test_a_layer_of_another_network_is_not_taken_for_a_linear_one(tmp_path: Path) -> None:
+    torch.save(_other(), tmp_path / "w.pt")
+    with pytest.raises(InputError, match="do not fit the network"):
+        load_checkpoint(
+            tmp_path / "w.pt", net="linear", net_arguments={"in_features": 784, "out_features": 10}
+        )
+
+
 def test_modes(tmp_path: Path) -> None:
     torch.save(nn.BatchNorm1d(3).state_dict(), tmp_path / "w.pt")
     options: dict[str, Any] = {"net": "torch.nn:BatchNorm1d", "net_arguments": {"num_features": 3}}
