@@ -38,6 +38,10 @@ class Unfinished(nn.Module):
     def __init__(self, alpha):
         super().__init__()
 
+def of_every_other(outputs, targets):  # of all 40 examples, and of no fewer
+    chosen = torch.arange(40) % 2 == 0
+    return F.cross_entropy(outputs[chosen], targets[chosen])
+
 def of_a_tuple(outputs, targets):
     return F.cross_entropy(outputs[0], targets) + outputs[1].square().mean()
 
@@ -139,7 +143,7 @@ def loaded(code: Any, name: str) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("name", ["dice", "whole", "smooth", "Focal"])
+@pytest.mark.parametrize("name", ["dice", "whole", "smooth", "Focal", "of_every_other"])
 def test_a_loss_by_name_is_the_librarys(run: Run, checkpoint: str, code: Any, name: str) -> None:
     content = spectrum(run, f"--model {checkpoint} --l2 0 --loss {MODULE}:{name}")
     found = hvpspec.zoo.load_checkpoint(checkpoint)
