@@ -94,6 +94,25 @@ def mass_below(run: LanczosRun, x: float) -> tuple[float, float]:
     return lower, min(1.0, lower + float(rule.weights[prescribed]))
 
 
+def mass_bracket(run: LanczosRun, first: float, last: float) -> tuple[float, float]:
+    """Bounds on the mass below a number that lies between two others, as by :func:`mass_below`.
+
+    The two rules are those of matrices within a small multiple of ``u ||T||`` of T. Such a change
+    moves part of the weight of a node to another at the distance d, about ``u ||T|| / d`` of it. So
+    where the numbers lie between close nodes and the bracket is narrow, its ends may cross.
+
+    Args:
+        run: the Lanczos run.
+        first: the number is at least this.
+        last: it is at most this.
+
+    Returns:
+        The lower and the upper bound, in this order whatever round-off does.
+    """
+    low, high = mass_below(run, first)[0], mass_below(run, last)[1]
+    return min(low, high), max(low, high)
+
+
 def _rule(T: Tensor) -> Rule:
     """Nodes and weights of the rule that belongs to a tridiagonal matrix."""
     nodes, vectors = eigh_tridiagonal(

@@ -12,7 +12,7 @@ import torch
 from hvpspec.linalg.krylov import KrylovSpace
 from hvpspec.linalg.operator import DenseOperator, SymmetricOperator
 from hvpspec.linalg.probes import draw_probes
-from hvpspec.linalg.quadrature import mass_below
+from hvpspec.linalg.quadrature import mass_bracket
 from hvpspec.linalg.recurrence import LanczosRun, lanczos
 from hvpspec.spectrum.chi_squared import chi_squared_interval
 from hvpspec.spectrum.deflation import Deflated, compression, harvest, refit
@@ -188,8 +188,8 @@ def _look(
         tau = bracket.tau
         if off >= tau:  # what is deflated or dropped is too rough for so fine a question
             continue
-        low = sum(_mass(run, -tau - off, slack)[0] for run in runs)
-        high = sum(_mass(run, -tau + off, slack)[1] for run in runs)
+        masses = [_mass(run, -tau - off, -tau + off, slack) for run in runs]
+        low, high = (sum(ends) for ends in zip(*masses, strict=True))
         r_low, r_high = chi_squared_interval(low, high, len(runs), eta, space.dim)
         below = int((deflated.invariant < -tau + error).sum())
         surely = int((deflated.invariant < -tau - error).sum())
@@ -214,12 +214,13 @@ def _is_sharp(space: KrylovSpace, tau: float) -> bool:
     return bool(new.any()) and bool((residuals[new] ** 2 <= 0.01 * tau * theta[new].abs()).all())
 
 
-def _mass(run: LanczosRun, x: float, slack: float) -> tuple[float, float]:
-    """Bounds on ``z^T 1[B < x] z`` for a run's start vector z, rounded outwards.
+def _mass(run: LanczosRun, first: float, last: float, slack: float) -> tuple[float, float]:
+    """Bounds on ``z^T 1[B < x] z`` for a run's start vector z and x between two numbers.
 
-    Weights of total 1 carry float64's round-off; the lower bound gives away ``slack`` more.
+    They are rounded outwards: weights of total 1 carry float64's round-off, and the lower bound
+    gives away ``slack`` more.
     """
-    low, high = mass_below(run, x)
+    low, high = mass_bracket(run, first, last)
     return max(0.0, low - slack - 10 * U64) * run.norm**2, (high + 10 * U64) * run.norm**2
 
 

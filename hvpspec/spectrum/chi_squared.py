@@ -15,7 +15,9 @@ from scipy.special import betainc, gammainc, gammaincc
 
 from hvpspec.errors import InputError
 
-#: Weights of some hundred nodes sum up to 1 within this.
+#: A share is a sum of weights, which together are 1. The eigenvectors of m nodes that LAPACK
+#: computes are orthonormal within a small multiple of m u, and so are sums of their squared entries
+#: known: for thousands of nodes, within this.
 _ROUND_OFF = 1e-12
 
 
@@ -52,7 +54,10 @@ def chi_squared_interval(
         >>> chi_squared_interval(830.0, 850.0, num_probes=8, eta=0.01, dim=1000)
         (91, 119)
     """
-    lower_sum, upper_sum = _checked(lower_sum, upper_sum, num_probes, eta)
+    # The sums are shares of sum |z_i|^2, of which the mean is s n, and have the round-off of that,
+    # however small they are themselves.
+    slack = _ROUND_OFF * num_probes * dim
+    lower_sum, upper_sum = _checked(lower_sum, upper_sum, num_probes, eta, slack)
     half = num_probes / 2
 
     def unlikely_to_reach(r: int) -> bool:
@@ -98,7 +103,7 @@ def share_interval(
         >>> share_interval(1.0, 1.0, num_probes=8, eta=0.01, dim=1000)
         (1000, 1000)
     """
-    lower, upper = _checked(lower, upper, num_probes, eta)
+    lower, upper = _checked(lower, upper, num_probes, eta, _ROUND_OFF)
     if upper > 1 + _ROUND_OFF:
         raise InputError(f"a share is at most 1, got {upper}")
     half = num_probes / 2
@@ -122,9 +127,10 @@ def _last(holds: Callable[[int], bool], dim: int) -> int:
     return low
 
 
-def _checked(lower: float, upper: float, num_probes: int, eta: float) -> tuple[float, float]:
+def _checked(
+    lower: float, upper: float, num_probes: int, eta: float, slack: float
+) -> tuple[float, float]:
     """The bounds in order, where only round-off put them out of it; InputError otherwise."""
-    slack = _ROUND_OFF * max(1.0, abs(upper))
     if not -slack <= lower <= upper + slack:
         raise InputError(f"the bounds must satisfy 0 <= lower <= upper, got {lower} and {upper}")
     if num_probes < 1:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hvpspec.errors import InputError
-from hvpspec.linalg.quadrature import Rule, mass_below
+from hvpspec.linalg.quadrature import Rule, mass_bracket
 from hvpspec.linalg.recurrence import LanczosRun
 from hvpspec.spectrum.chi_squared import share_interval
 from hvpspec.spectrum.smoothing import mean_and_sem
@@ -124,8 +124,8 @@ def count_below(
     if not (math.isfinite(resolution) and resolution >= 0):
         raise InputError(f"resolution must be finite and at least 0, got {resolution}")
     first, last = below - resolution, below + resolution
-    lower = torch.tensor([mass_below(run, first)[0] for run in runs], dtype=torch.float64)
-    upper = torch.tensor([mass_below(run, last)[1] for run in runs], dtype=torch.float64)
+    brackets = [mass_bracket(run, first, last) for run in runs]
+    lower, upper = torch.tensor(brackets, dtype=torch.float64).T
     estimate, sem = mean_and_sem((lower + upper) / 2 * dim)
     least, most = None, None
     if provable:

@@ -7,6 +7,8 @@ import itertools
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import hvpspec
@@ -54,6 +56,40 @@ def test_multiple_eigenvalues_need_several_harvests() -> None:
     values = torch.cat([torch.full((12,), -1.0), torch.linspace(0, 2, 300)])
     for num_probes in (1, 4):
         assert certified(diagonal(values), 0.5, num_probes=num_probes).index == 12
+
+
+@pytest.mark.parametrize("num_probes", [1, 3])
+def test_four_eigenvalues_of_multiplicity_32(num_probes: int) -> None:
+    """The Krylov space is soon exhausted, and both ends of the bracket are round-off."""
+    values = torch.tensor([-1.001, -0.999, 0.999, 1.001]).double().repeat_interleave(32)
+    for scale in (1e-8, 1.0, 1e8):
+        for seed in range(3):
+            A = rotated(values, seed) * scale
+            result = certified(A, scale, seed=seed, num_probes=num_probes)
+            assert result.lower <= 32 <= result.upper
+            assert result.index == 32
+
+
+@settings(max_examples=8)
+@given(
+    st.lists(st.tuples(st.integers(-8, 8), st.integers(0, 60)), min_size=1, max_size=6),
+    st.sampled_from([1.0, 1e-3, 1e-6]),
+    st.sampled_from([1e-8, 1.0, 1e8]),
+    st.integers(1, 4),
+    st.integers(0, 10**6),
+)
+def test_few_eigenvalues_of_high_multiplicity(
+    clusters: list[tuple[int, int]], gap: float, scale: float, num_probes: int, seed: int
+) -> None:
+    """With the resolution between two of them, wide apart or hardly so; n up to 300."""
+    values = torch.cat([torch.full((1 + m,), -1 - gap * x).double() for x, m in clusters])
+    A = rotated(values, seed) * scale
+    for x in (-7, -1, 0, 3):
+        tau = 1 + gap * (x + 0.5)
+        if tau > 0:
+            right = int((values < -tau).sum())
+            result = certified(A, tau * scale, seed=seed, num_probes=num_probes, max_matvecs=600)
+            assert result.lower <= right <= result.upper
 
 
 @pytest.mark.parametrize("seed", range(3))

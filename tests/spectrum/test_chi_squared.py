@@ -107,6 +107,21 @@ def test_crossing_bounds_are_put_in_order() -> None:
     assert share_interval(0.5, 0.5 - 1e-16, 3, ETA, 10) == share_interval(0.5, 0.5, 3, ETA, 10)
 
 
+@pytest.mark.parametrize("s", [1, 8])
+@pytest.mark.parametrize("n", [1, 128, 10**6])
+def test_round_off_of_the_sums_is_that_of_whole_lengths(n: int, s: int) -> None:
+    """Sums are parts of ``s n`` and off by its round-off even where they vanish."""
+    off = 0.9e-12 * s * n
+    for x in (0.0, 1e-3 * s * n):
+        exact = chi_squared_interval(x, x, s, ETA, n)
+        low, high = chi_squared_interval(x, x - off, s, ETA, n)
+        assert (low, high) == exact or x > 0
+        assert low <= high
+    assert chi_squared_interval(-off, -off, s, ETA, n) == (0, 0)
+    with pytest.raises(InputError, match="0 <= lower <= upper"):
+        chi_squared_interval(0.0, -1.2e-12 * s * n, s, ETA, n)
+
+
 @pytest.mark.parametrize("interval", [chi_squared_interval, share_interval])
 def test_errors(interval: Callable[..., tuple[int, int]]) -> None:
     for lower, upper in ((0.5, 0.2), (-0.1, 0.5), (math.nan, 0.5), (0.1, math.nan)):
