@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -13,21 +14,27 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hvpspec.errors import InputError
+from hvpspec.errors import InputError, first_line
 from hvpspec.files import write_atomically
 from hvpspec.linalg.recurrence import LanczosRun
 
 _FORMAT = "hvpspec spectral measure 1"
 _KINDS = {"lengths": "i8", "alphas": "f8", "betas": "f8", "norms": "f8", "exhausted": "?"}
 
+#: Characters of what another library says of a damaged file.
+_LONGEST_REASON = 200
+
 #: What foreign bytes make zipfile and NumPy's reader raise.
 _BROKEN = (
     EOFError,
     KeyError,
     MemoryError,
+    OverflowError,
     RuntimeError,
+    SyntaxError,
     TypeError,
     ValueError,
+    tokenize.TokenError,
     zipfile.BadZipFile,
     zlib.error,
 )
@@ -92,7 +99,9 @@ def read_runs(path: Path) -> tuple[tuple[LanczosRun, ...], dict[str, Any]]:
 
 def damaged(path: Path, error: Exception) -> InputError:
     """The error for a file that holds something else."""
-    reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
+    reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else first_line(error)
+    if len(reason) > _LONGEST_REASON:  # NumPy repeats a header that it cannot read
+        reason = f"{reason[:_LONGEST_REASON]} ..."
     return InputError(
         f"{path} is damaged or not a saved spectral measure ({reason}); compute and save it anew"
     )

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from hvpspec.errors import InputError
+from hvpspec.errors import InputError, first_line
 from hvpspec.files import make_folder, write_atomically
 from hvpspec.linalg.digests import digest
 
@@ -192,9 +192,9 @@ def _require_same(path: Path, about: Mapping[str, str]) -> None:
         before = json.loads(path.read_text())
         if not isinstance(before, dict):
             raise ValueError("it holds no object")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # the last for what is nested deeply
         raise InputError(
-            f"{path} cannot be read ({error}); choose another folder, or remove it"
+            f"{path} cannot be read ({first_line(error)}); choose another folder, or remove it"
         ) from error
     differing = [name for name in {**about, **before} if about.get(name) != before.get(name)]
     if differing:

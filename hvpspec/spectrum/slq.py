@@ -306,6 +306,6 @@ class SpectralMeasure:
                 raise ValueError(f"unknown probes {measure.probes!r}")
             if measure.dim < max(len(run.alphas) for run in runs):
                 raise ValueError("a run is longer than the size of the operator")
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, OverflowError, TypeError) as error:
             raise damaged(Path(path), error) from error
         return measure

@@ -6,6 +6,7 @@ import gc
 import io
 import math
 import pickle
+import zipfile
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 
@@ -452,6 +453,41 @@ def test_false_contents_are_refused(saved: Path, name: str, value: object) -> No
     np.savez(saved, **arrays)
     with pytest.raises(InputError, match=r"measure\.npz is damaged or not"):
         SpectralMeasure.load(saved)
+
+
+@pytest.mark.parametrize("name", ["dim", "num_matvecs"])
+def test_infinite_sizes_are_refused(saved: Path, name: str) -> None:
+    test_false_contents_are_refused(saved, name, np.inf)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "(" * 9000,
+        "[" * 5000,
+        "-" * 9000 + "1",
+        "{'descr':",
+        "'",
+        "  x\n y\n",
+        "{'descr': '<f8', 'fortran_order': False, 'shape': (99999999999999999999,), }\n",
+        "{'descr': '<f8', 'fortran_order': False, 'shape': (99999999999,), }\n",
+        "{'descr': 'O', 'fortran_order': False, 'shape': (), }\n",
+    ],
+    ids=lambda header: f"{header[:9]!r}...{len(header)}",
+)
+def test_headers_that_are_none_are_refused(saved: Path, header: str) -> None:
+    """NumPy reads a header as Python source, which fails in many ways."""
+    with zipfile.ZipFile(saved) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    encoded = header.encode()
+    members["dim.npy"] = b"\x93NUMPY\x01\x00" + len(encoded).to_bytes(2, "little") + encoded
+    with zipfile.ZipFile(saved, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    with pytest.raises(InputError, match=r"measure\.npz is damaged or not a saved") as caught:
+        SpectralMeasure.load(saved)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500 + len(str(saved))
 
 
 def test_places_that_cannot_be_used(saved: Path, tmp_path: Path) -> None:

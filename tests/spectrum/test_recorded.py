@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -198,11 +199,29 @@ def test_what_a_killed_run_was_writing_is_removed(tmp_path: Path) -> None:
     assert other.exists()
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "null"])
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "null", "[" * 10**5, '{"format": ' * 10**5, "1" * 10**5, "\ud800", "\0"],
+    ids=lambda content: f"{content[:9]!r}",
+)
 def test_a_folder_of_something_else(content: str, tmp_path: Path) -> None:
-    (tmp_path / ABOUT).write_text(content)
-    with pytest.raises(InputError, match=r"checkpoint\.json cannot be read"):
+    (tmp_path / ABOUT).write_bytes(content.encode(errors="surrogatepass"))
+    with pytest.raises(InputError, match=r"checkpoint\.json cannot be read") as caught:
         density(tmp_path)
+    assert re.fullmatch(r".{,300}; choose another folder, or remove it", str(caught.value))
+
+
+@pytest.mark.parametrize("header", [b"[" * 10**5, b'{"a":' * 10**5, b"", b"null"])
+def test_a_whole_file_of_something_else(header: bytes, tmp_path: Path) -> None:
+    expected = density(tmp_path / "whole")
+    density(tmp_path / "other")
+    (path,) = (tmp_path / "other").glob("*.safetensors")
+    content = len(header).to_bytes(8, "little") + header
+    path.unlink()
+    path.with_name(f"00000000-1-{digest([content])}.safetensors").write_bytes(content)
+    with pytest.warns(UserWarning, match="is damaged or out of order"):
+        again = density(tmp_path / "other")
+    assert all(map(torch.equal, again, expected))
 
 
 @pytest.mark.parametrize("every", [-1.0, float("nan"), "60"])
