@@ -74,7 +74,8 @@ def eigsh(
 
     Raises:
         InputError: an argument is not allowed, or the basis does not fit into memory.
-        ComputationError: the norm is so small or large that its square is no number in float64.
+        ComputationError: the products are not symmetric, or so small or large that their squares
+            are no numbers in float64.
 
     Reference:
         Wu & Simon, Thick-restart Lanczos method for large symmetric eigenvalue problems, SIAM J.
@@ -100,6 +101,7 @@ def eigsh(
             f"max_matvecs must be at least 2 k = {2 * k}, k to find the pairs and k to measure "
             f"their residuals, got {max_matvecs}"
         )
+    operator.check_symmetry()
     search = _Search(
         operator,
         k,
@@ -151,7 +153,7 @@ class _Search:
             # A round that only looks for what was missed looks at each end asked for.
             missing = max(2 if self.which == "BE" else 1, self.k - len(values))
             theta, new = self._round(X, missing)
-            require_scale(self.norm)
+            require_scale(self.norm, self.A.dtype)
             before = values[wanted(values, self.k, self.which)]
             values, X = torch.cat([values, theta]), torch.cat([X, new])
             best = wanted(values, self.k, self.which)

@@ -38,9 +38,9 @@ def measure_noise(A: SymmetricOperator, generator: torch.Generator) -> Noise:
 
     For an error E without structure ``||E z||`` of a random unit vector z is half of ``||E||_2``;
     for one relative to the product it is largest along the dominant eigenvector. The larger of
-    these two, doubled and doubled again for safety, is the floor. Where there is no copy of higher
-    precision, the symmetry defect takes its place (``|x^T E y - y^T E x|`` is about
-    ``sqrt(2 / n) ||E z||``), and ``n u ||A||`` is the least that is claimed.
+    these two, doubled and doubled again for safety, is the floor. So is the symmetry defect, which
+    a copy of higher precision may share (``|x^T E y - y^T E x|`` is about ``sqrt(2 / n) ||E z||``),
+    if that is larger. Where there is no such copy, ``n u ||A||`` is the least that is claimed.
 
     Args:
         A: the operator.
@@ -50,8 +50,10 @@ def measure_noise(A: SymmetricOperator, generator: torch.Generator) -> Noise:
         The noise floor, with the norm and the symmetry defect.
 
     Raises:
-        ComputationError: the norm is so small or large that its square is no number in float64.
+        ComputationError: the products are not symmetric, or so small or large that their squares
+            are no numbers in float64.
     """
+    A.check_symmetry()
     n = A.shape[0]
     Z = draw_probes("gaussian", n, 3, generator, dtype=A.dtype, device=A.device, ranks=A.ranks)
     Z = Z / torch.linalg.vector_norm(Z, dim=0)
@@ -64,20 +66,20 @@ def measure_noise(A: SymmetricOperator, generator: torch.Generator) -> Noise:
     spent = len(run.alphas)
     # The residual bounds how far above the Ritz value an eigenvalue may lie.
     norm = float(theta[top].abs()) + float(run.betas[-1] * S[-1, top].abs())
-    require_scale(norm)
+    require_scale(norm, A.dtype)
 
     X = torch.stack([Z[:, 1], Z[:, 2], dominant], 1)
     product = A.matmat(X).double()
     defect = abs(float(X[:, 0].double() @ product[:, 1] - X[:, 1].double() @ product[:, 0]))
     spent += 3
+    measured = 4 * (n / 2) ** 0.5 * defect
     reference = A.in_float64()
     if reference is not A:
         error = product - reference.matmat(X.double())
         spent += 3
-        measured = 4 * float(torch.linalg.vector_norm(error, dim=0).max())
+        measured = max(measured, 4 * float(torch.linalg.vector_norm(error, dim=0).max()))
         floor, source = max(measured, A.unit_roundoff * norm), "compared with float64"
     else:
-        measured = 4 * (n / 2) ** 0.5 * defect
         floor = max(measured, n * A.unit_roundoff * norm)
         source = f"{A.dtype} round-off and symmetry defect"
     return Noise(floor, norm, defect, source.replace("torch.", ""), spent)

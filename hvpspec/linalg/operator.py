@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,34 +17,41 @@ from hvpspec.linalg.digests import tensor_digest
 from hvpspec.linalg.facts import PointFacts
 from hvpspec.linalg.memory import require_memory
 from hvpspec.linalg.ranks import ALONE, Ranks
-from hvpspec.linalg.tiles import asymmetry, symmetrise_
+from hvpspec.linalg.tiles import asymmetry, largest_entry, largest_mismatch, symmetrise_
 
 if TYPE_CHECKING:
     import linear_operator
     from scipy.sparse.linalg import LinearOperator
 
+#: How often random vectors are drawn before products are called asymmetric.
+_LOOKS = 5
+
 #: Called with the work done and the total.
 Progress = Callable[[int, int], None]
-
-#: Round-off of half precision inside a network stays below this; a wrong derivative does not.
-_MOST_ASYMMETRY = 0.02
 
 
 class SymmetricOperator(ABC):
     """A real symmetric ``n x n`` matrix seen through its products.
 
     Subclasses implement ``_matmat``; everything else follows. Products are counted, checked for
-    shape and dtype, and refused when they are not finite.
+    shape and dtype, and refused when they are not finite. A subclass may use its argument as
+    scratch space and return the same tensor each time: both are copied.
 
     Attributes:
         shape: ``(n, n)``.
         dtype: floating-point type of the products.
         device: where vectors live.
-        num_matvecs: matrix-vector products done so far (a block of ``k`` vectors counts ``k``).
+        num_matvecs: matrix-vector products done so far (a block of ``k`` vectors counts ``k``),
+            without the few that check the symmetry once.
         ranks: the processes that make each product together, with the same vectors.
     """
 
     ranks: Ranks = ALONE
+
+    #: Whether ``_matmat`` leaves its argument alone and returns memory that nobody else uses, so
+    #: that no copies are needed.
+    _keeps_apart: ClassVar[bool] = False
+    _found_symmetric = False
 
     def __init__(self, n: int, *, dtype: torch.dtype, device: torch.device | str) -> None:
         if not hasattr(n, "__index__") or n < 1:
@@ -83,9 +90,10 @@ class SymmetricOperator(ABC):
         if V.ndim != 2 or V.shape[0] != n:
             raise InputError(f"expected a block of shape ({n}, k), got {tuple(V.shape)}")
         self._check_kind(V)
-        product = self._matmat(V)
-        if product.untyped_storage().data_ptr() == V.untyped_storage().data_ptr():
-            product = product.clone()  # whoever asked may go on in its place
+        if self._keeps_apart:
+            product = self._matmat(V)
+        else:  # each column's entries lie together, as those who go on with them need them
+            product = self._matmat(V.clone()).T.clone(memory_format=torch.contiguous_format).T
         self.num_matvecs += V.shape[1]
         # NaN and infinity survive a sum, which costs a tenth of looking at every entry.
         if not bool(torch.isfinite(product.sum())) and not bool(torch.isfinite(product).all()):
@@ -137,7 +145,7 @@ class SymmetricOperator(ABC):
 
         Raises:
             InputError: the matrix does not fit into memory.
-            ComputationError: the products are far from symmetric.
+            ComputationError: the products are not symmetric.
         """
         return self._dense(progress, fill_now)
 
@@ -145,13 +153,17 @@ class SymmetricOperator(ABC):
         """Assemble the matrix of parts."""
         n = self.shape[0]
         require_memory(n * n * self.dtype.itemsize, f"a dense {n} x {n} matrix", self.device)
+        self.check_symmetry()
         A = torch.zeros(n, n, dtype=self.dtype, device=self.device)
         self._assemble_(A, progress, part)
         defect = asymmetry(A)
-        if defect > _MOST_ASYMMETRY:
+        # What is computed inside with half the digits, as float32 in float64, is off by sqrt(u) in
+        # each operation; the root of that once more leaves room for cancellation. What it is off
+        # by is measured on the assembled matrix.
+        if defect > self.unit_roundoff**0.25:
             raise ComputationError(
-                f"the products are not symmetric: |A - A^T| is {defect:.1%} of |A|; look for an "
-                "operation whose second derivative is wrong, or for low precision inside"
+                f"the products are not symmetric: |A - A^T| is {defect:.1e} of |A|; look for an "
+                "operation whose derivative is wrong, or for low precision inside"
             )
         return symmetrise_(A)
 
@@ -159,6 +171,65 @@ class SymmetricOperator(ABC):
         """Fill ``A``, which is zero, up to its asymmetry."""
         n = len(A)
         fill_columns_(A, self, range(n), part, progress and (lambda done: progress(done, n)))
+
+    def check_symmetry(self) -> None:
+        """Make sure that the products are those of a symmetric matrix, once for each operator.
+
+        Every question asks this before it uses a product. Four products are compared, whatever the
+        size, or a few times as many before an operator is refused; they are not counted.
+
+        Raises:
+            ComputationError: ``u^T A v`` and ``v^T A u`` differ for random u and v by more than
+                round-off.
+        """
+        if self._found_symmetric:
+            return
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(_LOOKS):
+            defect, allowed = self._symmetry_defect(generator)
+            if defect <= allowed:
+                self._found_symmetric = True
+                return
+        raise ComputationError(
+            f"the products are not symmetric: u^T A v and v^T A u differ by {defect:.1e} of "
+            "|A u| / sqrt(n) for random u and v; pass a symmetric operator, or look for an "
+            "operation whose derivative is wrong"
+        )
+
+    def _symmetry_defect(self, generator: torch.Generator) -> tuple[float, float]:
+        """``|u^T A v - v^T A u|`` for random unit vectors, and how much of it may be round-off.
+
+        A wrong derivative is linear all the same, while round-off, of whatever precision inside, is
+        not: ``A (u + v)`` and ``A (u - v)`` show how large the errors of products are. An error e
+        is seen by u as ``|u^T e|``, of size ``|e| / sqrt(n)``, and ten of these are allowed. (Where
+        all errors lie along one direction, those of the sums may by chance be smaller still, about
+        once in 20 times, hence more than one look.) Where the sums happen to be exact, as for
+        integers, a product may still be off by ``u ||A||``, and ``||A|| <= ||A||_F``, which is
+        ``sqrt(n) |A u|`` in the mean; ten of these are allowed, too.
+
+        Returns:
+            Both in units of the mean of ``|A u| / sqrt(n)`` and ``|A v| / sqrt(n)``, the size of
+            ``u^T A v`` itself.
+        """
+        n = self.shape[0]
+        # Two vectors and their combinations in float64, and blocks of four in two types.
+        num_bytes = n * (4 * 8 + 8 * (self.dtype.itemsize + 8))
+        with self.ranks.together():
+            require_memory(num_bytes, "the check of the operator's symmetry", self.device)
+        U = torch.randn(n, 2, generator=generator, dtype=torch.float64)
+        U /= torch.linalg.vector_norm(U, dim=0)
+        u, v = U.to(self.device, self.dtype).T
+        products = self.matmat(torch.stack([u, v, u + v, u - v], 1)).double()
+        self.num_matvecs -= 4
+        # In units of the largest, so that squares neither overflow nor underflow.
+        Au, Av, sum_, difference = (products / largest_entry(products)).T
+        size = float(torch.linalg.vector_norm(Au) + torch.linalg.vector_norm(Av)) / 2
+        if not size > 0:  # 0 / 0 where all products vanish
+            return 0.0, 0.0
+        defect = n**0.5 * float((u.double() @ Av - v.double() @ Au).abs()) / size
+        errors = torch.stack([sum_ - Au - Av, difference - Au + Av])
+        measured = float(torch.linalg.vector_norm(errors)) / size
+        return defect, 10 * (measured + n**0.5 * self.unit_roundoff)
 
     def in_float64(self) -> SymmetricOperator:
         """Return the same matrix with products in float64, or ``self`` where impossible."""
@@ -245,6 +316,8 @@ class DenseOperator(SymmetricOperator):
         tensor([2., 1.])
     """
 
+    _keeps_apart = True
+
     def __init__(self, A: Tensor) -> None:
         try:
             A = torch.as_tensor(A).detach()
@@ -262,19 +335,26 @@ class DenseOperator(SymmetricOperator):
         super().__init__(A.shape[0], dtype=A.dtype, device=A.device)
         if not bool(torch.isfinite(A).all()):
             raise InputError("the matrix contains NaN or infinity")
-        # A product of n terms, computed in either order, agrees to about n u max|a|; a matrix that
-        # differs from its transpose by more was not meant to be symmetric.
-        tolerance = A.shape[0] * torch.finfo(A.dtype).eps * A.abs().max()
-        defect = (A - A.mT).abs().max()
-        if bool(defect > 10 * tolerance):
+        unit = largest_entry(A)
+        # A product of n terms, computed in either order, agrees to about n u max|a|, or to as many
+        # of the least numbers there are; a matrix that differs from its transpose by more was not
+        # meant to be symmetric. Of the largest entry, neither overflows nor underflows.
+        finfo = torch.finfo(A.dtype)
+        least = finfo.smallest_normal * finfo.eps
+        tolerance = 10 * A.shape[0] * (finfo.eps + (least / float(unit) if unit else 0.0))
+        defect = largest_mismatch(A, unit)
+        if defect > tolerance:
             raise InputError(
-                f"the matrix is not symmetric: |A - A^T| reaches {float(defect):.2e}; pass (A + "
-                f"A.T) / 2"
+                f"the matrix is not symmetric: |A - A^T| reaches {defect:.2e} of its largest "
+                "entry; pass (A + A.T) / 2"
             )
         self._A = A
 
     def _matmat(self, V: Tensor) -> Tensor:
         return self._A @ V
+
+    def check_symmetry(self) -> None:
+        """The entries have been compared."""
 
     def _dense(self, progress: Progress | None, part: Part) -> Tensor:
         return symmetrise_(self._A.clone())
@@ -293,7 +373,8 @@ class FunctionOperator(SymmetricOperator):
 
     Args:
         n: size of the vectors.
-        matvec: takes and returns a tensor of shape (n,). It must be linear and symmetric.
+        matvec: takes and returns a tensor of shape (n,). It must be linear and symmetric. It gets a
+            copy of the vector, and what it returns is copied.
         dtype: floating-point type of the vectors.
         device: where the vectors live.
 
@@ -302,6 +383,8 @@ class FunctionOperator(SymmetricOperator):
         >>> A.matvec(torch.ones(3, dtype=torch.float64))
         tensor([2., 2., 2.], dtype=torch.float64)
     """
+
+    _keeps_apart = True
 
     def __init__(
         self,
@@ -315,20 +398,21 @@ class FunctionOperator(SymmetricOperator):
         self._function = matvec
 
     def _matmat(self, V: Tensor) -> Tensor:
-        columns = [self._function(v) for v in V.unbind(1)]
-        if not columns:
-            return V.clone()
-        for product in columns:
+        # Each product's entries lie together, as those who go on with them need them.
+        rows = torch.empty(V.shape[1], len(V), dtype=self.dtype, device=self.device)
+        for row, v in zip(rows, V.unbind(1), strict=True):
+            # The vector may be used as scratch space, and the product be a buffer that is used
+            # again: one is a copy, and of the other one is made before the next call.
+            product = self._function(v.clone())
             if not isinstance(product, Tensor) or product.dtype.is_complex:
                 kind = getattr(product, "dtype", type(product).__name__)
                 raise InputError(f"matvec must return a real tensor, but returned {kind}")
-            if product.shape != (self.shape[0],):
+            if product.shape != (len(V),):
                 raise InputError(
-                    f"matvec must return shape ({self.shape[0]},), but returned "
-                    f"{tuple(product.shape)}"
+                    f"matvec must return shape ({len(V)},), but returned {tuple(product.shape)}"
                 )
-        # Each product's entries lie together, as those who go on with them need them.
-        return torch.stack(columns).to(self.dtype).T
+            row.copy_(product.detach())
+        return rows.T
 
 
 class AffineOperator(SymmetricOperator):
@@ -345,6 +429,8 @@ class AffineOperator(SymmetricOperator):
         tensor([-1.,  3.])
     """
 
+    _keeps_apart = True
+
     def __init__(self, A: SymmetricOperator, *, scale: float = 1.0, shift: float = 0.0) -> None:
         if not (math.isfinite(scale) and math.isfinite(shift)):
             raise InputError(f"scale and shift must be finite, got {scale} and {shift}")
@@ -359,6 +445,10 @@ class AffineOperator(SymmetricOperator):
 
     def _matmat(self, V: Tensor) -> Tensor:
         return self._scale * self._A.matmat(V) + self._shift * V
+
+    def check_symmetry(self) -> None:
+        """Check the operator beneath."""
+        self._A.check_symmetry()
 
     def _dense(self, progress: Progress | None, part: Part) -> Tensor:
         before = self._A.num_matvecs

@@ -36,6 +36,8 @@ class PreconditionedOperator(SymmetricOperator):
                 [ 1., -3.]])
     """
 
+    _keeps_apart = True
+
     def __init__(self, A: SymmetricOperator | Tensor, D: Tensor) -> None:
         A = as_operator(A)
         super().__init__(A.shape[0], dtype=A.dtype, device=A.device)
@@ -56,6 +58,10 @@ class PreconditionedOperator(SymmetricOperator):
 
     def _matmat(self, V: Tensor) -> Tensor:
         return self._scale * self._A.matmat(self._scale * V)
+
+    def check_symmetry(self) -> None:
+        """Check the operator beneath."""
+        self._A.check_symmetry()
 
     def _dense(self, progress: Progress | None, part: Part) -> Tensor:
         before = self._A.num_matvecs

@@ -219,17 +219,20 @@ def _piece(x: Tensor) -> int:
     return 2**16 if x.device.type == "cpu" else 2**24
 
 
-def require_scale(norm: float) -> None:
+def require_scale(norm: float, dtype: torch.dtype) -> None:
     """Raise ComputationError where lengths of products and of their round-off are not to be had.
 
-    They are roots of sums of squares in float64, which underflow or overflow. Zero is exact.
+    They are roots of sums of squares in float64, which underflow or overflow. Products below the
+    smallest normal number of their own type are rounded by more than ``u`` times their size. Zero
+    is exact.
     """
     double = torch.finfo(torch.float64)
     most = math.sqrt(double.max) * double.eps
-    if norm != 0 and not 1 / most <= norm <= most:
+    least = max(1 / most, torch.finfo(dtype).smallest_normal)
+    if norm != 0 and not least <= norm <= most:
         raise ComputationError(
-            f"products of size {norm:.0e} are out of range, since squares underflow or overflow "
-            "in float64; scale the matrix, or the loss"
+            f"products of size {norm:.0e} are out of range, since they or their squares underflow "
+            f"or overflow in {dtype}; scale the matrix, or the loss"
         )
 
 

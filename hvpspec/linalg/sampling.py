@@ -19,7 +19,9 @@ from hvpspec.linalg.memory import require_memory
 from hvpspec.linalg.operator import Progress, SymmetricOperator, as_operator
 from hvpspec.linalg.probes import ProbeKind, draw_probes
 from hvpspec.linalg.ranks import Ranks
+from hvpspec.linalg.recurrence import require_scale
 from hvpspec.linalg.sketch import entries, inner, qr
+from hvpspec.linalg.tiles import largest_entry
 
 #: Products spent when neither a budget nor a target is given.
 DEFAULT_BUDGET = 100
@@ -64,6 +66,7 @@ class Run:
         if block_size < 1:
             raise InputError(f"block_size must be at least 1, got {block_size}")
         self.A = as_operator(A)
+        self.scale = 0.0
         self.n, self.start = self.A.shape[0], self.A.num_matvecs
         self.ranks, self.own = self.A.ranks, self.A.ranks.share(self.n)
         self.rtol, self.atol = rtol or 0.0, atol or 0.0
@@ -105,7 +108,12 @@ class Run:
         """Return ``A V`` and report progress."""
         if V.shape[1] == 0:
             return V
+        if self.spent == 0:
+            self.A.check_symmetry()
         AV = self.A.matmat(V)
+        self.scale = max(self.scale, float(largest_entry(AV)))
+        if self.scale > 1:  # too small is known at the end
+            require_scale(self.scale, self.A.dtype)
         if self.progress is not None:
             self.progress(self.spent, self.sampling + self.n * self.exact)
         return AV
@@ -117,6 +125,7 @@ class Run:
             goal = max(self.atol, self.rtol * max(value, math.sqrt(step.square_norm)))
             if self.has_target and step.num_samples >= _MIN_SAMPLES and error <= goal:
                 break
+        require_scale(self.scale, self.A.dtype)
         return step
 
 

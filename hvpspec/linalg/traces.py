@@ -96,6 +96,8 @@ def trace(
 
     Raises:
         InputError: the budget or memory is too small, a choice unknown or a target not positive.
+        ComputationError: the products are not symmetric, or so small or large that their squares
+            are no numbers in float64.
 
     Reference:
         Hutchinson (1990); Meyer, Musco, Musco & Woodruff, Hutch++ (2021), Algorithm 1; Epperly,
@@ -144,6 +146,8 @@ def frobenius_norm(
 
     Raises:
         InputError: the budget is too small or a target not positive.
+        ComputationError: the products are not symmetric, or so small or large that their squares
+            are no numbers in float64.
 
     Example:
         >>> frobenius_norm(torch.eye(4), generator=torch.Generator().manual_seed(0))
@@ -184,6 +188,8 @@ def diagonal(
 
     Raises:
         InputError: the budget or memory is too small, a choice unknown or a target not positive.
+        ComputationError: the products are not symmetric, or so small or large that their squares
+            are no numbers in float64.
 
     Reference:
         Bekas, Kokiopoulou & Saad (2007); Epperly, Tropp & Webber (2024), XDiag.

@@ -59,8 +59,8 @@ def spectral_measure(
 
     Raises:
         InputError: an argument is out of range, or the bases do not fit into memory.
-        ComputationError: the norm is so small or large that its square is no number in float64, or
-            another process ended.
+        ComputationError: the products are not symmetric, or so small or large that their squares
+            are no numbers in float64; or another process ended.
 
     Reference:
         Ghorbani, Krishnan & Xiao, An investigation into neural net optimization via Hessian
@@ -77,7 +77,6 @@ def spectral_measure(
     if block_size is not None:
         require_count("block_size", block_size)
     n = operator.shape[0]
-    before = operator.num_matvecs
     require_count("num_probes", num_probes)
     ranks = Ranks(group)
     if num_probes < ranks.size:
@@ -85,6 +84,8 @@ def spectral_measure(
             f"num_probes must be at least the number of processes, {ranks.size}, got {num_probes}"
         )
     require_same_state(generator, ranks)
+    operator.check_symmetry()
+    before = operator.num_matvecs
     Z = draw_probes(
         probes,
         n,
@@ -118,7 +119,7 @@ def spectral_measure(
         del found  # and with it the bases
     shares = ranks.gather(runs)
     runs = [shares[i % ranks.size][i // ranks.size] for i in range(num_probes)]
-    require_scale(max(run.scale for run in runs))
+    require_scale(max(run.scale for run in runs), operator.dtype)
     return SpectralMeasure(
         dim=n,
         runs=tuple(runs),

@@ -53,6 +53,8 @@ class RecordedOperator(SymmetricOperator):
         tensor([5.], dtype=torch.float64)
     """
 
+    _keeps_apart = True
+
     def __init__(
         self, A: SymmetricOperator | Tensor, folder: Path | str, *, every: float = 60.0
     ) -> None:
@@ -94,6 +96,10 @@ class RecordedOperator(SymmetricOperator):
     def fingerprint(self) -> dict[str, str]:
         """That of the operator."""
         return self._A.fingerprint()
+
+    def check_symmetry(self) -> None:
+        """Check the operator, of which these products are not kept."""
+        self._A.check_symmetry()
 
     def facts(self) -> PointFacts:
         """What is known of the operator."""

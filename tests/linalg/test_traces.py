@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hvpspec import DenseOperator, FunctionOperator, InputError
+from hvpspec import ComputationError, DenseOperator, FunctionOperator, InputError
 from hvpspec.linalg.probes import ProbeKind, draw_probes
 from hvpspec.linalg.traces import Estimate, diagonal, frobenius_norm, trace
 from tests.linalg.test_dense import HOSTILE, rotated
@@ -339,6 +339,18 @@ def test_hostile_matrices_at_every_scale(name: str, spectrum: str) -> None:
                 for x, y in ((scaled.value, value), (scaled.sem, sem)):
                     torch.testing.assert_close(number(x) / c, y, rtol=1e-10, atol=atol)
                 assert scaled.num_matvecs == base.num_matvecs
+
+
+@pytest.mark.parametrize("scale", [1e-310, 1e-200, 1e200, 1e307])
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_scales_of_which_no_error_can_be_given_are_refused(name: str, scale: float) -> None:
+    A = rotated(torch.linspace(-1, 2, 12)) * scale
+    for budget in (9, 12):
+        with pytest.raises(ComputationError, match=r"products of size .* are out of range"):
+            ESTIMATORS[name](A, budget, generator=seeded(0))
+    narrow = (rotated(torch.linspace(-1, 2, 12)) * 1e-40).float()
+    with pytest.raises(ComputationError, match=r"underflow or overflow in torch\.float32"):
+        ESTIMATORS[name](narrow, 9, generator=seeded(0))
 
 
 @pytest.mark.parametrize("name", ["diagonal hutchinson", "xdiag"])
