@@ -86,7 +86,8 @@ def index(
 
     Raises:
         InputError: an argument is not allowed, or a matrix or basis does not fit into memory.
-        ComputationError: the norm is so small or large that matrix-free methods cannot square it.
+        ComputationError: the products are not symmetric; or the norm is too large for float64, or
+            for matrix-free methods so small or large that they cannot square it.
 
     Reference:
         Exact: Weyl's inequality and Sylvester's law of inertia (Horn & Johnson, Matrix Analysis,

@@ -135,9 +135,10 @@ class IndexResult:
             )
         if taus is None:
             # The zero matrix has neither norm nor noise; any positive range shows its constant
-            # curve.
-            low = math.log10(max(1e-3 * self.noise_floor, 1e-300))
-            high = math.log10(max(self.norm, 1e-297))
+            # curve. The least number there is may be more than a thousandth of the noise floor.
+            least = math.ulp(0.0)
+            low = math.log10(max(1e-3 * self.noise_floor, least)) if self.norm else -3
+            high = math.log10(self.norm or 1.0)
             taus = torch.logspace(low, high, 400, dtype=torch.float64)
         taus = taus.double().sort().values
         require_tau(float(taus[0]))

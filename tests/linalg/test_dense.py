@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import hvpspec
-from hvpspec import DenseOperator, FunctionOperator, eigvalsh, inertia
+from hvpspec import ComputationError, DenseOperator, FunctionOperator, eigvalsh, inertia
 from hvpspec.linalg.dense import assembly_error, spectral_norm
 
 
@@ -102,6 +104,127 @@ def test_assembly_error_sees_the_round_off_of_products() -> None:
     error = assembly_error(noisy, A)
     norm = float(torch.linalg.matrix_norm(noise, 2))
     assert norm <= error <= 10 * norm
+
+
+#: Powers of two, by which a matrix is multiplied exactly as long as no entry becomes subnormal.
+FAR = [-1000, -900, -300, -256, 256, 300, 900, 1000]
+
+
+@pytest.mark.parametrize("exponent", FAR)
+@pytest.mark.parametrize("name", HOSTILE)
+def test_answers_scale_with_the_matrix_as_far_as_numbers_go(name: str, exponent: int) -> None:
+    A, scale = rotated(HOSTILE[name]), 2.0**exponent
+    scaled = A * scale
+    before = scaled.clone()
+    norm = float(HOSTILE[name].abs().max())
+    # The backward error is that of two runs, since LAPACK scales far from 1 and not near it.
+    torch.testing.assert_close(
+        eigvalsh(scaled) / scale, eigvalsh(A), rtol=0, atol=10 * len(A) * 1.2e-16 * norm
+    )
+    for tau in (1e-5 * norm, 0.6 * norm):
+        counts, expected = inertia(scaled, tau * scale), inertia(A, tau)
+        assert (counts.negative, counts.zero) == (expected.negative, expected.zero)
+        assert counts.tau == tau * scale
+    for method in ("exact", "ldl"):
+        result = hvpspec.index(scaled, method=method)  # type: ignore[arg-type]
+        plain = hvpspec.index(A, method=method)  # type: ignore[arg-type]
+        for field in ("index", "lower", "upper", "nullity", "positive", "certified"):
+            assert getattr(result, field) == getattr(plain, field)
+        assert result.norm / scale == pytest.approx(plain.norm, rel=0.02)
+        assert result.noise_floor / scale == pytest.approx(plain.noise_floor, rel=0.1)
+    assert torch.equal(scaled, before)
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+@pytest.mark.parametrize("power", [-322, -320, -315, -310, -308, -300, 300, 307])
+@pytest.mark.parametrize("n", [2, 3])
+def test_counts_of_hilbert_matrices_at_the_ends_of_the_range(n: int, power: int, sign: int) -> None:
+    """The inertia of such small matrices follows from their minors in rational arithmetic."""
+    i = torch.arange(n, dtype=torch.float64)
+    A = sign * (1 / (i[:, None] + i[None] + 1) * 10.0**power)
+    minors = [_determinant(A[:k, :k].tolist()) for k in range(1, n + 1)]
+    assert all((x > 0) == (sign == 1 or k % 2 == 1) for k, x in enumerate(minors))
+    right = n if sign == -1 else 0
+    largest = float(A.abs().max())
+    for operator in (A, FunctionOperator(n, lambda v: A @ v)):
+        for method in ("exact", "ldl"):
+            for tau in (0.0, 1e-6 * largest):
+                result = hvpspec.index(operator, tau, method=method)  # type: ignore[arg-type]
+                assert result.index == right or tau > 0
+                assert result.lower <= right <= result.upper
+            result = hvpspec.index(operator, method=method)  # type: ignore[arg-type]
+            # Below 1e-308 the noise floor may be less than any number, and a count at it is open.
+            assert result.lower <= right <= result.upper
+            assert result.index == right or power < -315
+    counts = inertia(A)
+    assert counts.negative == right
+    assert counts.zero == 0
+
+
+def _determinant(rows: list[list[float]]) -> Fraction:
+    """Of a small matrix, exactly."""
+    if not rows:
+        return Fraction(1)
+    minors = ([row[:j] + row[j + 1 :] for row in rows[1:]] for j in range(len(rows)))
+    return sum(
+        (
+            (-1) ** j * Fraction(x) * _determinant(m)
+            for j, (x, m) in enumerate(zip(rows[0], minors, strict=True))
+        ),
+        Fraction(0),
+    )
+
+
+def test_entries_that_overflow_in_between() -> None:
+    A = torch.tensor([[-1e300, 1e308], [1e308, 1e300]], dtype=torch.float64)
+    for method in ("exact", "ldl"):
+        for tau in (None, 0.0, 1e-300, 1e302, 1.7e308):
+            result = hvpspec.index(A, tau, method=method)  # type: ignore[arg-type]
+            assert result.index == (0 if tau == 1.7e308 else 1)
+            assert result.norm == pytest.approx(1e308)
+    assert inertia(A, 1e300) == hvpspec.linalg.Inertia(1, 0, 1, 1e300)
+    assert inertia(A, 1.7e308).zero == 2
+    assert eigvalsh(A).tolist() == pytest.approx([-1e308, 1e308])
+
+
+def test_taus_that_overflow_or_underflow_beside_the_matrix() -> None:
+    small = torch.diag(torch.tensor([-1e-310, 3e-310], dtype=torch.float64))
+    assert inertia(small, 1e300).zero == 2
+    assert inertia(small, 2e-310) == hvpspec.linalg.Inertia(0, 1, 1, 2e-310)
+    large = torch.diag(torch.tensor([-1e308, 1e307], dtype=torch.float64))
+    assert inertia(large, 1e-300) == hvpspec.linalg.Inertia(1, 0, 1, 1e-300)
+    assert inertia(torch.eye(3), 1e308).zero == 3
+
+
+def test_eigenvalues_out_of_range_are_refused() -> None:
+    A = torch.full((2, 2), -1e308, dtype=torch.float64)
+    assert inertia(A).negative == 1
+    for ask in (eigvalsh, hvpspec.index, lambda A: hvpspec.index(A, 1e300, method="ldl")):
+        with pytest.raises(ComputationError, match=r"out of float64's range; scale the matrix"):
+            ask(A)
+    with pytest.raises(ComputationError, match="NaN or infinity; scale it"):
+        eigvalsh(DenseOperator(A).shifted(-1e308))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+def test_symmetry_of_a_matrix_is_judged_by_its_largest_entry(dtype: torch.dtype) -> None:
+    finfo = torch.finfo(dtype)
+    least = finfo.smallest_normal * finfo.eps
+    for size in (least, 100 * least, finfo.smallest_normal, 1.0, finfo.max / 4, finfo.max):
+        A = torch.tensor([[0.5, 1.0], [1.0, -0.25]], dtype=torch.float64) * size
+        assert torch.equal(DenseOperator(A.to(dtype)).to_dense(), A.to(dtype))
+        if size < 100 * least:
+            continue
+        for wrong in (-1.0, 0.0, 0.5):
+            B = A.to(dtype, copy=True)
+            B[1, 0] *= wrong
+            with pytest.raises(hvpspec.InputError, match="the matrix is not symmetric"):
+                DenseOperator(B)
+        # Round-off of a few units is none.
+        B = A.to(dtype, copy=True)
+        B[1, 0] *= 1 - 4 * finfo.eps
+        means = DenseOperator(B).to_dense()
+        assert torch.equal(means, means.mT)
 
 
 def test_errors() -> None:
