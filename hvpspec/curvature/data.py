@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -78,9 +79,14 @@ class Batch:
 
     @cached_property
     def can_be_cut(self) -> bool:
-        """Whether all tensors have the same first dimension, of two or more examples."""
+        """Whether all tensors have the same first dimension, of two or more examples.
+
+        A list of texts or numbers may have one for each example, and is not cut.
+        """
         lengths = _lengths(self.leaves)
-        return self.is_plain and len(set(lengths)) == 1 and lengths[0] > 1
+        parts = [*self.args, *self.kwargs.values(), self.targets]
+        listed = any(_lists_constants(part) for part in parts)
+        return self.is_plain and not listed and len(set(lengths)) == 1 and lengths[0] > 1
 
     def length(self, dim: int) -> int:
         """How many examples there are along the first dimension, or the second."""
@@ -165,6 +171,15 @@ def _entries(value: Any) -> list[Any] | None:
     return None
 
 
+def _lists_constants(value: Any) -> bool:
+    """Whether there is a list of constants in nested containers."""
+    entries = None if isinstance(value, Tensor) else _entries(value)
+    if entries is None:
+        return False
+    constants = isinstance(value, list) and any(isinstance(e, _CONSTANTS) for e in entries)
+    return constants or any(map(_lists_constants, entries))
+
+
 def leaves_of(value: Any) -> list[Any]:
     """All that nested sequences, mappings and dataclasses hold.
 
@@ -205,7 +220,12 @@ def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
         }
         return value._replace(**order)  # the lengths stay on the CPU, where RNNs want them
     if isinstance(value, Mapping):
-        return {k: map_tensors(function, v) for k, v in value.items()}
+        mapped = {k: map_tensors(function, v) for k, v in value.items()}
+        if type(value) is dict or not isinstance(value, dict):
+            return mapped
+        copied = copy.copy(value)
+        copied.update(mapped)
+        return copied
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*(map_tensors(function, v) for v in value))
     if isinstance(value, list | tuple):
@@ -331,7 +351,7 @@ class Reader:
         """
         if not self._fewest <= len(only) <= self._most:
             return False
-        if self._fewest > 1:
+        if self._fewest > 1 or isinstance(only, tuple):
             return True
         # The model takes one argument, and as many as there are. Arguments are as long as the
         # targets, and so is a list with an entry for each example.
@@ -339,7 +359,7 @@ class Reader:
         lengths = [_lengths(value) for value in only]
         as_arguments = all(found[0] == n for found in lengths if found)
         as_examples = len(only) == n and all(isinstance(value, Tensor) for value in only)
-        if isinstance(only, list) and as_arguments and as_examples:
+        if as_arguments and as_examples:
             raise InputError(
                 f"a batch's inputs are a list of {len(only)}, for {n} examples: that may be "
                 f"{len(only)} arguments of the model or one that is a list; write "

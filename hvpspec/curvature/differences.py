@@ -42,9 +42,9 @@ def compare(
     Differences at ``theta +- h v`` are off by their round-off, some ``u ||g|| / h``, by what is
     left of higher derivatives, and by kinks: where one lies between the two points the gradient
     jumps by J, and its difference by ``J / 2h``, for every h. All three show in the second
-    difference ``g+ - 2 g + g-``, which has the size of the round-off, ``h^2 |D^3 f|`` and J: divided
-    by h it bounds the error. So a small step comes first, ``h = u^(1/2) ||theta||``, between whose
-    points few kinks lie; where round-off is too large for it, a larger one follows,
+    difference ``g+ - 2 g + g-``, which has the size of the round-off, ``h^2 |D^3 f|`` and J:
+    divided by h it bounds the error. So a small step comes first, ``h = u^(1/2) ||theta||``,
+    between whose points few kinks lie; where round-off is too large for it, a larger one follows,
     ``u^(1/3) ||theta||``, at which round-off and third derivatives balance. A fault stays at both.
 
     Args:

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from hvpspec.curvature.data import Batch
-from hvpspec.curvature.graph import nodes
-from hvpspec.curvature.guard import refuse_known_faults
+from hvpspec.curvature.graph import nodes, refuse_known_faults
 from hvpspec.curvature.matrices import Matrix, ProductGraph
 from hvpspec.curvature.objective import Point
-from hvpspec.curvature.parameters import add_parts_
+from hvpspec.curvature.parameters import add_parts_, aligned
+from hvpspec.curvature.stage import as_found
 from hvpspec.curvature.tracing import SplitProduct, split_product
 
 #: Shapes of chunks that are traced; batches that all differ go the plain way.
@@ -117,7 +117,8 @@ class DoubleBackward(Engine):
     def add_product_(self, total: Tensor, prepared: ProductGraph, V: Tensor) -> None:
         """Read the products with the vectors off the graph."""
         for v, into in [(V, total)] if self.batched else zip(V, total, strict=True):
-            parts = prepared.multiply(self.point.space.unflatten(v), batched=self.batched)
+            columns = aligned(self.point.space, self.point.space.unflatten(v))
+            parts = prepared.multiply(columns, batched=self.batched)
             add_parts_(into, self.point.space, parts)
 
     def size(self, prepared: ProductGraph) -> int:
@@ -200,7 +201,7 @@ class ForwardOverReverse(Engine):
     def add_product_(self, total: Tensor, prepared: _Residuals, V: Tensor) -> None:
         """Evaluate what does."""
         for v, into in [(V, total)] if self.batched else zip(V, total, strict=True):
-            rows = self.point.space.unflatten(v)
+            rows = aligned(self.point.space, self.point.space.unflatten(v))
             with torch.no_grad():  # contiguous, as when it was traced
                 vectors = [part.contiguous() for part in rows.values()]
                 parts = prepared.split.multiply(prepared.tensors, vectors)
@@ -232,7 +233,8 @@ class ForwardOverReverse(Engine):
             def loss(theta: Sequence[Tensor], outputs: Any) -> Tensor:
                 return objective.loss_of(all_of(theta))(outputs, chunk.targets)
 
-            return self.matrix.product(network, loss, theta, v)
+            with as_found(objective.modules):
+                return self.matrix.product(network, loss, theta, v)
 
         arguments = [*(leaf.detach() for leaf in self.leaves.values()), *batch.leaves]
         return split_product(product, arguments, len(names), self._width)

@@ -65,6 +65,9 @@ class GGNOperator(CurvatureOperator):
         Returns:
             The bound, or None where the loss is not known to be convex in the outputs.
         """
+        self.check_symmetry()
+        if not self.objective.guard.is_verified:
+            return None  # what the graph says is not what the products are
         loss = self.objective.loss
         with self._point.terms(self._point.leaves()) as terms:
             convex = all(is_convex_at(loss, term.outputs, term.targets) for term in terms)

@@ -95,8 +95,11 @@ class HessianOperator(CurvatureOperator):
 
         Returns:
             The bound from the largest layer and what can be added to it, or None where the
-            conditions are not met.
+            conditions are not met or the products could not be compared with differences.
         """
+        self.check_symmetry()
+        if not self.objective.guard.is_verified:
+            return None  # what the graph says is not what the products are
         shares = self.ranks.gather(self._point.within_memory(self._flat_directions))
         found = [share for share in shares if share is not None]
         if not found:

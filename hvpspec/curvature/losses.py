@@ -155,6 +155,7 @@ def _label_weight(module: Any) -> Weight:
     """The denominator of cross-entropy and negative log-likelihood, as PyTorch documents it."""
 
     def weight(outputs: Tensor, targets: Tensor) -> float:
+        _require_tensors(module, outputs, targets)
         if not targets.is_floating_point() and outputs.ndim > 1:
             _refuse_classes_last(outputs, targets)
         if targets.is_floating_point():  # class probabilities: a mean over positions
@@ -165,6 +166,16 @@ def _label_weight(module: Any) -> Weight:
         return float(module.weight.to(counted.device, torch.float64)[counted].sum())
 
     return weight
+
+
+def _require_tensors(module: nn.Module, outputs: Any, targets: Any) -> None:
+    """Raise InputError where a loss of PyTorch is given something else than tensors."""
+    for what, value in (("outputs", outputs), ("targets", targets)):
+        if not isinstance(value, Tensor):
+            raise InputError(
+                f"{type(module).__name__} takes tensors, but the {what} are of type "
+                f"{type(value).__name__}; pass a loss of (outputs, targets) that takes them apart"
+            )
 
 
 def _refuse_classes_last(outputs: Tensor, targets: Tensor) -> None:
@@ -186,6 +197,7 @@ def _element_weight(module: nn.Module) -> Weight:
     """The denominator of a loss that averages over all elements of the outputs."""
 
     def weight(outputs: Tensor, targets: Tensor) -> float:
+        _require_tensors(module, outputs, targets)
         if outputs.shape != targets.shape:  # PyTorch would broadcast one against the other
             raise InputError(
                 f"outputs have shape {tuple(outputs.shape)}, targets {tuple(targets.shape)}; "

@@ -14,16 +14,8 @@ from torch import Tensor, nn
 
 from hvpspec.curvature.data import Batch, Data, Reader, matching
 from hvpspec.curvature.derivatives import differentiate
-from hvpspec.curvature.guard import (
-    Guard,
-    Record,
-    check_mode,
-    generators_of,
-    is_compiled,
-    raise_changed,
-    stage,
-    usable,
-)
+from hvpspec.curvature.graph import HANDED
+from hvpspec.curvature.guard import Guard, check_mode, usable, uses_batch_statistics
 from hvpspec.curvature.losses import Loss, as_loss
 from hvpspec.curvature.parameters import (
     ParameterSpace,
@@ -33,7 +25,9 @@ from hvpspec.curvature.parameters import (
     places,
     select_parameters,
 )
+from hvpspec.curvature.record import Record, raise_changed
 from hvpspec.curvature.sharding import is_shard, whole
+from hvpspec.curvature.stage import as_found, generators_of, is_compiled, stage
 from hvpspec.errors import (
     ComputationError,
     HvpspecError,
@@ -154,6 +148,7 @@ class Objective:
         own = {n: p for n, p in self.loss_parameters().items() if n.startswith(_OF_THE_LOSS)}
         self.space: ParameterSpace = select_parameters(self.model, params, own)
         self.mode_notes = check_mode(self.model, mode)
+        self.is_coupled = mode == "as given" and uses_batch_statistics(self.model)
         selected = [self.parameters()[name] for name in self.space.names]
         for what, kinds in (
             ("dtypes", {str(as_real(p).dtype) for p in selected}),
@@ -187,6 +182,7 @@ class Objective:
         function = self.loss.function
         losses = function.modules() if isinstance(function, nn.Module) else ()
         self.modules: list[nn.Module] = [*self.model.modules(), *losses]
+        self.was_training = any(module.training for module in self.modules)
         self.is_recurrent = any(isinstance(module, nn.RNNBase) for module in self.modules)
         self.is_compiled = is_compiled([*model.modules(), *losses])
         self.is_sharded = bool(self._gathered)
@@ -289,17 +285,17 @@ class Objective:
     def leaves(self, theta: Tensor | None = None) -> dict[str, Tensor]:
         """The selected parameters in the objective's dtype, detached, to differentiate by."""
         with torch.inference_mode(False):
-            if theta is not None:
-                theta = theta.detach().to(self.device, self.dtype, copy=True)
-                parts = self.space.unflatten(theta)
-                return {name: part.clone().requires_grad_() for name, part in parts.items()}
-            parameters = self.parameters()
-            leaves = self._copies({name: parameters[name] for name in self.space.names})
-            for name, leaf in leaves.items():
-                if name in self.space.pairs:
-                    leaves[name] = torch.view_as_real(leaf)
-                leaves[name].requires_grad_()
-            return leaves
+            if theta is None:
+                parameters = self.parameters()
+                copies = self._copies({name: parameters[name] for name in self.space.names})
+                leaves = {name: as_real(copy) for name, copy in copies.items()}
+            else:
+                parts = self.space.unflatten(theta.detach().to(self.device, self.dtype))
+                leaves = {name: part.clone() for name, part in parts.items()}
+            for leaf in leaves.values():
+                leaf.requires_grad_()
+        HANDED.update(dict.fromkeys(leaves.values()))
+        return leaves
 
     def tensors(self, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """All parameters: ``leaves``, and copies of the others in the objective's dtype."""
@@ -362,12 +358,14 @@ class Objective:
         safe = batch
         if self._writes_inputs is not False:  # a copy until it is known to be needless
             safe = batch.map(torch.clone)
-        outputs = self.outputs(tensors, safe)
+        with as_found(self.modules):
+            outputs = self.outputs(tensors, safe)
+            num_examples = batch.length(self.guard.dim)
+            weight = self.loss.batch_weight(outputs, batch.targets, num_examples)
+            loss = self.loss_of(tensors)(outputs, batch.targets)
         if self._writes_inputs is None:
             self._writes_inputs = any(tensor._version for tensor in safe.leaves)
-        num_examples = batch.length(self.guard.dim)
-        weight = self.loss.batch_weight(outputs, batch.targets, num_examples)
-        return self.loss_of(tensors)(outputs, batch.targets), weight, outputs
+        return loss, weight, outputs
 
     def _copies(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Copies of parameters or buffers, whole and in the objective's dtype.
@@ -483,6 +481,8 @@ class Point:
                     add_parts_(gradient, self.space, parts)
             return gradient, reached
 
+        self.within_memory(self.ready)
+        self.objective.guard.require_gradient()
         gradient, reached = self.within_memory(share)
         return self.ranks.sum_(gradient).add_(theta, alpha=2 * self.objective.l2), reached
 

@@ -148,6 +148,7 @@ class CurvatureOperator(SymmetricOperator):
     def check_symmetry(self) -> None:
         """See that all holds that an answer stands on, the symmetry of products among it."""
         self._point.within_memory(self._point.ready)
+        self.objective.guard.require_products()
 
     def loss(self) -> float:
         """``f`` at the point, with the l2 term."""
@@ -211,7 +212,7 @@ class CurvatureOperator(SymmetricOperator):
         """Loss, gradient norm, structural bound and notes, from two passes over the data."""
         gradient_norm = float(torch.linalg.vector_norm(self.gradient().double()))
         bound = self.structural_upper_bound()
-        certain = not self.objective.pseudo_gradient
+        certain = not self.objective.guard.is_pseudo
         return PointFacts(self.loss(), gradient_norm, bound, self.notes, certain)
 
     def _assemble_(self, A: Tensor, progress: Progress | None, part: Part) -> None:

@@ -60,6 +60,14 @@ class ParameterSpace:
         }
 
 
+def aligned(space: ParameterSpace, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Parts of vectors as derivatives by the parameters take them.
+
+    Pairs that are to be complex numbers must begin at an even place in memory: they are copied.
+    """
+    return {name: part.clone() if name in space.pairs else part for name, part in parts.items()}
+
+
 def as_real(tensor: Tensor) -> Tensor:
     """A tensor of real numbers, in pairs along a last dimension where they were complex."""
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor

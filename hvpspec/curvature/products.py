@@ -81,6 +81,9 @@ class Products:
         Raises:
             ComputationError: it does not suffice for a single example.
         """
+        if self._planner is None:
+            self._point.within_memory(self._point.ready)
+            self._point.objective.guard.require_products()
         return self._point.within_memory(lambda: self._multiply(V), self._forget)
 
     def _forget(self) -> None:
@@ -92,7 +95,6 @@ class Products:
     def _multiply(self, V: Tensor) -> Tensor:
         """Multiply the rows of V, parted into blocks that are not too wide."""
         if self._planner is None:
-            self._point.ready()  # whose checks are no part of a product
             start = time.perf_counter()
             plain = DoubleBackward(self._point, self._matrix)
             with Effort() if self._engine == "reproducible" else nullcontext() as effort:

@@ -67,7 +67,7 @@ def matrix_free_index(
         estimate=last.estimate,
         tau=last.tau,
         noise_floor=noise.floor,
-        certified=method == "certified" and last.index is not None,
+        certified=method == "certified" and last.index is not None and facts.certain,
         confidence=effort.confidence,
         method=method,
         num_matvecs=operator.num_matvecs - before + noise.num_matvecs,

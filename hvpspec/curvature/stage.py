@@ -1,0 +1,161 @@
+"""The stage that is set for a pass over the data, and tidied up after it whatever happens."""
+
+from __future__ import annotations
+
+import copy
+import random
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils import parametrize
+
+from hvpspec.curvature.data import map_tensors, tensors_in
+
+if TYPE_CHECKING:
+    from hvpspec.curvature.objective import Objective
+
+# The fields that every module has, which a forward pass has no business to change.
+_FIELDS = frozenset(vars(nn.Module()))
+
+# Values in which nothing can be kept.
+_KEEP_NOTHING = frozenset({bool, int, float, str, tuple, type(None), torch.Size, torch.dtype})
+
+
+@contextmanager
+def stage(objective: Objective, seed: int) -> Iterator[None]:
+    """Set the stage for a pass over the data, and leave everything as found, whatever happens.
+
+    Every module is in the mode asked for and, after the pass, holds what it held before. Random
+    states are
+    seeded, with another seed on each pass: what is random in the model or the data differs from
+    pass to pass and is found out, where a restored state would have repeated it. Gradients are on,
+    and what makes a forward pass inexact or once-differentiable is off: autocast, the fused kernels
+    of attention and cuDNN's of recurrent networks.
+
+    Args:
+        objective: whose model it is.
+        seed: for this pass.
+    """
+    generators = objective.generators
+    states = [generator.get_state() for generator in generators]
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    default_dtype = torch.get_default_dtype()
+    cache = parametrize._cache_enabled, parametrize._cache
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.autocast(objective.device.type, enabled=False))
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        stack.enter_context(as_found(objective.modules))
+        if objective.is_recurrent:
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        if objective.is_compiled:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        try:
+            parametrize._cache_enabled, parametrize._cache = 0, {}
+            for fields in map(vars, objective.modules):
+                if objective.mode == "eval":
+                    fields["training"] = False
+                if objective.dtype != objective.native_dtype:
+                    _convert(fields, objective)
+            if objective.dtype != objective.native_dtype == default_dtype:
+                torch.set_default_dtype(objective.dtype)
+            random.seed(seed)
+            np.random.seed(seed)
+            for generator in generators:
+                generator.manual_seed(seed)
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
+            for generator, state in zip(generators, states, strict=True):
+                generator.set_state(state)
+            torch.set_default_dtype(default_dtype)
+            parametrize._cache_enabled, parametrize._cache = cache
+
+
+@contextmanager
+def as_found(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Give every module back what it holds now, so that nothing stays of a forward pass.
+
+    A cache of something computed from parameters is then computed anew each time.
+
+    Args:
+        modules: those of a model.
+    """
+    found: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    contents: list[tuple[Any, Any]] = []
+    seen: set[int] = set()
+    for module in modules:
+        fields = vars(module)
+        found.append((fields, fields.copy()))
+        for name in fields.keys() - _FIELDS:  # what may be written into
+            value = fields[name]
+            if type(value) not in _KEEP_NOTHING and id(value) not in seen:
+                seen.add(id(value))
+                content = value if isinstance(value, list | dict | set) else _fields_of(value)
+                if content is not None:
+                    contents.append((content, copy.copy(content)))
+    try:
+        yield
+    finally:
+        for fields, before in found:
+            fields.clear()
+            fields.update(before)
+        for container, content in contents:
+            _refill(container, content)
+
+
+def _fields_of(value: Any) -> dict[str, Any] | None:
+    """The fields of an object of a module's, in which something may be kept."""
+    own = not isinstance(value, nn.Module | Tensor | type) and not callable(value)
+    return getattr(value, "__dict__", None) if own else None
+
+
+def _refill(container: Any, content: Any) -> None:
+    """Give a list, dict or set the content that it had."""
+    if isinstance(container, list):
+        container[:] = content
+    else:
+        container.clear()
+        container.update(content)
+
+
+def _convert(fields: dict[str, Any], objective: Objective) -> None:
+    """Convert tensors that a module keeps as plain attributes, as its parameters are converted."""
+
+    def converted(tensor: Tensor) -> Tensor:
+        own = tensor.dtype == objective.native_dtype and not tensor.requires_grad
+        return tensor.to(objective.dtype) if own else tensor
+
+    for name, value in fields.items():
+        is_own = name not in _FIELDS and isinstance(value, Tensor | list | tuple | dict)
+        if is_own and any(converted(t) is not t for t in tensors_in(value)):
+            fields[name] = map_tensors(converted, value)
+
+
+def is_compiled(modules: Iterable[nn.Module]) -> bool:
+    """Whether one of the modules was given to torch.compile."""
+    if "torch._dynamo" not in sys.modules:
+        return False
+    return any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in modules)
+
+
+def generators_of(device: torch.device, sources: Iterable[Any]) -> list[torch.Generator]:
+    """Torch's own generators in use and those of data loaders, each once."""
+    known = [torch.default_generator]
+    if device.type == "cuda":
+        known.append(torch.cuda.default_generators[device.index or 0])
+    own = {
+        id(generator): generator
+        for source in sources
+        for owner in (source, getattr(source, "sampler", None))
+        if isinstance(generator := getattr(owner, "generator", None), torch.Generator)
+    }
+    return [*known, *own.values()]
