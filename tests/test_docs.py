@@ -1,10 +1,12 @@
 """What the pages say of the program and the library is complete, and their links lead somewhere."""
 
+import doctest
 import re
 import runpy
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 
 import hvpspec
@@ -58,6 +60,34 @@ def test_the_paper_page_is_made_of_the_results() -> None:
     pictures = re.findall(r"\]\((results/[^)]+)\)", made)
     assert pictures
     assert [name for name in pictures if not (DOCS / name).exists()] == []
+
+
+def rows() -> list[str]:
+    """The lines of code in the tables of "Find yourself in the table"."""
+    section = text("docs/own-network.md").split("## Find yourself in the table")[1].split("\n## ")[0]
+    return re.findall(r"^\|.*\| `(HessianOperator\(.*\))` \|$", section, re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def names() -> dict[str, object]:
+    """What the page says that the names in the tables stand for."""
+    page, found = text("docs/own-network.md"), {}
+    (section,) = re.findall(r"## In Python.*?\n\| my model", page, re.DOTALL)
+    for example in doctest.DocTestParser().get_examples(section):
+        exec(example.source, found)
+    return found
+
+
+@pytest.mark.parametrize("row", rows())
+def test_every_row_of_the_table_answers(row: str, names: dict[str, object]) -> None:
+    H = eval(row, names)
+    v = torch.ones(H.shape[0])
+    assert bool(torch.isfinite(H @ v).all())
+    assert hvpspec.index(H, tau=1e-3, method="exact").dim == H.shape[0]
+
+
+def test_the_table_has_rows() -> None:
+    assert len(rows()) == 26
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
