@@ -32,6 +32,7 @@ class Comparison:
 def compare(
     f: ValueAndGradient,
     theta: Tensor,
+    here: tuple[float, Tensor],
     v: Tensor,
     product: Tensor,
     u: float,
@@ -50,6 +51,7 @@ def compare(
     Args:
         f: the function.
         theta: the point, shape (n,).
+        here: the value and the gradient at it.
         v: the direction, of norm 1, shape (n,).
         product: ``A v``, shape (n,).
         u: unit round-off of the function.
@@ -61,19 +63,21 @@ def compare(
     Reference:
         Gill, Murray & Wright, Practical Optimization, section 8.6, on the choice of h.
     """
-    value, gradient = f(theta)
+    value, gradient = here
     scale = _norm(theta) or 1.0
     slope = float(gradient @ v)
     by_product, by_value = Comparison(False, 0.0), Comparison(False, 0.0)
     for h in (u**0.5 * scale, u ** (1 / 3) * scale):
         (above, g_above), (below, g_below) = f(theta + h * v), f(theta - h * v)
-        off = _norm(g_above - 2 * gradient + g_below)
+        off = _norm((g_above + g_below).sub_(gradient, alpha=2))
+        slopes = (g_above - g_below).div_(2 * h)
+        size = _norm(slopes)
         by_product = _better(
             by_product,
             _judge(
-                _norm((g_above - g_below) / (2 * h) - product),
+                _norm(slopes.sub_(product)),
                 (4 * off + 16 * u * _norm(gradient)) / h,
-                max(_norm(product), _norm(g_above - g_below) / (2 * h)),
+                max(_norm(product), size),
                 _norm(gradient) / scale,
             ),
         )

@@ -168,9 +168,11 @@ class Guard:
         inside: the coarsest dtype in which something is computed that depends on parameters.
         defect: how far products are from the derivative of the gradient, relative to them, beyond
             what the comparison itself is off.
-        is_verified: whether the products are known to be the derivative of the loss's gradient.
+        is_verified: whether the products are known to be the derivative of the loss's gradient;
+            None where no target counts.
         is_pseudo: whether the gradient is another than the loss's, as was allowed.
         longest: the most examples in a chunk, as far as was seen.
+        num_examples: how many there are in the data of this process.
         dim: the dimension along which the examples lie, 1 for sequences with time first.
     """
 
@@ -179,13 +181,14 @@ class Guard:
         self.float64_fails = ""
         self.inside: torch.dtype | None = None
         self.defect = 0.0
-        self.is_verified = False
-        self.longest = 0
+        self.is_verified: bool | None = None
+        self.longest = self.num_examples = 0
         self.dim = 0
         self._records: dict[tuple[int | None, bool], Record] = {}
         self.is_pseudo = False
         self._gradient_fault = self._product_fault = ""
         self._rule: Rule | None = None
+        self._takes_rows: bool | None = None
 
     @property
     def has_checked(self) -> bool:
@@ -212,7 +215,7 @@ class Guard:
             probe = Probe(objective, is_wide=not self.float64_fails)
             weights, losses, dtype, samples = self._first_pass(objective, probe)
             if first:
-                self._check_modes(objective, probe, samples[0])
+                self._check_modes(objective, probe, *samples[0])
                 self._check_derivatives(objective, probe, samples)
                 self.inside, self.float64_fails = probe.inside, probe.float64_fails
         if first:
@@ -222,7 +225,8 @@ class Guard:
                     f"({self.float64_fails})"
                 )
             self.defect = max(objective.ranks.gather(self.defect))
-            self.is_verified = all(objective.ranks.gather(self.is_verified))
+            told = [v for v in objective.ranks.gather(self.is_verified) if v is not None]
+            self.is_verified = bool(told) and all(told)
             self.is_pseudo = any(objective.ranks.gather(self.is_pseudo))
             faults = objective.ranks.gather((self._gradient_fault, self._product_fault))
             self._gradient_fault, self._product_fault = map(max, zip(*faults, strict=True))
@@ -264,22 +268,24 @@ class Guard:
 
     def _first_pass(
         self, objective: Objective, probe: Probe
-    ) -> tuple[list[float], list[float], torch.dtype, list[Batch]]:
+    ) -> tuple[list[float], list[float], torch.dtype, list[tuple[Batch, Batch]]]:
         """Note weight and loss of each chunk, and see that they combine to the loss over the data.
 
         Returns:
-            The weights, the losses, their dtype, and a few examples of some batches.
+            The weights, the losses, their dtype, and a few examples of some batches, each with what
+            to look at where the network does not take these alone.
         """
-        data, self.longest = objective.data, 0
+        data, self.longest, self.num_examples = objective.data, 0, 0
         weights: list[float] = []
         losses: list[float] = []
         dtype = objective.dtype
-        samples: list[Batch] = []
+        samples: list[tuple[Batch, Batch]] = []
         tensors = objective.tensors(objective.leaves())
         waiting: Batch | None = None  # the first, as long as it is the only one
         unchecked: list[Any] = []
         with stage(objective, 0):
             for number, batch in enumerate(data.batches()):
+                self.longest = max(self.longest, *(c.num_examples for c in data.cut(batch)))
                 if number == 0:
                     waiting = batch
                     if objective.ranks.size > 1:  # the others have batches, too
@@ -297,13 +303,13 @@ class Guard:
                         self._check_rows(objective, tensors, *seen)
                 # The first, the second, the fourth, ..., of which one lies in the middle.
                 if number & (number - 1) == 0:
-                    samples.append(self._few(objective, probe, batch))
+                    samples.append(self._sample(objective, batch))
                 last = batch
+                self.num_examples += batch.num_examples
                 chunks = data.cut(batch)
                 if len(chunks) > 1:
                     self._settle(objective, probe, batch, None)
                 for chunk in chunks:
-                    self.longest = max(self.longest, chunk.num_examples)
                     k = len(losses)
                     loss, weight, outputs = self._evaluate(objective, chunk, batch, tensors)
                     self._check_loss(objective, k, loss, weight, tensors)
@@ -320,11 +326,13 @@ class Guard:
                 if len(chunks) > 1:  # now that the loss is known to be finite on each
                     self._require_cuts(objective, probe, batch)
         if number and number & (number - 1):
-            samples.append(self._few(objective, probe, last))
+            samples.append(self._sample(objective, last))
         if len(samples) > 3:
             samples = [samples[0], samples[-3], samples[-1]]
-        if number and self._rule in ("mean", "sum"):
-            for sample in samples[1:]:  # those that were not looked at yet
+        # A loss of one's own may weigh otherwise where targets are ignored, say; a network is the
+        # same on all batches.
+        if number and self._rule in ("mean", "sum") and objective.source != "known":
+            for sample, _ in samples[1:]:
                 if probe.rules(sample)[0] == "coupled":
                     _refuse_coupled(objective, probe, sample)
         return weights, losses, dtype, samples
@@ -475,31 +483,43 @@ class Guard:
         return self._rule
 
     def _few(self, objective: Objective, probe: Probe, batch: Batch) -> Batch:
-        """Some examples of the front, the middle and the end of a batch, or all that it has."""
+        """Some examples of a batch, or all that it has where the network takes these only."""
+        few, whole = self._sample(objective, batch)
+        if self._takes_rows is None and few is not batch:  # as is seen on the first batch
+            self._takes_rows = probe.takes(few)
+        return few if self._takes_rows else whole
+
+    def _sample(self, objective: Objective, batch: Batch) -> tuple[Batch, Batch]:
+        """Some examples of the front, the middle and the end of a batch, or all that it has.
+
+        Returns:
+            These examples, and what to look at where the network does not take them alone.
+        """
+        if self._takes_rows is False:
+            return batch, batch
         n = batch.num_examples
-        few = min(_FEW, max(n // 6, _CHEAP // objective.space.dim, 3))
+        few = min(_FEW, max(n // 12, _CHEAP // objective.space.dim, 2))
         few = min(few, max(2, objective.data.chunk_size or few))  # of which memory is known
         if n <= few or not batch.can_be_cut:
-            return batch
+            return batch, batch
         third = few // 3  # which may be none
         middle = (n - third) // 2
         rows = [*range(third), *range(middle, middle + third), *range(n - (few - 2 * third), n)]
         sample = batch.rows(rows)
-        return sample if probe.takes(sample) else batch
+        # The batch itself, which takes memory, is kept only as long as it may be needed.
+        return sample, sample if self._takes_rows else batch
 
     # -- statements 2 to 4 ---------------------------------------------------------------------
 
-    def _check_modes(self, objective: Objective, probe: Probe, sample: Batch) -> None:
+    def _check_modes(self, objective: Objective, probe: Probe, sample: Batch, more: Batch) -> None:
         """Say so where the network is another function in training mode, if it was in that."""
         if objective.mode == "as given" or not objective.was_training:
             return
-        look = probe.look(sample)
+        look = probe.look_at_one(sample, more)
         given = probe.objective.changed(mode="as given")
         with stage(given, 1):
             try:
-                loss, _, outputs = given.evaluate(
-                    sample.to(given.device, given.dtype), given.tensors(given.leaves())
-                )
+                loss, _, outputs = given.evaluate(look.batch, given.tensors(given.leaves()))
             except Exception as error:  # whatever a network makes of training
                 self.notes.append(
                     f"in training mode the network fails on these data ({first_line(error)}); "
@@ -521,15 +541,23 @@ class Guard:
             )
 
     def _check_derivatives(
-        self, objective: Objective, probe: Probe, samples: Sequence[Batch]
+        self, objective: Objective, probe: Probe, samples: Sequence[tuple[Batch, Batch]]
     ) -> None:
         """Compare products with differences of the gradient, and the gradient with the loss.
 
         Where a kink lies at the very point, as those of many ReLU units do when their biases are 0,
         differences say nothing, and the comparison is made at a point nearby.
         """
-        looks = [look for look in map(probe.look, samples) if look.weight]
+        # A part of each, so that they are few in all.
+        few = max(self.num_examples // 12, _CHEAP // objective.space.dim, 1)
+        samples = samples[:few]
+        share = few / max(few, sum(sample.num_examples for sample, _ in samples))
+        looks = [probe.look_at_one(_thinned(sample, share), *more) for sample, *more in samples]
+        looks = [look for look in looks if look.weight]
         reached = frozenset().union(*(look.reached for look in looks))
+        if not looks:
+            return
+        self.is_verified = False
         if not reached:
             return  # whoever asks says that there is no path to the loss
         n = probe.objective.space.dim
@@ -538,17 +566,23 @@ class Guard:
             """The loss on all these examples and its gradient."""
             return total([probe.look(look.batch, theta) for look in looks])
 
-        _, gradient = total(looks)
-        if not bool(torch.isfinite(gradient).all()):
+        value, gradient = total(looks)
+        if not math.isfinite(float(gradient.sum())):
             return  # the first product will say so
         # Half of it along the gradient: of that alone a random vector sees next to nothing.
         size = float(torch.linalg.vector_norm(gradient))
-        v, w = probe.draw() + (gradient / size if size else 0), probe.draw()
-        v, u = v / torch.linalg.vector_norm(v), probe.unit_roundoff
-        for theta in (probe.theta, probe.nearby):
+        v, u = probe.draw(), probe.unit_roundoff
+        if size:
+            v.add_(gradient, alpha=1 / size)
+            v.div_(torch.linalg.vector_norm(v))
+        # Where a difference of the gradient agrees with A v, the matrix is symmetric along v; of a
+        # pseudo-gradient it does not.
+        vectors = [v, probe.draw()] if objective.pseudo_gradient else [v]
+        for is_here in (True, False):
+            theta = probe.theta if is_here else probe.nearby
             leaves = probe.objective.leaves(theta)
-            (Av, Aw), losses, again = probe.products(looks, leaves, [v, w])
-            if theta is probe.theta:
+            (Av, *others), losses, again = probe.products(looks, leaves, vectors)
+            if is_here:
                 _compare_passes(probe, looks, losses)
             if again != reached:
                 raise InputError(
@@ -556,15 +590,17 @@ class Guard:
                     f"parameters than before ({', '.join(sorted(again ^ reached))}); clear what is "
                     "computed from parameters before each pass"
                 )
-            if not bool(torch.isfinite(Av).all() and torch.isfinite(Aw).all()):
+            if not all(math.isfinite(float(product.sum())) for product in (Av, *others)):
                 return
-            # Of unit vectors, one of them random, <w, A v> has a size of about ||A v|| / sqrt(n).
-            asymmetry = abs(float(w @ Av) - float(v @ Aw)) * n**0.5
-            size = float(torch.linalg.vector_norm(Av) + torch.linalg.vector_norm(Aw))
-            self.defect = asymmetry / size if asymmetry > n**0.5 * 1e3 * u * size else 0.0
-            if self.defect > _MOST_DEFECT:
-                self._product_fault = f"they are not symmetric, by {self.defect:.1%}"
-            by_product, by_value = compare(f, theta, v, Av, u, _LEAST_DEFECT)
+            for w, Aw in zip(vectors[1:], others, strict=True):
+                # Of unit vectors, of which w is random, <w, A v> is about ||A v|| / sqrt(n).
+                asymmetry = abs(float(w @ Av) - float(v @ Aw)) * n**0.5
+                size = float(torch.linalg.vector_norm(Av) + torch.linalg.vector_norm(Aw))
+                self.defect = asymmetry / size if asymmetry > n**0.5 * 1e3 * u * size else 0.0
+                if self.defect > _MOST_DEFECT:
+                    self._product_fault = f"they are not symmetric, by {self.defect:.1%}"
+            here = (value, gradient) if is_here else f(theta)
+            by_product, by_value = compare(f, theta, here, v, Av, u, _LEAST_DEFECT)
             if by_value.is_conclusive and by_value.defect > _MOST_DEFECT:
                 self.is_pseudo = objective.pseudo_gradient
                 if self.is_pseudo:
@@ -585,6 +621,15 @@ class Guard:
             "products could not be compared with differences of the gradient, which say nothing "
             "here: there are kinks everywhere, or round-off is too large"
         )
+
+
+def _thinned(sample: Batch, share: float) -> Batch:
+    """A share of some examples, but at least one."""
+    n = sample.num_examples
+    count = max(1, int(share * n))
+    if count == n or not sample.can_be_cut:
+        return sample
+    return sample.rows([i * n // count for i in range(count)])
 
 
 def _compare_passes(probe: Probe, looks: Sequence[Look], losses: Sequence[float]) -> None:

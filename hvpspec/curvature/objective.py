@@ -182,7 +182,7 @@ class Objective:
         function = self.loss.function
         losses = function.modules() if isinstance(function, nn.Module) else ()
         self.modules: list[nn.Module] = [*self.model.modules(), *losses]
-        self.was_training = any(module.training for module in self.modules)
+        self.was_training = any(module.training for module in self.model.modules())
         self.is_recurrent = any(isinstance(module, nn.RNNBase) for module in self.modules)
         self.is_compiled = is_compiled([*model.modules(), *losses])
         self.is_sharded = bool(self._gathered)

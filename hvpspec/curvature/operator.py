@@ -137,8 +137,11 @@ class CurvatureOperator(SymmetricOperator):
 
     @property
     def defect(self) -> float:
-        """How far products are from the derivative of the gradient, relative to the norm."""
-        return self.objective.guard.defect
+        """How far products are from the derivative of the gradient, relative to the norm.
+
+        It was seen along one direction; others are taken to be off by no more than twice as much.
+        """
+        return 2 * self.objective.guard.defect
 
     @property
     def plan(self) -> tuple[Plan, ...]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, partial, reduce
+from operator import add
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -68,14 +69,15 @@ class Probe:
         self.objective = objective.changed(dtype=torch.float64) if wide else objective
         self.float64_fails = ""
         self.inside: torch.dtype | None = None
+        self._seen: tuple[Batch, Look] | None = None  # the last at the present parameters
         self._generator = torch.Generator().manual_seed(0)
 
     def draw(self) -> Tensor:
-        """A random unit vector, shape (n,)."""
+        """A random unit vector, shape (n,): of uniform numbers, which take least to draw."""
         objective = self.objective
-        z = torch.randn(objective.space.dim, generator=self._generator, dtype=torch.float64)
-        z /= torch.linalg.vector_norm(z)
-        return z.to(objective.device, objective.dtype)
+        z = torch.rand(objective.space.dim, generator=self._generator, dtype=objective.dtype)
+        z = z.sub_(0.5).to(objective.device)
+        return z.div_(torch.linalg.vector_norm(z))
 
     @cached_property
     def theta(self) -> Tensor:
@@ -111,8 +113,10 @@ class Probe:
             num_examples: how many there are, if they are not along the first dimension.
         """
         objective = self.objective
+        if theta is None and self._seen is not None and self._seen[0] is batch:
+            return self._seen[1]
         try:
-            return self._look(objective, batch, theta, num_examples)
+            look = self._look(objective, batch, theta, num_examples)
         except HvpspecError:
             raise
         except Exception as error:
@@ -123,7 +127,9 @@ class Probe:
             look = self._look(as_given, batch, theta, num_examples)
             # It works as it was given, and so it is float64 that the network does not take.
             self.objective, self.float64_fails = as_given, first_line(error)
-            return look
+        if theta is None:
+            self._seen = batch, look
+        return look
 
     def takes(self, batch: Batch) -> bool:
         """Whether the network and the loss take some examples of a batch alone."""
@@ -136,6 +142,10 @@ class Probe:
                 raise
             return False
         return True
+
+    def look_at_one(self, few: Batch, more: Batch) -> Look:
+        """The loss and its gradient on few examples, or on more if those are not taken alone."""
+        return self.look(few if few is more or self.takes(few) else more)
 
     def _look(
         self,
@@ -254,8 +264,7 @@ class Probe:
 
 def total(looks: Sequence[Look]) -> tuple[float, Tensor]:
     """The sum of the losses that were looked at, and of their gradients."""
-    value = sum(look.value for look in looks)
-    return value, torch.stack([look.gradient for look in looks]).sum(0)
+    return sum(look.value for look in looks), reduce(add, (look.gradient for look in looks))
 
 
 def _coarser(dtype: torch.dtype | None, other: torch.dtype) -> torch.dtype:

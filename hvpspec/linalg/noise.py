@@ -40,7 +40,7 @@ def measure_noise(A: SymmetricOperator, generator: torch.Generator) -> Noise:
     for one relative to the product it is largest along the dominant eigenvector. The larger of
     these two, doubled and doubled again for safety, is the floor. So is the symmetry defect, which
     a copy of higher precision may share (``|x^T E y - y^T E x|`` is about ``sqrt(2 / n) ||E z||``),
-    if that is larger. Where there is no such copy, ``n u ||A||`` is the least that is claimed.
+    if that is larger; and what else is known of the products' error is added. Where there is no such copy, ``n u ||A||`` is the least that is claimed.
 
     Args:
         A: the operator.
@@ -82,4 +82,5 @@ def measure_noise(A: SymmetricOperator, generator: torch.Generator) -> Noise:
     else:
         floor = max(measured, n * A.unit_roundoff * norm)
         source = f"{A.dtype} round-off and symmetry defect"
+    floor += A.defect * norm
     return Noise(floor, norm, defect, source.replace("torch.", ""), spent)

@@ -68,6 +68,11 @@ class SymmetricOperator(ABC):
         """The relative error of one operation in the products."""
         return torch.finfo(self.dtype).eps / 2
 
+    @property
+    def defect(self) -> float:
+        """How far products are known to be from the matrix that is meant, relative to its norm."""
+        return 0.0
+
     @abstractmethod
     def _matmat(self, V: Tensor) -> Tensor:
         """Return ``A V`` for a checked block ``V`` of shape (n, k)."""
@@ -442,6 +447,11 @@ class AffineOperator(SymmetricOperator):
     def unit_roundoff(self) -> float:
         """That of the operator beneath."""
         return self._A.unit_roundoff
+
+    @property
+    def defect(self) -> float:
+        """That of the operator beneath."""
+        return self._A.defect
 
     def _matmat(self, V: Tensor) -> Tensor:
         return self._scale * self._A.matmat(V) + self._shift * V

@@ -56,6 +56,11 @@ class PreconditionedOperator(SymmetricOperator):
         """That of the operator beneath."""
         return self._A.unit_roundoff
 
+    @property
+    def defect(self) -> float:
+        """That of the operator beneath."""
+        return self._A.defect
+
     def _matmat(self, V: Tensor) -> Tensor:
         return self._scale * self._A.matmat(self._scale * V)
 

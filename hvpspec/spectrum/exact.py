@@ -58,7 +58,7 @@ def exact_index(
 
     eigenvalues = block_eigvalsh(live, num_zero_rows) if method == "exact" else None
     norm = spectral_norm(live) if eigenvalues is None else float(eigenvalues[[0, -1]].abs().max())
-    floor = n * exact.unit_roundoff * norm + error
+    floor = n * exact.unit_roundoff * norm + error + exact.defect * norm
     # Where numbers are subnormal, the eigenvalues and this are rounded by up to half a step each.
     noise_floor = floor if unit == 1 else math.nextafter(floor * unit, math.inf)
 

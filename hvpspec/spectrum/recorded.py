@@ -93,6 +93,11 @@ class RecordedOperator(SymmetricOperator):
         """That of the operator."""
         return self._A.unit_roundoff
 
+    @property
+    def defect(self) -> float:
+        """That of the operator."""
+        return self._A.defect
+
     def fingerprint(self) -> dict[str, str]:
         """That of the operator."""
         return self._A.fingerprint()

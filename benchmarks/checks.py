@@ -1,0 +1,70 @@
+"""What the checks before the first answer cost, in gradients of the same loss on the same data."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from torch import nn
+
+from benchmarks.measuring import Times, write
+from benchmarks.networks import NAMES, problem
+from hvpspec import HessianOperator
+
+
+def seconds(network: str, *, streamed: bool) -> tuple[float, float, float]:
+    """Seconds of a first pass without checks, of one with them, and of a gradient, all warm.
+
+    The first pass over the data, by which changes are known, is no part of the checks: a second
+    operator of the same kind takes it as a loss.
+    """
+    p = problem(network)
+    data = p.batches if streamed else (p.inputs, p.targets)
+    H = HessianOperator(p.model, nn.CrossEntropyLoss(), data)
+    start = time.perf_counter()
+    H.check_symmetry()
+    checked = time.perf_counter() - start
+    H.gradient()
+    start = time.perf_counter()
+    H.gradient()
+    gradient = time.perf_counter() - start
+    point = H.objective.at(H.space.flatten(H.objective.leaves()).detach())
+    start = time.perf_counter()
+    point.value()
+    return time.perf_counter() - start, checked, gradient
+
+
+def markdown(rows: list[dict[str, str]]) -> str:
+    """The rows as a table."""
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("out/checks"),
+    network: Annotated[list[str] | None, typer.Option(help="Repeatable; all by default.")] = None,
+    repeats: Annotated[int, typer.Option(min=1)] = 3,
+) -> None:
+    """Time the checks of each network, in memory and in a list of batches."""
+    out.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, str]] = []
+    for name in network or NAMES:
+        for streamed in (False, True):
+            taken = [seconds(name, streamed=streamed) for _ in range(repeats)]
+            costs = Times(tuple((checked - first) / g for first, checked, g in taken))
+            rows.append(
+                {
+                    "network": name,
+                    "data": "streamed" if streamed else "memory",
+                    "gradient, seconds": f"{Times(tuple(g for _, _, g in taken)).median:.3g}",
+                    "checks, gradients": str(costs),
+                }
+            )
+            print(rows[-1], flush=True)
+            write(out, "checks", "float32", rows, markdown(rows))
+
+
+if __name__ == "__main__":
+    typer.run(main)
