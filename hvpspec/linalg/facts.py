@@ -24,8 +24,8 @@ class PointFacts:
 
     For the Hessian of ``f`` at a point: ``f`` itself, the Euclidean norm of its gradient, a bound
     on the index that follows from the structure of ``f``, and what a reader of the result should
-    know. ``certain`` is False where nothing may be certified of it, since the matrix is the derivative
-    of a pseudo-gradient.
+    know. ``certain`` is False where nothing may be certified of it, since the matrix is the
+    derivative of a pseudo-gradient.
     """
 
     loss: float | None = None

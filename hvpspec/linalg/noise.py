@@ -40,7 +40,8 @@ def measure_noise(A: SymmetricOperator, generator: torch.Generator) -> Noise:
     for one relative to the product it is largest along the dominant eigenvector. The larger of
     these two, doubled and doubled again for safety, is the floor. So is the symmetry defect, which
     a copy of higher precision may share (``|x^T E y - y^T E x|`` is about ``sqrt(2 / n) ||E z||``),
-    if that is larger; and what else is known of the products' error is added. Where there is no such copy, ``n u ||A||`` is the least that is claimed.
+    if that is larger. Where there is no such copy, ``n u ||A||`` is the least that is claimed. What
+    else is known of the error of products (``A.defect``) is added.
 
     Args:
         A: the operator.
