@@ -104,6 +104,8 @@ def _pyhessian(model: nn.Module, batches: Batches) -> Peer:
 class _Operator(SymmetricOperator):
     """A block product as an operator, for a library without a density."""
 
+    _keeps_apart = True
+
     def __init__(self, n: int, matmat: Matmat) -> None:
         super().__init__(n, dtype=torch.float32, device="cpu")
         self._multiply = matmat

@@ -222,6 +222,11 @@ class Objective:
         notes = [*self.mode_notes, *self.guard.notes]
         if self.dtype != self.native_dtype:
             notes.append(f"computed in {self.dtype} from parameters in {self.native_dtype}")
+        inside = self.guard.inside or self.dtype
+        if torch.finfo(inside).eps > torch.finfo(self.dtype).eps:
+            notes.append(
+                f"the network casts to {inside} by itself, and the noise floor is that of {inside}"
+            )
         counted = [name for name in self.space.names if name.startswith(_OF_THE_LOSS)]
         if counted:
             notes.append(f"parameters of the loss are counted: {', '.join(counted)}")
@@ -434,6 +439,14 @@ class Point:
     def num_chunks(self) -> int:
         """Number of chunks in a pass."""
         return len(self.record.weights)
+
+    @property
+    def unit_roundoff(self) -> float:
+        """The unit round-off of the coarsest dtype in which something is computed."""
+        record, dtypes = self.record, {self.dtype, self.objective.guard.inside or self.dtype}
+        if self.dtype == self.objective.native_dtype:
+            dtypes.add(record.dtype)
+        return max(torch.finfo(dtype).eps / 2 for dtype in dtypes)
 
     @property
     def scale(self) -> float:

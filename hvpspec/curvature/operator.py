@@ -131,9 +131,7 @@ class CurvatureOperator(SymmetricOperator):
     @property
     def unit_roundoff(self) -> float:
         """The unit round-off of the coarsest dtype in which something is computed."""
-        record, inside = self._point.record, self.objective.guard.inside
-        dtypes = [self.dtype, record.dtype if self.dtype == self.objective.native_dtype else inside]
-        return max(torch.finfo(dtype).eps / 2 for dtype in (*dtypes, inside) if dtype is not None)
+        return self._point.unit_roundoff
 
     @property
     def defect(self) -> float:

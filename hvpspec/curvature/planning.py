@@ -274,7 +274,7 @@ class Planner:
                 raise
             course.notes.append(f"{name}: not possible here ({first_line(error)})")
             return None
-        if not agree(trial.product, test.expected, test.scale):
+        if not agree(trial.product, test.expected, test.scale, 2 * self._point.unit_roundoff):
             warnings.warn(
                 f"{name} differs from double backward on the first chunk of the data and "
                 "is not used; please report this network",

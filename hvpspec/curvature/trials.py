@@ -55,15 +55,15 @@ class Trial:
         return cls(mixed, min(prepare), min(multiply), engine.size(prepared))
 
 
-def agree(product: Tensor, expected: Tensor, scale: float) -> bool:
+def agree(product: Tensor, expected: Tensor, scale: float, eps: float) -> bool:
     """Whether two products are equal to half the digits, which is far beyond round-off.
 
     Args:
         product: shape (b, n).
         expected: shape (b, n).
         scale: what is round-off where the product is zero but for round-off, in units of it.
+        eps: twice the unit round-off of what is computed.
     """
-    eps = torch.finfo(expected.dtype).eps
     difference = float(torch.linalg.vector_norm(product - expected))
     size = float(torch.linalg.vector_norm(expected))
     return difference <= math.sqrt(eps) * size + eps * scale

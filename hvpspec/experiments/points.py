@@ -292,6 +292,8 @@ class Assembled(SymmetricOperator):
         matrix: its matrix, shape (n, n).
     """
 
+    _keeps_apart = True
+
     def __init__(self, A: SymmetricOperator, matrix: Tensor) -> None:
         super().__init__(A.shape[0], dtype=A.dtype, device=A.device)
         self._A, self._matrix = A, matrix
@@ -300,6 +302,10 @@ class Assembled(SymmetricOperator):
     def unit_roundoff(self) -> float:
         """That of the operator."""
         return self._A.unit_roundoff
+
+    def check_symmetry(self) -> None:
+        """Check the operator."""
+        self._A.check_symmetry()
 
     def _matmat(self, V: Tensor) -> Tensor:
         return self._A.matmat(V)
