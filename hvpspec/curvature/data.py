@@ -11,6 +11,7 @@ from functools import cached_property, partial
 from numbers import Number
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
@@ -27,6 +28,9 @@ _DEFAULT_CHUNK_ENTRIES = 2**20
 
 #: Values that are no tensors and mean the same for every example.
 _CONSTANTS = (type(None), Number, str)
+
+#: What may be or hold an array of NumPy.
+_CONTAINERS = (np.ndarray, list, tuple, Mapping)
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,14 @@ class Batch:
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Batch:
         """Move to a device, and convert floating-point tensors to ``dtype``."""
-        return self.map(lambda t: t.to(device, matching(t.dtype, dtype)))
+
+        def moved(tensor: Tensor) -> Tensor:
+            """Another tensor, of which autograd can save what it needs."""
+            plain = tensor.clone() if tensor.is_inference() else tensor.detach()
+            return plain.to(device, matching(tensor.dtype, dtype))
+
+        with torch.inference_mode(False):
+            return self.map(moved)
 
     def rows(self, index: Sequence[int] | slice) -> Batch:
         """Some of the examples of a batch that can be cut."""
@@ -224,7 +235,8 @@ def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
         if type(value) is dict or not isinstance(value, dict):
             return mapped
         copied = copy.copy(value)
-        copied.update(mapped)
+        for key, entry in mapped.items():  # outputs of transformers refuse update()
+            copied[key] = entry
         return copied
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*(map_tensors(function, v) for v in value))
@@ -247,6 +259,17 @@ def _lengths(value: Any) -> list[int]:
 def _rows(index: Sequence[int] | slice, tensor: Tensor) -> Tensor:
     """Return some rows of a tensor; a scalar belongs to every row."""
     return tensor[index] if tensor.ndim else tensor
+
+
+def _with_tensors(value: Any) -> Any:
+    """Arrays of NumPy as tensors, in sequences and mappings, too."""
+    if isinstance(value, np.ndarray):
+        return torch.as_tensor(value)
+    if isinstance(value, Mapping) and any(isinstance(v, _CONTAINERS) for v in value.values()):
+        return {k: _with_tensors(v) for k, v in value.items()}
+    if type(value) in (list, tuple) and any(isinstance(v, _CONTAINERS) for v in value):
+        return type(value)(map(_with_tensors, value))
+    return value
 
 
 class Reader:
@@ -285,7 +308,7 @@ class Reader:
         Raises:
             InputError: the item has another form, or two meanings.
         """
-        batch = self._read(item)
+        batch = self._read(_with_tensors(item))
         if not self._is_changed and not self._binds(*batch.args, **batch.kwargs):
             raise InputError(
                 f"the model takes {self._signature}, not a batch's {self._given(batch)}; a batch "
@@ -396,7 +419,7 @@ class Reader:
             return False
         if hasattr(data, "_fields"):
             return True
-        if any(isinstance(item, Tensor) for item in data):
+        if any(isinstance(item, Tensor | np.ndarray) for item in data):
             return isinstance(data, tuple) or len(data) > 1
         pair = isinstance(data, tuple) and len(data) == 2
         if not pair or not all(isinstance(item, list | tuple | Mapping) for item in data):
@@ -479,10 +502,12 @@ class Data:
                 f"data is {describe(data)}, which can be read only once; "
                 "pass a DataLoader or a list of batches"
             )
-        if not isinstance(data, Iterable) or isinstance(data, str | Tensor):
+        if not isinstance(data, Iterable) or isinstance(data, str | Tensor | np.ndarray):
+            remedy = "; wrap it in a DataLoader" if hasattr(data, "__getitem__") else ""
             raise InputError(
                 "data must be (inputs, targets), a mapping or a re-iterable of batches, got "
                 + describe(data)
+                + ("" if isinstance(data, Tensor | np.ndarray) else remedy)
             )
         self._batches = data
         self.sources = [data]

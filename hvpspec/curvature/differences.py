@@ -12,8 +12,9 @@ from torch import Tensor
 #: A function's value and gradient at a point.
 ValueAndGradient = Callable[[Tensor], tuple[float, Tensor]]
 
-# A difference says something if its own error is at most so much of what it is compared with.
-_CONCLUSIVE = 0.02
+# A difference says something if its own error is at most so much of what it is compared with: more
+# where digits are few.
+_CONCLUSIVE = {True: 0.02, False: 0.2}
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,10 @@ def compare(
     left of higher derivatives, and by kinks: where one lies between the two points the gradient
     jumps by J, and its difference by ``J / 2h``, for every h. All three show in the second
     difference ``g+ - 2 g + g-``, which has the size of the round-off, ``h^2 |D^3 f|`` and J:
-    divided by h it bounds the error. So a small step comes first, ``h = u^(1/2) ||theta||``,
-    between whose points few kinks lie; where round-off is too large for it, a larger one follows,
-    ``u^(1/3) ||theta||``, at which round-off and third derivatives balance. A fault stays at both.
+    divided by h it tells the error, if not where kinks happen to cancel. So a small step comes
+    first, ``h = u^(1/2) ||theta||``, between whose points few kinks lie, then a smaller one,
+    ``u^(2/3) ||theta||``, and where round-off is too large for these a larger one,
+    ``u^(1/3) ||theta||``, at which round-off and third derivatives balance. A fault stays at each.
 
     Args:
         f: the function.
@@ -67,7 +69,7 @@ def compare(
     scale = _norm(theta) or 1.0
     slope = float(gradient @ v)
     by_product, by_value = Comparison(False, 0.0), Comparison(False, 0.0)
-    for h in (u**0.5 * scale, u ** (1 / 3) * scale):
+    for h in (u**0.5 * scale, u ** (2 / 3) * scale, u ** (1 / 3) * scale):
         (above, g_above), (below, g_below) = f(theta + h * v), f(theta - h * v)
         off = _norm((g_above + g_below).sub_(gradient, alpha=2))
         slopes = (g_above - g_below).div_(2 * h)
@@ -79,6 +81,7 @@ def compare(
                 (4 * off + 16 * u * _norm(gradient)) / h,
                 max(_norm(product), size),
                 _norm(gradient) / scale,
+                u,
             ),
         )
         off = abs(above - 2 * value + below)
@@ -89,6 +92,7 @@ def compare(
                 (4 * off + 16 * u * abs(value)) / h,
                 max(abs(slope), abs(above - below) / (2 * h)),
                 0.0,
+                u,
             ),
         )
         if all(c.is_conclusive and c.defect <= enough for c in (by_product, by_value)):
@@ -96,7 +100,7 @@ def compare(
     return by_product, by_value
 
 
-def _judge(difference: float, error: float, size: float, scale: float) -> Comparison:
+def _judge(difference: float, error: float, size: float, scale: float, u: float) -> Comparison:
     """Judge a difference.
 
     Args:
@@ -104,10 +108,11 @@ def _judge(difference: float, error: float, size: float, scale: float) -> Compar
         error: what the approximation itself may be off.
         size: of the derivative, or of its approximation, whichever is larger.
         scale: below which, times the share that is conclusive, a derivative is nothing.
+        u: unit round-off.
     """
     if not math.isfinite(difference + error + size):
         return Comparison(False, 0.0)
-    is_conclusive = error <= _CONCLUSIVE * max(size, scale)
+    is_conclusive = error <= _CONCLUSIVE[u < 1e-10] * max(size, scale)
     defect = max(0.0, difference - error) / size if size else 0.0
     return Comparison(is_conclusive, defect if is_conclusive else 0.0)
 

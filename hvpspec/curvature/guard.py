@@ -15,17 +15,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
-from hvpspec.curvature.data import Batch, is_nested, leaves_of, map_tensors
-from hvpspec.curvature.differences import compare
+from hvpspec.curvature.data import Batch, Data, is_nested, leaves_of, map_tensors
 from hvpspec.curvature.graph import foreign_leaves
-from hvpspec.curvature.probe import Look, Probe, Rule, joined, rule_by_rows, total
-from hvpspec.curvature.record import Record, parameter_marks, raise_changed
+from hvpspec.curvature.probe import (
+    MOST_DEFECT,
+    Probe,
+    Rule,
+    joined,
+    rule_by_rows,
+)
+from hvpspec.curvature.record import Record, parameter_marks
 from hvpspec.curvature.sharding import refuse_other_networks, unmanaged
 from hvpspec.curvature.stage import stage
 from hvpspec.errors import (
@@ -149,10 +154,6 @@ def uses_batch_statistics(model: nn.Module) -> bool:
 
 # Examples on which derivatives are checked: enough to see a fault, too few to cost much.
 _FEW = 48
-# Products that are further off are no derivatives; round-off in any part of a network is less.
-_MOST_DEFECT = 1e-3
-# A defect that differences are not exact enough to tell from none.
-_LEAST_DEFECT = 1e-6
 # That many parameters times examples take no time worth saving.
 _CHEAP = 2**20
 
@@ -189,6 +190,10 @@ class Guard:
         self._gradient_fault = self._product_fault = ""
         self._rule: Rule | None = None
         self._takes_rows: bool | None = None
+        self._counted: Batch | None = None
+        self._looked_at: list[Batch] = []
+        self._rows_tell = True
+        self._first: tuple[Batch, float, float, Any] | None = None
 
     @property
     def has_checked(self) -> bool:
@@ -257,12 +262,7 @@ class Guard:
         """Raise NotDifferentiableError where products are not the derivative of that gradient."""
         self.require_gradient()
         if self._product_fault:
-            raise NotDifferentiableError(
-                f"the products are not the derivative of the gradient: {self._product_fault}; look "
-                "for an autograd.Function whose backward saves an intermediate or runs without a "
-                "graph, for hooks on gradients, and for functions whose derivative is wrong in "
-                "PyTorch, as abs() at 0"
-            )
+            raise _no_derivative(self._product_fault)
 
     # -- statement 1 ---------------------------------------------------------------------------
 
@@ -276,6 +276,7 @@ class Guard:
             to look at where the network does not take these alone.
         """
         data, self.longest, self.num_examples = objective.data, 0, 0
+        self._first = None
         weights: list[float] = []
         losses: list[float] = []
         dtype = objective.dtype
@@ -283,6 +284,7 @@ class Guard:
         tensors = objective.tensors(objective.leaves())
         waiting: Batch | None = None  # the first, as long as it is the only one
         unchecked: list[Any] = []
+        is_doubled = False
         with stage(objective, 0):
             for number, batch in enumerate(data.batches()):
                 self.longest = max(self.longest, *(c.num_examples for c in data.cut(batch)))
@@ -321,10 +323,17 @@ class Guard:
                         unchecked.append((chunk, loss.detach(), weight, plain))
                     # Where every target is ignored, PyTorch's mean is 0/0, and counts nothing.
                     losses.append(float(loss.detach()) if weight else 0.0)
+                    if weight and self._counted is None:
+                        self._counted = chunk
                     weights.append(weight)
                     dtype = loss.dtype
                 if len(chunks) > 1:  # now that the loss is known to be finite on each
                     self._require_cuts(objective, probe, batch)
+                if number < 2 and len(losses) > 1 and self._can_cut and not is_doubled:
+                    is_doubled = True
+                    first_two = _doubled(waiting or batch, batch, data)
+                    if first_two is not None:
+                        self._compare_doubled(objective, probe, first_two, weights, losses)
         if number and number & (number - 1):
             samples.append(self._sample(objective, last))
         if len(samples) > 3:
@@ -335,7 +344,34 @@ class Guard:
             for sample, _ in samples[1:]:
                 if probe.rules(sample)[0] == "coupled":
                     _refuse_coupled(objective, probe, sample)
+        self._first = None  # whose memory is free now
         return weights, losses, dtype, samples
+
+    def _compare_doubled(
+        self,
+        objective: Objective,
+        probe: Probe,
+        first_two: Batch,
+        weights: Sequence[float],
+        losses: Sequence[float],
+    ) -> None:
+        """Compare the loss on the first two chunks together with those on each.
+
+        What takes the k largest losses of a batch, or drops what is beyond a capacity, shows only
+        where there are more examples than in a chunk. Without a graph they take less memory.
+        """
+        with suppress(Exception), torch.no_grad():  # whatever is made of more examples
+            loss, _, _ = objective.evaluate(first_two, objective.tensors(objective.leaves()))
+            shares = [1.0, 1.0]
+            if self._rule == "mean":
+                shares = [w / (sum(weights[:2]) or 1.0) for w in weights[:2]]
+            parts = [s * x for s, x in zip(shares, losses[:2], strict=True)]
+            size = max(abs(float(loss)), sum(map(abs, parts)))
+            tolerance = max(1e3 * torch.finfo(loss.dtype).eps, probe.tolerance)
+            if any(weights[:2]) and not abs(float(loss) - sum(parts)) <= tolerance * size:
+                self._rule = "coupled"
+        if self._rule == "coupled":
+            _refuse_coupled(objective, probe, first_two)
 
     def _evaluate(
         self, objective: Objective, chunk: Batch, batch: Batch, tensors: Mapping[str, Tensor]
@@ -355,11 +391,11 @@ class Guard:
                     f"not taken by the network or the loss ({reason}); leave chunk_size out"
                 ) from error
             if objective.mode == "eval" and objective.was_training:
-                raise InputError(
-                    f"in evaluation mode the network or the loss fails ({reason}); the network was "
-                    "given in training mode, for which pass mode='as given'"
-                ) from error
-            raise
+                given = objective.changed(mode="as given")
+                with suppress(Exception), stage(given, 1):
+                    given.evaluate(chunk, tensors)
+                    reason += "; in training mode, as it was given, it works: pass mode='as given'"
+            raise InputError(f"the network or the loss fails on the data ({reason})") from error
 
     def _check_loss(
         self,
@@ -375,6 +411,12 @@ class Guard:
             raise NonFiniteError(
                 f"the loss is {value} on chunk {k} of the data (counting from 0); check "
                 "the inputs, the targets and the weights for NaN and overflow"
+                + (
+                    ""
+                    if objective.source == "known"
+                    else " (a mean over no target is 0/0: hvpspec.Loss(loss, weight=...) says what "
+                    "counts)"
+                )
             )
         if not (math.isfinite(weight) and weight >= 0):
             raise InputError(
@@ -393,11 +435,47 @@ class Guard:
         weight: float,
         outputs: Any,
     ) -> None:
-        """See that the loss on a chunk is the mean or sum over the rows of the outputs, too."""
-        if self._rule in ("mean", "sum") and objective.source != "known" and weight:
+        """See that the loss on a chunk is the mean or sum over the rows of the outputs, too.
+
+        So it must be on the chunk together with the first, since a weight may be the same within
+        each chunk.
+        """
+        if self._rule not in ("mean", "sum") or objective.source == "known" or not weight:
+            return
+        if self._rows_tell:
             by_rows = rule_by_rows(objective, tensors, chunk, loss, outputs, (self._rule,))
             if by_rows == "coupled":
                 _raise_no_mean(objective)
+        plain = map_tensors(Tensor.detach, outputs) if is_nested(outputs) else None
+        if self._first is None:
+            self._first = chunk, float(loss.detach()), weight, plain
+            return
+        first, first_loss, first_weight, first_plain = self._first
+        same = None
+        if self._rows_tell and plain is not None and first_plain is not None:
+            before = Batch((first_plain,), {}, first.targets)
+            together = joined(before, Batch((plain,), {}, chunk.targets), self.dim)
+            if together is not None:
+                function = objective.loss_of(tensors)
+                with suppress(RuntimeError, ValueError, IndexError):  # a mask of fixed length, say
+                    same = float(function(together.args[0], together.targets).detach())
+        if same is None:
+            both = joined(first, chunk, self.dim)
+            if both is not None:
+                with suppress(RuntimeError, ValueError, IndexError), torch.no_grad():
+                    same = float(objective.evaluate(both, tensors)[0])
+        if same is None:
+            if objective.source == "assumed" and self._rule == "mean":
+                _raise_unknown()
+            return
+        parts = [first_weight * first_loss, weight * float(loss.detach())]
+        if self._rule == "mean":
+            parts = [part / (first_weight + weight) for part in parts]
+        else:
+            parts = [first_loss, float(loss.detach())]
+        tolerance = 1e3 * torch.finfo(loss.dtype).eps * max(abs(same), sum(map(abs, parts)))
+        if not abs(same - sum(parts)) <= tolerance:
+            _raise_no_mean(objective)
 
     def _look_for_parameters(
         self, objective: Objective, loss: Tensor, tensors: Mapping[str, Tensor]
@@ -446,11 +524,7 @@ class Guard:
         if rule == "coupled":
             _refuse_coupled(objective, probe, self._few(objective, probe, batch))
         if rule == "unknown" and objective.source == "assumed":
-            raise InputError(
-                "several batches are given, and whether the loss is a mean over their examples "
-                "cannot be seen; say so with hvpspec.Loss(loss, weight=lambda outputs, targets: "
-                "...), or give all data as one batch"
-            )
+            _raise_unknown()
 
     def _require_cuts(self, objective: Objective, probe: Probe, batch: Batch) -> None:
         """Raise InputError unless a batch can be cut into chunks."""
@@ -475,9 +549,11 @@ class Guard:
                 return self._rule
             sample = self._few(objective, probe, batch)
             if not sample.can_be_cut and other is not None:
-                pair = joined(batch, other)
+                pair = joined(batch, other, 0)
                 sample = pair if pair is not None and probe.takes(pair) else sample
-            self._rule, _, self.dim = probe.rules(sample)
+            self._rule, by_rows, self.dim = probe.rules(sample)
+            # A loss that takes more than the outputs, such as activations, is no matter of rows.
+            self._rows_tell = self._rule == by_rows
             if self._rule == "sum" and objective.source == "assumed":
                 self.notes.append("the loss is a sum over the examples, as was found by trying")
         return self._rule
@@ -526,6 +602,8 @@ class Guard:
                     "evaluation mode is another function"
                 )
                 return
+        if not math.isfinite(look.value):
+            return
         before, now = (_structure(value) for value in (look.outputs, outputs))
         if before != now:
             self.notes.append(
@@ -554,73 +632,73 @@ class Guard:
         share = few / max(few, sum(sample.num_examples for sample, _ in samples))
         looks = [probe.look_at_one(_thinned(sample, share), *more) for sample, *more in samples]
         looks = [look for look in looks if look.weight]
-        reached = frozenset().union(*(look.reached for look in looks))
+        if not looks and self._counted is not None:  # a chunk in which a target counts
+            looks = [probe.look(self._counted)]
         if not looks:
             return
+        self._looked_at = [look.batch for look in looks]
         self.is_verified = False
-        if not reached:
+        if not any(look.reached for look in looks):
             return  # whoever asks says that there is no path to the loss
-        n = probe.objective.space.dim
-
-        def f(theta: Tensor) -> tuple[float, Tensor]:
-            """The loss on all these examples and its gradient."""
-            return total([probe.look(look.batch, theta) for look in looks])
-
-        value, gradient = total(looks)
-        if not math.isfinite(float(gradient.sum())):
-            return  # the first product will say so
-        # Half of it along the gradient: of that alone a random vector sees next to nothing.
-        size = float(torch.linalg.vector_norm(gradient))
-        v, u = probe.draw(), probe.unit_roundoff
-        if size:
-            v.add_(gradient, alpha=1 / size)
-            v.div_(torch.linalg.vector_norm(v))
-        # Where a difference of the gradient agrees with A v, the matrix is symmetric along v; of a
-        # pseudo-gradient it does not.
-        vectors = [v, probe.draw()] if objective.pseudo_gradient else [v]
-        for is_here in (True, False):
-            theta = probe.theta if is_here else probe.nearby
-            leaves = probe.objective.leaves(theta)
-            (Av, *others), losses, again = probe.products(looks, leaves, vectors)
-            if is_here:
-                _compare_passes(probe, looks, losses)
-            if again != reached:
-                raise InputError(
-                    "the network keeps a tensor from an earlier pass: the loss depends on other "
-                    f"parameters than before ({', '.join(sorted(again ^ reached))}); clear what is "
-                    "computed from parameters before each pass"
+        here = probe.compared(looks, None)
+        if here is None:
+            return  # products are not finite, as the first one will say
+        product, gradient, self.defect = here
+        if not product.is_conclusive or gradient.defect > MOST_DEFECT:
+            nearby = probe.compared(looks, probe.nearby)
+            if nearby is None:
+                return
+            product = product if product.is_conclusive else nearby[0]
+            # What kinks do by chance they do not do at two points.
+            gradient = min(gradient, nearby[1], key=lambda comparison: comparison.defect)
+        if gradient.defect > MOST_DEFECT:
+            self.is_pseudo = objective.pseudo_gradient
+            if self.is_pseudo:
+                self.notes.append(
+                    "the matrix is the derivative of a pseudo-gradient, not of the loss's: its "
+                    "index is not that of the loss, and nothing is certified"
                 )
-            if not all(math.isfinite(float(product.sum())) for product in (Av, *others)):
-                return
-            for w, Aw in zip(vectors[1:], others, strict=True):
-                # Of unit vectors, of which w is random, <w, A v> is about ||A v|| / sqrt(n).
-                asymmetry = abs(float(w @ Av) - float(v @ Aw)) * n**0.5
-                size = float(torch.linalg.vector_norm(Av) + torch.linalg.vector_norm(Aw))
-                self.defect = asymmetry / size if asymmetry > n**0.5 * 1e3 * u * size else 0.0
-                if self.defect > _MOST_DEFECT:
-                    self._product_fault = f"they are not symmetric, by {self.defect:.1%}"
-            here = (value, gradient) if is_here else f(theta)
-            by_product, by_value = compare(f, theta, here, v, Av, u, _LEAST_DEFECT)
-            if by_value.is_conclusive and by_value.defect > _MOST_DEFECT:
-                self.is_pseudo = objective.pseudo_gradient
-                if self.is_pseudo:
-                    self.notes.append(
-                        "the matrix is the derivative of a pseudo-gradient, not of the loss's: its "
-                        "index is not that of the loss, and nothing is certified"
-                    )
-                else:
-                    self._gradient_fault = f"along a random direction by {by_value.defect:.1%}"
-                return
-            if by_product.defect > _MOST_DEFECT:
-                self._product_fault = f"along a random direction by {by_product.defect:.1%}"
-            self.defect = max(self.defect, by_product.defect)
-            if by_product.is_conclusive:
-                self.is_verified = not self._product_fault
-                return
-        self.notes.append(
-            "products could not be compared with differences of the gradient, which say nothing "
-            "here: there are kinks everywhere, or round-off is too large"
-        )
+            else:
+                self._gradient_fault = f"along a random direction by {gradient.defect:.1%}"
+        if self.defect > MOST_DEFECT:
+            self._product_fault = f"they are not symmetric, by {self.defect:.1%}"
+        elif product.defect > MOST_DEFECT and not self.is_pseudo:
+            self._product_fault = f"along a random direction by {product.defect:.1%}"
+        if self.is_pseudo:
+            return
+        self.defect = max(self.defect, product.defect)
+        self.is_verified = product.is_conclusive and not self._product_fault
+        if not product.is_conclusive:
+            self.notes.append(
+                "products could not be compared with differences of the gradient, which say "
+                "nothing here: there are kinks everywhere, or round-off is too large"
+            )
+
+    def check_at(self, objective: Objective, theta: Tensor) -> None:
+        """Compare products at another point with differences of the gradient there.
+
+        Args:
+            objective: the function.
+            theta: the point, shape (n,).
+
+        Raises:
+            NotDifferentiableError: they are not its derivative.
+        """
+        if self.is_pseudo or not self._looked_at:
+            return
+        probe = Probe(objective, is_wide=not self.float64_fails)
+        looks = [probe.look(batch, theta) for batch in self._looked_at]
+        found = probe.compared(looks, theta)
+        if found is not None and found[0].defect > MOST_DEFECT:
+            raise _no_derivative(f"along a random direction by {found[0].defect:.1%}")
+
+
+def _doubled(first: Batch, second: Batch, data: Data) -> Batch | None:
+    """The first two chunks of a batch as one, or two batches; None where they do not fit."""
+    if first is second:
+        size = data.cut(first)[0].num_examples
+        return first.rows(slice(0, 2 * size))
+    return joined(first, second, 0)
 
 
 def _thinned(sample: Batch, share: float) -> Batch:
@@ -630,13 +708,6 @@ def _thinned(sample: Batch, share: float) -> Batch:
     if count == n or not sample.can_be_cut:
         return sample
     return sample.rows([i * n // count for i in range(count)])
-
-
-def _compare_passes(probe: Probe, looks: Sequence[Look], losses: Sequence[float]) -> None:
-    """Raise DataChangedError where the loss on some examples is another than it was."""
-    for look, loss in zip(looks, losses, strict=True):
-        if not math.isclose(loss, look.value, rel_tol=probe.tolerance, abs_tol=1e-300):
-            raise_changed(f"loss {loss:.6g}, before {look.value:.6g}")
 
 
 def _refuse_coupled(objective: Objective, probe: Probe, sample: Batch) -> NoReturn:
@@ -660,6 +731,15 @@ def _structure(value: Any) -> str:
     return f"{type(value).__name__} of {len(shapes)} ({', '.join(shapes[:4])})"
 
 
+def _raise_unknown() -> NoReturn:
+    """Say that it is not known how a loss of one's own combines over batches."""
+    raise InputError(
+        "several batches are given, and whether the loss is a mean over their examples cannot be "
+        "seen; say so with hvpspec.Loss(loss, weight=lambda outputs, targets: ...), or give all "
+        "data as one batch"
+    )
+
+
 def _raise_no_mean(objective: Objective) -> NoReturn:
     """Say that a loss is no mean over parts, and what helps."""
     declared = objective.source == "declared"
@@ -668,4 +748,13 @@ def _raise_no_mean(objective: Objective) -> NoReturn:
         f"the loss of several parts of the data is not a mean over them, {what}: say what its mean "
         "divides by with hvpspec.Loss(loss, weight=lambda outputs, targets: ...), or, if it "
         "couples the examples, give all data as one batch with hvpspec.Loss(loss, whole=True)"
+    )
+
+
+def _no_derivative(how: str) -> NotDifferentiableError:
+    """Say that products are not the derivative of the gradient."""
+    return NotDifferentiableError(
+        f"the products are not the derivative of the gradient: {how}; look for an "
+        "autograd.Function whose backward saves an intermediate or runs without a graph, for hooks "
+        "on gradients, and for functions whose derivative is wrong in PyTorch, as abs() at 0"
     )

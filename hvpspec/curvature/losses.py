@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -11,7 +10,6 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from hvpspec.errors import InputError
 
@@ -68,29 +66,13 @@ class Loss:
                 "the Hessian is that of one number"
             )
 
-    def to(self, device: torch.device, dtype: torch.dtype) -> Loss:
-        """Return the same loss with the tensors of a loss module (class weights) converted."""
-        if not isinstance(self.function, nn.Module):
-            return self
-        return replace(self, function=copy.deepcopy(self.function).to(device=device, dtype=dtype))
-
-    def evaluate(
-        self, outputs: Any, targets: Any, tensors: Mapping[str, Tensor] | None = None
-    ) -> Tensor:
+    def evaluate(self, outputs: Any, targets: Any) -> Tensor:
         """The loss on a batch as a scalar tensor.
-
-        Args:
-            outputs: what the model returned.
-            targets: what it is compared with.
-            tensors: what replaces the parameters and buffers of a loss that is a module, by name.
 
         Raises:
             InputError: the function returns something other than one number.
         """
-        if tensors and isinstance(self.function, nn.Module):
-            loss = functional_call(self.function, dict(tensors), (outputs, targets))
-        else:
-            loss = self.function(outputs, targets)
+        loss = self.function(outputs, targets)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise InputError(f"the loss must return one number as a tensor, got {shape}")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 import torch
 from torch import Tensor, nn
 
-from hvpspec.curvature.data import Batch, Data, Reader, matching
+from hvpspec.curvature.data import Batch, Data, Reader, matching, tensors_in
 from hvpspec.curvature.derivatives import differentiate
 from hvpspec.curvature.graph import HANDED
 from hvpspec.curvature.guard import Guard, check_mode, usable, uses_batch_statistics
@@ -167,7 +167,7 @@ class Objective:
                 f"second derivatives need float32 or float64, got {self.dtype}; pass "
                 f"dtype=torch.float32"
             )
-        self.loss = given_loss.to(self.device, self.dtype)
+        self.loss = given_loss
         self.data = Data(
             data,
             Reader(self.model),
@@ -188,12 +188,14 @@ class Objective:
         self.is_sharded = bool(self._gathered)
         self.generators = generators_of(self.device, self.data.sources)
         self._writes_inputs: bool | None = None
+        self.spoils_outputs = False  # whether the loss writes into them
         self.guard = Guard()
 
     def _name_loss_parameters(self, loss: Loss) -> None:
         """Name the parameters of a loss that is a module, apart from those it has of the model."""
         self._loss_places: dict[str, str] = {}
         self._loss_module = loss.function if isinstance(loss.function, nn.Module) else None
+        self._loss_slots = [] if self._loss_module is None else places(self._loss_module)
         if self._loss_module is None:
             return
         of_the_model = {id(p): name for name, p in self.model.named_parameters()}
@@ -230,6 +232,9 @@ class Objective:
         counted = [name for name in self.space.names if name.startswith(_OF_THE_LOSS)]
         if counted:
             notes.append(f"parameters of the loss are counted: {', '.join(counted)}")
+        dtypes = {as_real(p).dtype for p in self.parameters().values() if p.is_floating_point()}
+        for other in sorted(map(str, dtypes - {self.native_dtype, self.dtype})):
+            notes.append(f"parameters in {other} are computed with in {self.dtype}")
         if self.data.reader.takes_targets_from_inputs:
             notes.append("the inputs are the targets: no others are given")
         return tuple(dict.fromkeys(notes))
@@ -271,9 +276,13 @@ class Objective:
         return Point(self, theta)
 
     def changed(self, **options: Any) -> Self:
-        """The same function with other parameters or another dtype; what was checked holds on."""
+        """The same function of other parameters or in another dtype.
+
+        What was checked holds on, unless parameters come in that were left aside.
+        """
         other = type(self)(*self.arguments, **{**self.options, **options})
-        other.guard = self.guard
+        if set(other.space.names) <= set(self.space.names):
+            other.guard = self.guard
         other.data.whole, other.data.chunk_size = self.data.whole, self.data.chunk_size
         return other
 
@@ -321,23 +330,31 @@ class Objective:
         # PyTorch's losses take a tensor; others may want all that the model tells.
         return getattr(outputs, "logits", outputs) if self.source == "known" else outputs
 
-    @contextmanager
-    def placed(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    def placed(self, tensors: Mapping[str, Tensor]) -> AbstractContextManager[None]:
         """Put tensors in the place of the model's parameters and buffers, for a while.
-
-        A module that stands at several places of the model has each of its tensors in one:
-        `torch.func.functional_call` puts one there twice, and then leaves it in the model.
 
         Args:
             tensors: by name; complex ones may come as pairs of real numbers.
         """
+        return self._put(self._places, tensors)
+
+    @contextmanager
+    def _put(
+        self, slots: Iterable[tuple[dict[str, Any], str, str]], tensors: Mapping[str, Tensor]
+    ) -> Iterator[None]:
+        """Put tensors into fields of modules.
+
+        A module that stands at several places of the model has each of its tensors in one:
+        `torch.func.functional_call` puts one there twice, and then leaves it in the model.
+        """
         placed: list[tuple[dict[str, Any], str, Any]] = []
         try:
-            for fields, key, name in self._places:
+            for fields, key, name in slots:
                 tensor = tensors.get(name)
+                before = fields[key]
                 if tensor is not None:
-                    placed.append((fields, key, fields[key]))
-                    is_pair = name in self.space.pairs and not tensor.is_complex()
+                    placed.append((fields, key, before))
+                    is_pair = before.is_complex() and not tensor.is_complex()
                     fields[key] = torch.view_as_complex(tensor) if is_pair else tensor
             yield
         finally:
@@ -346,12 +363,17 @@ class Objective:
 
     def loss_of(self, tensors: Mapping[str, Tensor]) -> Callable[[Any, Any], Tensor]:
         """The loss as a function of outputs and targets, at given parameters."""
-        if not self._loss_places:
+        if self._loss_module is None:
             return self.loss.evaluate
         own = {name: tensors[place] for name, place in self._loss_places.items()}
-        own = {k: torch.view_as_complex(t) if self._loss_places[k] in self.space.pairs else t
-               for k, t in own.items()}  # fmt: skip
-        return lambda outputs, targets: self.loss.evaluate(outputs, targets, own)
+        buffers = self._copies(dict(self._loss_module.named_buffers()))
+
+        def loss(outputs: Any, targets: Any) -> Tensor:
+            """Evaluate it, with its tensors (class weights, say) converted."""
+            with self._put(self._loss_slots, {**own, **buffers}):
+                return self.loss.evaluate(outputs, targets)
+
+        return loss
 
     def evaluate(self, batch: Batch, tensors: Mapping[str, Tensor]) -> tuple[Tensor, float, Any]:
         """The loss on some examples, what it weighs, and the outputs.
@@ -365,11 +387,13 @@ class Objective:
             safe = batch.map(torch.clone)
         with as_found(self.modules):
             outputs = self.outputs(tensors, safe)
+            versions = [tensor._version for tensor in tensors_in(outputs)]
             num_examples = batch.length(self.guard.dim)
-            weight = self.loss.batch_weight(outputs, batch.targets, num_examples)
-            loss = self.loss_of(tensors)(outputs, batch.targets)
+            weight = self.loss.batch_weight(outputs, safe.targets, num_examples)
+            loss = self.loss_of(tensors)(outputs, safe.targets)
+        self.spoils_outputs = versions != [tensor._version for tensor in tensors_in(outputs)]
         if self._writes_inputs is None:
-            self._writes_inputs = any(tensor._version for tensor in safe.leaves)
+            self._writes_inputs = any(t._version or t.requires_grad for t in safe.leaves)
         return loss, weight, outputs
 
     def _copies(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -412,6 +436,7 @@ class Point:
         self.space, self.data, self.ranks = objective.space, objective.data, objective.ranks
         self.dtype, self.device = objective.dtype, objective.device
         self._record: Record | None = None
+        self._is_checked = False
         self._num_passes = 0
 
     def ready(self) -> Record:
@@ -456,6 +481,15 @@ class Point:
     def leaves(self) -> dict[str, Tensor]:
         """The selected parameters at the point, detached, to differentiate by."""
         return self.objective.leaves(self.theta)
+
+    def require_products(self) -> None:
+        """Raise NotDifferentiableError where products are not the derivative of the gradient."""
+        self.ready()
+        guard = self.objective.guard
+        guard.require_products()
+        if self.theta is not None and not self._is_checked:
+            guard.check_at(self.objective, self.theta)
+            self._is_checked = True
 
     def check_parameters(self) -> None:
         """Raise DataChangedError if parameters or buffers are not those that were checked."""

@@ -148,8 +148,7 @@ class CurvatureOperator(SymmetricOperator):
 
     def check_symmetry(self) -> None:
         """See that all holds that an answer stands on, the symmetry of products among it."""
-        self._point.within_memory(self._point.ready)
-        self.objective.guard.require_products()
+        self._point.within_memory(self._point.require_products)
 
     def loss(self) -> float:
         """``f`` at the point, with the l2 term."""

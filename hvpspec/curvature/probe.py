@@ -16,14 +16,22 @@ from torch.utils._pytree import tree_leaves
 
 from hvpspec.curvature.data import Batch, is_nested
 from hvpspec.curvature.derivatives import differentiate
+from hvpspec.curvature.differences import Comparison, compare
 from hvpspec.curvature.graph import refuse_earlier_leaves, refuse_known_faults
 from hvpspec.curvature.parameters import add_parts_, aligned
+from hvpspec.curvature.record import raise_changed
 from hvpspec.curvature.stage import stage
-from hvpspec.errors import HvpspecError, first_line
+from hvpspec.errors import HvpspecError, InputError, first_line
 from hvpspec.linalg.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from hvpspec.curvature.objective import Objective
+
+#: Products that are further off are no derivatives; round-off in any part of a network is less.
+MOST_DEFECT = 1e-3
+
+# A defect that differences are not exact enough to tell from none.
+_LEAST_DEFECT = 1e-6
 
 #: How a loss on several parts combines to that on the whole; "coupled": in no such way; "unknown":
 #: the whole cannot be parted.
@@ -261,6 +269,67 @@ class Probe:
                     add_parts_(product, objective.space, second)
         return products, losses, frozenset(found)
 
+    def compared(
+        self, looks: Sequence[Look], theta: Tensor | None
+    ) -> tuple[Comparison, Comparison, float] | None:
+        """Compare products at a point with differences of the gradient, and that with the loss.
+
+        Args:
+            looks: at some examples, at the present point (or the given one).
+            theta: the point, shape (n,); None for the present one.
+
+        Returns:
+            The comparisons of a product and of the gradient, and how far products are from
+            symmetric; None where they are not finite.
+
+        Raises:
+            DataChangedError: the loss is another than before.
+            InputError: so are the parameters that it depends on.
+        """
+        objective, n = self.objective, self.objective.space.dim
+        examples = [look.batch for look in looks]
+
+        def f(theta: Tensor) -> tuple[float, Tensor]:
+            """The loss on all these examples and its gradient."""
+            return total([self.look(batch, theta) for batch in examples])
+
+        is_here = theta is None
+        theta = self.theta if theta is None else theta.to(self.theta)
+        value, gradient = total(looks) if is_here else f(theta)
+        if not math.isfinite(float(gradient.sum())):
+            return None
+        # Half of it along the gradient: of that alone a random vector sees next to nothing.
+        size = float(torch.linalg.vector_norm(gradient))
+        v = self.draw()
+        if size:
+            v.add_(gradient, alpha=1 / size)
+            v.div_(torch.linalg.vector_norm(v))
+        # Where a difference of the gradient agrees with A v, the matrix is symmetric along v; of a
+        # pseudo-gradient it does not.
+        vectors = [v, self.draw()] if objective.pseudo_gradient else [v]
+        (Av, *others), losses, reached = self.products(looks, objective.leaves(theta), vectors)
+        if is_here:
+            for look, loss in zip(looks, losses, strict=True):
+                if not math.isclose(loss, look.value, rel_tol=self.tolerance, abs_tol=1e-300):
+                    raise_changed(f"loss {loss:.6g}, before {look.value:.6g}")
+        before = frozenset().union(*(look.reached for look in looks))
+        if reached != before:
+            raise InputError(
+                "the network keeps a tensor from an earlier pass: the loss depends on other "
+                f"parameters than before ({', '.join(sorted(reached ^ before))}); clear what is "
+                "computed from parameters before each pass"
+            )
+        if not all(math.isfinite(float(product.sum())) for product in (Av, *others)):
+            return None
+        u, asymmetry = self.unit_roundoff, 0.0
+        for w, Aw in zip(vectors[1:], others, strict=True):
+            # Of unit vectors, of which w is random, <w, A v> is about ||A v|| / sqrt(n).
+            defect = abs(float(w @ Av) - float(v @ Aw)) * n**0.5
+            size = float(torch.linalg.vector_norm(Av) + torch.linalg.vector_norm(Aw))
+            asymmetry = defect / size if defect > n**0.5 * 1e3 * u * size else 0.0
+        here = (value, gradient)
+        return (*compare(f, theta, here, v, Av, u, _LEAST_DEFECT), asymmetry)
+
 
 def total(looks: Sequence[Look]) -> tuple[float, Tensor]:
     """The sum of the losses that were looked at, and of their gradients."""
@@ -317,6 +386,8 @@ def rule_by_rows(
     pair = Batch((outputs,), {}, batch.targets)
     if not (is_nested(outputs) and pair.can_be_cut):
         return "unknown"
+    if objective.spoils_outputs:
+        return "unknown"  # they are no longer what the loss has taken
     n, loss = pair.num_examples, objective.loss_of(tensors)
     cut = max(1, n // 3)
     looks = []
@@ -373,18 +444,23 @@ def _combination(
     return "coupled"
 
 
-def joined(batch: Batch, other: Batch) -> Batch | None:
-    """Two batches of one example each as one of two; None where they do not go together."""
+def joined(batch: Batch, other: Batch, dim: int) -> Batch | None:
+    """Two batches as one; None where they do not go together."""
     tensors = list(zip(batch.leaves, other.leaves, strict=False))
     fits = batch.is_plain and batch.others == other.others
     fits = fits and len(batch.leaves) == len(other.leaves)
-    if not fits or any(a.shape[1:] != b.shape[1:] or a.ndim != b.ndim for a, b in tensors):
+    if not fits or any(_without(a, dim) != _without(b, dim) for a, b in tensors):
         return None
     others = iter(other.leaves)
 
     def join(a: Tensor) -> Tensor:
         b = next(others)
-        return torch.cat([a, b]) if a.ndim else a
+        return torch.cat([a, b], dim) if a.ndim else a
 
-    joined = batch.map(join)
-    return joined if joined.can_be_cut else None
+    both = batch.map(join)
+    return both if dim or both.can_be_cut else None
+
+
+def _without(tensor: Tensor, dim: int) -> list[int]:
+    """The shape of a tensor without a dimension."""
+    return [length for k, length in enumerate(tensor.shape) if k != dim]

@@ -82,8 +82,7 @@ class Products:
             ComputationError: it does not suffice for a single example.
         """
         if self._planner is None:
-            self._point.within_memory(self._point.ready)
-            self._point.objective.guard.require_products()
+            self._point.within_memory(self._point.require_products)
         return self._point.within_memory(lambda: self._multiply(V), self._forget)
 
     def _forget(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 import sys
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,11 @@ if TYPE_CHECKING:
 _FIELDS = frozenset(vars(nn.Module()))
 
 # Values in which nothing can be kept.
-_KEEP_NOTHING = frozenset({bool, int, float, str, tuple, type(None), torch.Size, torch.dtype})
+_KEEP_NOTHING = frozenset({bool, int, float, str, type(None), torch.Size, torch.dtype, Tensor})
+
+# What can be filled again, and how many entries of it are looked into.
+_CONTAINERS = (list, dict, set, deque)
+_MOST_ENTRIES = 100
 
 
 @contextmanager
@@ -62,8 +67,7 @@ def stage(objective: Objective, seed: int) -> Iterator[None]:
             for fields in map(vars, objective.modules):
                 if objective.mode == "eval":
                     fields["training"] = False
-                if objective.dtype != objective.native_dtype:
-                    _convert(fields, objective)
+                _copy_tensors(fields, objective)
             if objective.dtype != objective.native_dtype == default_dtype:
                 torch.set_default_dtype(objective.dtype)
             random.seed(seed)
@@ -90,26 +94,43 @@ def as_found(modules: Iterable[nn.Module]) -> Iterator[None]:
         modules: those of a model.
     """
     found: list[tuple[dict[str, Any], dict[str, Any]]] = []
-    contents: list[tuple[Any, Any]] = []
-    seen: set[int] = set()
+    contents: dict[int, tuple[Any, Any]] = {}
     for module in modules:
         fields = vars(module)
         found.append((fields, fields.copy()))
-        for name in fields.keys() - _FIELDS:  # what may be written into
-            value = fields[name]
-            if type(value) not in _KEEP_NOTHING and id(value) not in seen:
-                seen.add(id(value))
-                content = value if isinstance(value, list | dict | set) else _fields_of(value)
-                if content is not None:
-                    contents.append((content, copy.copy(content)))
+        for name in fields.keys() - _FIELDS:
+            _note_contents(fields[name], contents)
     try:
         yield
     finally:
         for fields, before in found:
             fields.clear()
             fields.update(before)
-        for container, content in contents:
+        for container, content in contents.values():
             _refill(container, content)
+
+
+def _note_contents(value: Any, contents: dict[int, tuple[Any, Any]]) -> None:
+    """Note what a list, dict, set, queue or object holds, and what these hold.
+
+    Args:
+        value: something that a forward pass may write into.
+        contents: what is noted, by the identity of the container.
+    """
+    if type(value) in _KEEP_NOTHING or id(value) in contents:
+        return
+    if isinstance(value, tuple):
+        entries: Iterable[Any] = value
+    else:
+        content = value if isinstance(value, _CONTAINERS) else _fields_of(value)
+        if content is None or id(content) in contents:
+            return
+        contents[id(content)] = (content, copy.copy(content))
+        entries = list(content.values() if isinstance(content, dict) else content)
+        if len(entries) > _MOST_ENTRIES:  # tokens of a vocabulary, say, which hold nothing
+            return
+    for entry in entries:
+        _note_contents(entry, contents)
 
 
 def _fields_of(value: Any) -> dict[str, Any] | None:
@@ -119,25 +140,33 @@ def _fields_of(value: Any) -> dict[str, Any] | None:
 
 
 def _refill(container: Any, content: Any) -> None:
-    """Give a list, dict or set the content that it had."""
+    """Give a list, dict, set or queue the content that it had."""
     if isinstance(container, list):
         container[:] = content
+        return
+    container.clear()
+    if isinstance(container, deque):
+        container.extend(content)
     else:
-        container.clear()
         container.update(content)
 
 
-def _convert(fields: dict[str, Any], objective: Objective) -> None:
-    """Convert tensors that a module keeps as plain attributes, as its parameters are converted."""
+def _copy_tensors(fields: dict[str, Any], objective: Objective) -> None:
+    """Copy tensors that a module keeps as plain attributes, as its parameters are copied.
 
-    def converted(tensor: Tensor) -> Tensor:
-        own = tensor.dtype == objective.native_dtype and not tensor.requires_grad
-        return tensor.to(objective.dtype) if own else tensor
+    They are converted as these are, and what is written into them does not reach the caller's.
+    """
 
-    for name, value in fields.items():
-        is_own = name not in _FIELDS and isinstance(value, Tensor | list | tuple | dict)
-        if is_own and any(converted(t) is not t for t in tensors_in(value)):
-            fields[name] = map_tensors(converted, value)
+    def copied(tensor: Tensor) -> Tensor:
+        if tensor.requires_grad:
+            return tensor
+        own = tensor.dtype == objective.native_dtype
+        return tensor.to(objective.dtype if own else tensor.dtype, copy=True)
+
+    for name in fields.keys() - _FIELDS:
+        value = fields[name]
+        if isinstance(value, Tensor | list | tuple | dict) and tensors_in(value):
+            fields[name] = map_tensors(copied, value)
 
 
 def is_compiled(modules: Iterable[nn.Module]) -> bool:

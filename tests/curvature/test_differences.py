@@ -100,7 +100,7 @@ def test_a_derivative_that_is_wrong_at_a_point_alone() -> None:
     """``abs(t)**2`` has the second derivative 2 at 0, PyTorch says 0."""
     by_product, _ = compared(lambda t: (t.abs() ** 2).sum() + t.sum(), torch.zeros(N).double())
     assert by_product.is_conclusive
-    assert by_product.defect == pytest.approx(1.0)
+    assert by_product.defect == pytest.approx(1.0, rel=1e-2)
 
 
 def test_where_the_hessian_is_zero() -> None:
