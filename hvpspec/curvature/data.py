@@ -419,7 +419,7 @@ class Reader:
             return False
         if hasattr(data, "_fields"):
             return True
-        if any(isinstance(item, Tensor | np.ndarray) for item in data):
+        if any(isinstance(item, Tensor | np.ndarray) or item is None for item in data):
             return isinstance(data, tuple) or len(data) > 1
         pair = isinstance(data, tuple) and len(data) == 2
         if not pair or not all(isinstance(item, list | tuple | Mapping) for item in data):
@@ -504,10 +504,12 @@ class Data:
             )
         if not isinstance(data, Iterable) or isinstance(data, str | Tensor | np.ndarray):
             remedy = "; wrap it in a DataLoader" if hasattr(data, "__getitem__") else ""
+            if isinstance(data, Tensor | np.ndarray):
+                remedy = "; pass (x, x) where the inputs are the targets"
             raise InputError(
                 "data must be (inputs, targets), a mapping or a re-iterable of batches, got "
                 + describe(data)
-                + ("" if isinstance(data, Tensor | np.ndarray) else remedy)
+                + remedy
             )
         self._batches = data
         self.sources = [data]

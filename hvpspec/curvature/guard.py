@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 # The network as it is given
 
 
-def usable(model: nn.Module, *, pseudo_gradient: bool) -> nn.Module:
+def usable(model: nn.Module) -> nn.Module:
     """The model as it computes with parameters that are handed to it.
 
     Raises:
@@ -60,7 +60,7 @@ def usable(model: nn.Module, *, pseudo_gradient: bool) -> nn.Module:
     original = getattr(model, "_orig_mod", None)  # torch.compile
     model = original if isinstance(original, nn.Module) else model
     for name, module in model.named_modules():
-        _refuse_kind(module, f"its module {name!r}" if name else "it", pseudo_gradient)
+        _refuse_kind(module, f"its module {name!r}" if name else "it")
     for name, tensor in model.named_parameters():
         if nn.parameter.is_lazy(tensor):
             raise InputError(
@@ -75,7 +75,7 @@ def usable(model: nn.Module, *, pseudo_gradient: bool) -> nn.Module:
     return unmanaged(model)
 
 
-def _refuse_kind(module: nn.Module, where: str, pseudo_gradient: bool) -> None:
+def _refuse_kind(module: nn.Module, where: str) -> None:
     """Raise InputError for kinds of modules that cannot be differentiated twice."""
     if isinstance(module, torch.jit.ScriptModule):
         raise InputError(
@@ -95,7 +95,7 @@ def _refuse_kind(module: nn.Module, where: str, pseudo_gradient: bool) -> None:
             f"{where} is {kind}(sparse=True), whose gradient cannot be differentiated; set "
             "sparse=False, which is the same function"
         )
-    if module.scale_grad_by_freq and not pseudo_gradient:
+    if module.scale_grad_by_freq:
         raise InputError(
             f"{where} is {kind}(scale_grad_by_freq=True), whose gradient is not the loss's; set "
             "scale_grad_by_freq=False"
@@ -121,16 +121,16 @@ def check_mode(model: nn.Module, mode: str) -> tuple[str, ...]:
             if per_example and not module.track_running_stats:
                 continue
             kind = f"{type(module).__name__} {name!r}"
-            if module.training and not per_example:
-                raise InputError(
-                    f"{kind} is in train mode: the loss of an example would depend on its batch; "
-                    "call model.eval() to use the running statistics, or pass mode='as given' with "
-                    "all data in one batch"
-                )
             if module.running_mean is None:
                 raise InputError(
                     f"{kind} has no running statistics, so the loss of an example depends on its "
                     "batch; build it with track_running_stats=True, or pass mode='as given' with "
+                    "all data in one batch"
+                )
+            if module.training and not per_example:
+                raise InputError(
+                    f"{kind} is in train mode: the loss of an example would depend on its batch; "
+                    "call model.eval() to use the running statistics, or pass mode='as given' with "
                     "all data in one batch"
                 )
             notes.append("normalisation layers use their running statistics (evaluation mode)")

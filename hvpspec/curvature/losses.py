@@ -72,10 +72,12 @@ class Loss:
         Raises:
             InputError: the function returns something other than one number.
         """
-        loss = self.function(outputs, targets)
+        loss: Any = self.function(outputs, targets)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-            raise InputError(f"the loss must return one number as a tensor, got {shape}")
+            own = loss is None and hasattr(outputs, "loss")
+            remedy = "; the model's own loss needs the labels among its inputs, too" if own else ""
+            raise InputError(f"the loss must return one number as a tensor, got {shape}{remedy}")
         return loss.reshape(())
 
     def batch_weight(self, outputs: Any, targets: Any, num_examples: int) -> float:

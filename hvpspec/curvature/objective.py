@@ -142,7 +142,7 @@ class Objective:
         }
         self.l2, self.mode, self.pseudo_gradient = float(l2), mode, pseudo_gradient
         self.ranks = Ranks(group)
-        self.given, self.model = model, usable(model, pseudo_gradient=pseudo_gradient)
+        self.given, self.model = model, usable(model)
         given_loss, self.source = as_loss(loss)
         self._name_loss_parameters(given_loss)
         own = {n: p for n, p in self.loss_parameters().items() if n.startswith(_OF_THE_LOSS)}
