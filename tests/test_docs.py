@@ -63,8 +63,8 @@ def test_the_paper_page_is_made_of_the_results() -> None:
 
 
 def rows() -> list[str]:
-    """The lines of code in the tables of "Find yourself in the table"."""
-    section = text("docs/own-network.md").split("## Find yourself in the table")[1].split("\n## ")[0]
+    """The lines of code in the tables of "Find your case"."""
+    section = text("docs/own-network.md").split("## Find your case")[1].split("\n## ")[0]
     return re.findall(r"^\|.*\| `(HessianOperator\(.*\))` \|$", section, re.MULTILINE)
 
 

@@ -346,7 +346,7 @@ class Reader:
         if key is None:
             raise InputError(
                 f"a batch has the entries {', '.join(map(str, item))}, none of which is the "
-                f"targets; call that one {TARGET_KEYS[0]!r}"
+                f"targets; call that one {TARGET_KEYS[0]!r}, or pass (mapping, None)"
             )
         inputs = {k: v for k, v in item.items() if k != key}
         if not self._binds(**inputs) and self._fewest <= len(inputs) <= self._most:

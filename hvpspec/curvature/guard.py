@@ -25,8 +25,10 @@ from hvpspec.curvature.data import Batch, Data, is_nested, leaves_of, map_tensor
 from hvpspec.curvature.graph import foreign_leaves
 from hvpspec.curvature.probe import (
     MOST_DEFECT,
+    Coarsest,
     Probe,
     Rule,
+    coarser,
     joined,
     rule_by_rows,
 )
@@ -60,7 +62,7 @@ def usable(model: nn.Module) -> nn.Module:
     original = getattr(model, "_orig_mod", None)  # torch.compile
     model = original if isinstance(original, nn.Module) else model
     for name, module in model.named_modules():
-        _refuse_kind(module, f"its module {name!r}" if name else "it")
+        _refuse_kind(module, f"module {name!r} of the model" if name else "the model")
     for name, tensor in model.named_parameters():
         if nn.parameter.is_lazy(tensor):
             raise InputError(
@@ -79,7 +81,7 @@ def _refuse_kind(module: nn.Module, where: str) -> None:
     """Raise InputError for kinds of modules that cannot be differentiated twice."""
     if isinstance(module, torch.jit.ScriptModule):
         raise InputError(
-            f"the model cannot be differentiated twice while {where} is TorchScript: build the "
+            f"{where} is TorchScript, which cannot be differentiated twice here: build the "
             "model in Python and load its state_dict()"
         )
     if type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.nn.quantized")):
@@ -166,11 +168,14 @@ class Guard:
     Attributes:
         notes: what a reader of a result should know.
         float64_fails: why the function cannot be computed in float64; empty if it can.
-        inside: the coarsest dtype in which something is computed that depends on parameters.
-        defect: how far products are from the derivative of the gradient, relative to them, beyond
-            what the comparison itself is off.
+        inside: the coarsest dtype in which something is computed that depends on parameters, in
+            float64 where that is possible.
+        inside_natively: the same for the network as it was given, which may differ where autocast
+            stands in its forward pass.
+        defect: the relative error of products as derivatives of the gradient, beyond the error of
+            the comparison.
         is_verified: whether the products are known to be the derivative of the loss's gradient;
-            None where no target counts.
+            None where every target is ignored.
         is_pseudo: whether the gradient is another than the loss's, as was allowed.
         longest: the most examples in a chunk, as far as was seen.
         num_examples: how many there are in the data of this process.
@@ -181,6 +186,7 @@ class Guard:
         self.notes: list[str] = []
         self.float64_fails = ""
         self.inside: torch.dtype | None = None
+        self.inside_natively: torch.dtype | None = None
         self.defect = 0.0
         self.is_verified: bool | None = None
         self.longest = self.num_examples = 0
@@ -249,6 +255,11 @@ class Guard:
         self._records[data.chunk_size, data.whole] = record
         return record
 
+    @property
+    def has_faults(self) -> bool:
+        """Whether derivatives are known to be wrong."""
+        return bool(self._gradient_fault or self._product_fault)
+
     def require_gradient(self) -> None:
         """Raise NotDifferentiableError where the gradient is not that of the loss."""
         if self._gradient_fault:
@@ -284,7 +295,7 @@ class Guard:
         tensors = objective.tensors(objective.leaves())
         waiting: Batch | None = None  # the first, as long as it is the only one
         unchecked: list[Any] = []
-        is_doubled = False
+        is_compared = False
         with stage(objective, 0):
             for number, batch in enumerate(data.batches()):
                 self.longest = max(self.longest, *(c.num_examples for c in data.cut(batch)))
@@ -301,8 +312,10 @@ class Guard:
                     data.whole = data.whole or not self._can_cut
                     if self.dim and objective.loss.weight is None:
                         weights = [float(waiting.length(self.dim))]
-                    for seen in unchecked:
-                        self._check_rows(objective, tensors, *seen)
+                    for chunk, loss, weight, plain in unchecked:
+                        if self.dim and objective.loss.weight is None:
+                            weight = float(chunk.length(self.dim))
+                        self._check_rows(objective, tensors, chunk, loss, weight, plain)
                 # The first, the second, the fourth, ..., of which one lies in the middle.
                 if number & (number - 1) == 0:
                     samples.append(self._sample(objective, batch))
@@ -329,11 +342,11 @@ class Guard:
                     dtype = loss.dtype
                 if len(chunks) > 1:  # now that the loss is known to be finite on each
                     self._require_cuts(objective, probe, batch)
-                if number < 2 and len(losses) > 1 and self._can_cut and not is_doubled:
-                    is_doubled = True
-                    first_two = _doubled(waiting or batch, batch, data)
-                    if first_two is not None:
-                        self._compare_doubled(objective, probe, first_two, weights, losses)
+                if number < 2 and len(losses) > 1 and self._can_cut and not is_compared:
+                    is_compared = True
+                    together = _together(waiting or batch, batch, data)
+                    if together is not None:
+                        self._compare_together(objective, probe, *together, weights, losses)
         if number and number & (number - 1):
             samples.append(self._sample(objective, last))
         if len(samples) > 3:
@@ -347,38 +360,43 @@ class Guard:
         self._first = None  # whose memory is free now
         return weights, losses, dtype, samples
 
-    def _compare_doubled(
+    def _compare_together(
         self,
         objective: Objective,
         probe: Probe,
-        first_two: Batch,
+        together: Batch,
+        count: int,
         weights: Sequence[float],
         losses: Sequence[float],
     ) -> None:
-        """Compare the loss on the first two chunks together with those on each.
+        """Compare the loss on the first chunks together with those on each.
 
         What takes the k largest losses of a batch, or drops what is beyond a capacity, shows only
         where there are more examples than in a chunk. Without a graph they take less memory.
         """
         with suppress(Exception), torch.no_grad():  # whatever is made of more examples
-            loss, _, _ = objective.evaluate(first_two, objective.tensors(objective.leaves()))
-            shares = [1.0, 1.0]
+            loss, _, _ = objective.evaluate(together, objective.tensors(objective.leaves()))
+            shares = [1.0] * count
             if self._rule == "mean":
-                shares = [w / (sum(weights[:2]) or 1.0) for w in weights[:2]]
-            parts = [s * x for s, x in zip(shares, losses[:2], strict=True)]
+                shares = [w / (sum(weights[:count]) or 1.0) for w in weights[:count]]
+            parts = [s * x for s, x in zip(shares, losses[:count], strict=True)]
             size = max(abs(float(loss)), sum(map(abs, parts)))
             tolerance = max(1e3 * torch.finfo(loss.dtype).eps, probe.tolerance)
-            if any(weights[:2]) and not abs(float(loss) - sum(parts)) <= tolerance * size:
+            if any(weights[:count]) and not abs(float(loss) - sum(parts)) <= tolerance * size:
                 self._rule = "coupled"
         if self._rule == "coupled":
-            _refuse_coupled(objective, probe, first_two)
+            _refuse_coupled(objective, probe, together)
 
     def _evaluate(
         self, objective: Objective, chunk: Batch, batch: Batch, tensors: Mapping[str, Tensor]
     ) -> tuple[Tensor, float, Any]:
         """Evaluate a chunk of a batch for the first time, and say what may help where it fails."""
         try:
-            return objective.evaluate(chunk, tensors)
+            with Coarsest() as dtypes:
+                found = objective.evaluate(chunk, tensors)
+            if dtypes.found is not None:
+                self.inside_natively = coarser(self.inside_natively, dtypes.found)
+            return found
         except HvpspecError:
             raise
         except Exception as error:  # whatever a network or a loss makes of it
@@ -387,8 +405,8 @@ class Guard:
             reason = f"{type(error).__name__}: {first_line(error)}"
             if chunk is not batch:
                 raise InputError(
-                    f"{chunk.num_examples} of a batch's {batch.num_examples} examples alone are "
-                    f"not taken by the network or the loss ({reason}); leave chunk_size out"
+                    f"the network or the loss fails on {chunk.num_examples} of a batch's "
+                    f"{batch.num_examples} examples ({reason}); leave chunk_size out"
                 ) from error
             if objective.mode == "eval" and objective.was_training:
                 given = objective.changed(mode="as given")
@@ -486,7 +504,8 @@ class Guard:
         parameters in the loss function, or a cache filled before, holds the originals, which would
         be constants.
         """
-        own = {id(p): name for name, p in objective.parameters().items()}
+        parameters = objective.parameters()
+        own = {id(parameters[name]): name for name in objective.space.names}
         handed = {id(t) for t in tensors.values()}
         for leaf in foreign_leaves(loss):
             if id(leaf) in own:
@@ -495,7 +514,8 @@ class Guard:
                     "outputs; use l2= for a penalty, or compute it in the model's forward pass "
                     "(and clear what the model keeps from an earlier pass)"
                 )
-            if isinstance(leaf, nn.Parameter) and id(leaf) not in handed:
+            known = any(leaf is p for p in parameters.values())  # one that was not selected
+            if isinstance(leaf, nn.Parameter) and id(leaf) not in handed and not known:
                 self.notes.append(
                     "parameters that are neither the model's nor those of a loss module are "
                     "constants"
@@ -693,12 +713,20 @@ class Guard:
             raise _no_derivative(f"along a random direction by {found[0].defect:.1%}")
 
 
-def _doubled(first: Batch, second: Batch, data: Data) -> Batch | None:
-    """The first two chunks of a batch as one, or two batches; None where they do not fit."""
-    if first is second:
-        size = data.cut(first)[0].num_examples
-        return first.rows(slice(0, 2 * size))
-    return joined(first, second, 0)
+def _together(first: Batch, second: Batch, data: Data) -> tuple[Batch, int] | None:
+    """The first chunks of a batch as one, or two batches that are not cut, and how many they are.
+
+    Returns:
+        At least two chunks, and no more examples than may be looked at without a chunk size; None
+        where two batches do not fit together.
+    """
+    chunks = data.cut(first)
+    if len(chunks) > 1:
+        size = chunks[0].num_examples
+        count = min(len(chunks), max(2, first.default_chunk_size // size))
+        return first.rows(slice(0, count * size)), count
+    both = None if len(data.cut(second)) > 1 else joined(first, second, 0)
+    return None if both is None else (both, 2)
 
 
 def _thinned(sample: Batch, share: float) -> Batch:
@@ -743,10 +771,10 @@ def _raise_unknown() -> NoReturn:
 def _raise_no_mean(objective: Objective) -> NoReturn:
     """Say that a loss is no mean over parts, and what helps."""
     declared = objective.source == "declared"
-    what = "as it is declared" if declared else "as a loss function is taken to be"
+    what = "as it is declared" if declared else "as hvpspec assumes unless told otherwise"
     raise InputError(
-        f"the loss of several parts of the data is not a mean over them, {what}: say what its mean "
-        "divides by with hvpspec.Loss(loss, weight=lambda outputs, targets: ...), or, if it "
+        f"the loss is not a mean over the examples, {what}: say what its mean divides by with "
+        "hvpspec.Loss(loss, weight=lambda outputs, targets: ...), or, if it "
         "couples the examples, give all data as one batch with hvpspec.Loss(loss, whole=True)"
     )
 

@@ -192,11 +192,6 @@ def _element_weight(module: nn.Module) -> Weight:
     return weight
 
 
-def _example_weight(module: nn.Module) -> Weight | None:
-    """The denominator of a loss that averages over the examples of a batch."""
-    return None
-
-
 #: PyTorch's losses that can be differentiated twice: the function, and what the mean divides by.
 _KNOWN: dict[type[nn.Module], tuple[Callable[..., Tensor], Callable[[Any], Weight | None]]] = {
     nn.CrossEntropyLoss: (F.cross_entropy, _label_weight),
@@ -209,7 +204,7 @@ _KNOWN: dict[type[nn.Module], tuple[Callable[..., Tensor], Callable[[Any], Weigh
     nn.SoftMarginLoss: (F.soft_margin_loss, _element_weight),
     nn.KLDivLoss: (F.kl_div, _element_weight),
     nn.PoissonNLLLoss: (F.poisson_nll_loss, _element_weight),
-    nn.MultiLabelSoftMarginLoss: (F.multilabel_soft_margin_loss, _example_weight),
+    nn.MultiLabelSoftMarginLoss: (F.multilabel_soft_margin_loss, lambda _: None),
 }
 _MODULES: dict[Any, type[nn.Module]] = {function: kind for kind, (function, _) in _KNOWN.items()}
 

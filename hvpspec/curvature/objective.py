@@ -224,7 +224,7 @@ class Objective:
         notes = [*self.mode_notes, *self.guard.notes]
         if self.dtype != self.native_dtype:
             notes.append(f"computed in {self.dtype} from parameters in {self.native_dtype}")
-        inside = self.guard.inside or self.dtype
+        inside = self.coarsest
         if torch.finfo(inside).eps > torch.finfo(self.dtype).eps:
             notes.append(
                 f"the network casts to {inside} by itself, and the noise floor is that of {inside}"
@@ -238,6 +238,13 @@ class Objective:
         if self.data.reader.takes_targets_from_inputs:
             notes.append("the inputs are the targets: no others are given")
         return tuple(dict.fromkeys(notes))
+
+    @property
+    def coarsest(self) -> torch.dtype:
+        """The coarsest dtype in which something is computed that depends on parameters."""
+        natively = self.dtype == self.native_dtype
+        inside = self.guard.inside_natively if natively else self.guard.inside
+        return inside or self.dtype
 
     def value(self, theta: Tensor | None = None) -> float:
         """``f`` at a point.
@@ -281,7 +288,7 @@ class Objective:
         What was checked holds on, unless parameters come in that were left aside.
         """
         other = type(self)(*self.arguments, **{**self.options, **options})
-        if set(other.space.names) <= set(self.space.names):
+        if set(other.space.names) <= set(self.space.names) and not self.guard.has_faults:
             other.guard = self.guard
         other.data.whole, other.data.chunk_size = self.data.whole, self.data.chunk_size
         return other
@@ -468,10 +475,8 @@ class Point:
     @property
     def unit_roundoff(self) -> float:
         """The unit round-off of the coarsest dtype in which something is computed."""
-        record, dtypes = self.record, {self.dtype, self.objective.guard.inside or self.dtype}
-        if self.dtype == self.objective.native_dtype:
-            dtypes.add(record.dtype)
-        return max(torch.finfo(dtype).eps / 2 for dtype in dtypes)
+        self.ready()
+        return max(torch.finfo(d).eps / 2 for d in (self.dtype, self.objective.coarsest))
 
     @property
     def scale(self) -> float:
@@ -517,7 +522,7 @@ class Point:
             theta = self.space.flatten(leaves).detach()
 
         def share() -> tuple[Tensor, set[str]]:
-            """What the data of this process add, and the parameters that they reach."""
+            """What the data of this process contribute, and the parameters that they reach."""
             with torch.inference_mode(False):
                 gradient = torch.zeros_like(theta)
             reached: set[str] = set()
@@ -695,7 +700,7 @@ class Point:
                 return
             except HvpspecError as error:
                 raise ComputationError(
-                    f"out of memory ({reason}), and the examples cannot be parted ({error})"
+                    f"out of memory ({reason}), and the batch cannot be split ({error})"
                 ) from error
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):

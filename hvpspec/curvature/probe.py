@@ -81,7 +81,7 @@ class Probe:
         self._generator = torch.Generator().manual_seed(0)
 
     def draw(self) -> Tensor:
-        """A random unit vector, shape (n,): of uniform numbers, which take least to draw."""
+        """A random unit vector, shape (n,), of uniform numbers, which are cheapest to draw."""
         objective = self.objective
         z = torch.rand(objective.space.dim, generator=self._generator, dtype=objective.dtype)
         z = z.sub_(0.5).to(objective.device)
@@ -94,8 +94,17 @@ class Probe:
 
     @cached_property
     def nearby(self) -> Tensor:
-        """A point nearby, where nothing is zero by chance, as outputs of a new layer may be."""
-        return self.theta + 1e-2 * (torch.linalg.vector_norm(self.theta) or 1.0) * self.draw()
+        """A point nearby, where nothing is zero by chance, as outputs of a new layer may be.
+
+        Each parameter moves by a hundredth of its size, and those that are zero as much as others.
+        """
+        moved, space = self.theta.clone(), self.objective.space
+        moves = space.unflatten(self.draw() * space.dim**0.5)
+        sizes = {name: part.square().mean().sqrt() for name, part in space.unflatten(moved).items()}
+        others = torch.stack([size for size in sizes.values() if size > 0] or [moved.new_ones(())])
+        for name, part in space.unflatten(moved).items():
+            part.add_(1e-2 * (sizes[name] or others.median()) * moves[name])
+        return moved
 
     @property
     def unit_roundoff(self) -> float:
@@ -104,7 +113,7 @@ class Probe:
 
     @property
     def tolerance(self) -> float:
-        """Shapes decide how products are summed up: half the digits is far beyond that."""
+        """Summation order depends on shapes; half the digits is far above that error."""
         return float((2 * self.unit_roundoff) ** 0.5)
 
     def look(
@@ -167,7 +176,7 @@ class Probe:
         leaves = objective.leaves(theta)
         tensors = objective.tensors(leaves)
         with stage(objective, 1), objective.placed(tensors):
-            with _Coarsest() as dtypes:
+            with Coarsest() as dtypes:
                 loss, weight, outputs = objective.evaluate(batch, tensors)
             refuse_known_faults([loss])
             refuse_earlier_leaves(loss, leaves.values())
@@ -177,7 +186,7 @@ class Probe:
         gradient = torch.zeros(objective.space.dim, dtype=objective.dtype, device=objective.device)
         add_parts_(gradient, objective.space, parts)
         if dtypes.found is not None:
-            self.inside = _coarser(self.inside, dtypes.found)
+            self.inside = coarser(self.inside, dtypes.found)
         return Look(batch, float(loss.detach()), weight, gradient, frozenset(parts), outputs)
 
     def rules(self, sample: Batch) -> tuple[Rule, Rule, int]:
@@ -336,14 +345,14 @@ def total(looks: Sequence[Look]) -> tuple[float, Tensor]:
     return sum(look.value for look in looks), reduce(add, (look.gradient for look in looks))
 
 
-def _coarser(dtype: torch.dtype | None, other: torch.dtype) -> torch.dtype:
-    """The dtype of the fewer digits."""
+def coarser(dtype: torch.dtype | None, other: torch.dtype) -> torch.dtype:
+    """The less precise dtype."""
     if dtype is None or torch.finfo(other).eps > torch.finfo(dtype).eps:
         return other
     return dtype
 
 
-class _Coarsest(TorchFunctionMode):
+class Coarsest(TorchFunctionMode):
     """Notes the coarsest dtype of what is computed from parameters.
 
     Attributes:
@@ -361,7 +370,7 @@ class _Coarsest(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.requires_grad:
-                self.found = _coarser(self.found, leaf.dtype)
+                self.found = coarser(self.found, leaf.dtype)
         return result
 
 

@@ -54,7 +54,9 @@ class Record:
         if now != self.marks:
             but = set(moved)
             if any(now.get(k) != v for k, v in self.marks.items() if k not in but):
-                raise_changed("the parameters are others")
+                raise DataChangedError(
+                    "the parameters are others than when the operator was made; make a new one"
+                )
 
 
 def parameter_marks(objective: Objective) -> dict[str, tuple[float, float]]:
