@@ -182,7 +182,8 @@ class Objective:
         function = self.loss.function
         losses = function.modules() if isinstance(function, nn.Module) else ()
         self.modules: list[nn.Module] = [*self.model.modules(), *losses]
-        self.was_training = any(module.training for module in self.model.modules())
+        #: The modes as they were given, by which "as given" is known while a pass is under way.
+        self.training = {id(module): module.training for module in self.modules}
         self.is_recurrent = any(isinstance(module, nn.RNNBase) for module in self.modules)
         self.is_compiled = is_compiled([*model.modules(), *losses])
         self.is_sharded = bool(self._gathered)
@@ -213,6 +214,11 @@ class Objective:
         """All parameters, selected or not, by name."""
         own: dict[str, Tensor] = dict(self.model.named_parameters())
         return {**self.loss_parameters(), **own} if self._loss_places else own
+
+    @property
+    def was_training(self) -> bool:
+        """Whether a module of the network was given in training mode."""
+        return any(self.training.get(id(module)) for module in self.model.modules())
 
     def of_the_model(self, names: Iterable[str]) -> list[str]:
         """Those of some parameters that belong to the network, not to the loss alone."""
@@ -290,6 +296,7 @@ class Objective:
         other = type(self)(*self.arguments, **{**self.options, **options})
         if set(other.space.names) <= set(self.space.names) and not self.guard.has_faults:
             other.guard = self.guard
+        other.training = self.training
         other.data.whole, other.data.chunk_size = self.data.whole, self.data.chunk_size
         return other
 
@@ -370,7 +377,7 @@ class Objective:
 
     def loss_of(self, tensors: Mapping[str, Tensor]) -> Callable[[Any, Any], Tensor]:
         """The loss as a function of outputs and targets, at given parameters."""
-        if self._loss_module is None:
+        if self._loss_module is None or not self._loss_slots:
             return self.loss.evaluate
         own = {name: tensors[place] for name, place in self._loss_places.items()}
         buffers = self._copies(dict(self._loss_module.named_buffers()))
@@ -394,14 +401,19 @@ class Objective:
             safe = batch.map(torch.clone)
         with as_found(self.modules):
             outputs = self.outputs(tensors, safe)
-            versions = [tensor._version for tensor in tensors_in(outputs)]
+            versions = self._versions(outputs)
             num_examples = batch.length(self.guard.dim)
             weight = self.loss.batch_weight(outputs, safe.targets, num_examples)
             loss = self.loss_of(tensors)(outputs, safe.targets)
-        self.spoils_outputs = versions != [tensor._version for tensor in tensors_in(outputs)]
+        self.spoils_outputs = versions != self._versions(outputs)
         if self._writes_inputs is None:
             self._writes_inputs = any(t._version or t.requires_grad for t in safe.leaves)
         return loss, weight, outputs
+
+    def _versions(self, outputs: Any) -> list[int]:
+        """By which it is seen whether a loss of one's own writes into the outputs."""
+        known = self.source == "known"
+        return [] if known else [tensor._version for tensor in tensors_in(outputs)]
 
     def _copies(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Copies of parameters or buffers, whole and in the objective's dtype.

@@ -64,10 +64,13 @@ def stage(objective: Objective, seed: int) -> Iterator[None]:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         try:
             parametrize._cache_enabled, parametrize._cache = 0, {}
-            for fields in map(vars, objective.modules):
-                if objective.mode == "eval":
-                    fields["training"] = False
-                _copy_tensors(fields, objective)
+            for module in objective.modules:
+                fields = vars(module)
+                given = objective.training.get(id(module), fields["training"])
+                fields["training"] = given and objective.mode == "as given"
+                for name in fields.keys() - _FIELDS:
+                    if isinstance(fields[name], Tensor | list | tuple | dict):
+                        fields[name] = _copied(fields[name], objective)
             if objective.dtype != objective.native_dtype == default_dtype:
                 torch.set_default_dtype(objective.dtype)
             random.seed(seed)
@@ -99,7 +102,8 @@ def as_found(modules: Iterable[nn.Module]) -> Iterator[None]:
         fields = vars(module)
         found.append((fields, fields.copy()))
         for name in fields.keys() - _FIELDS:
-            _note_contents(fields[name], contents)
+            if type(fields[name]) not in _KEEP_NOTHING:
+                _note_contents(fields[name], contents)
     try:
         yield
     finally:
@@ -151,8 +155,8 @@ def _refill(container: Any, content: Any) -> None:
         container.update(content)
 
 
-def _copy_tensors(fields: dict[str, Any], objective: Objective) -> None:
-    """Copy tensors that a module keeps as plain attributes, as its parameters are copied.
+def _copied(value: Any, objective: Objective) -> Any:
+    """A copy of tensors that a module keeps as a plain attribute, as its parameters are copied.
 
     They are converted as these are, and what is written into them does not reach the caller's.
     """
@@ -163,10 +167,7 @@ def _copy_tensors(fields: dict[str, Any], objective: Objective) -> None:
         own = tensor.dtype == objective.native_dtype
         return tensor.to(objective.dtype if own else tensor.dtype, copy=True)
 
-    for name in fields.keys() - _FIELDS:
-        value = fields[name]
-        if isinstance(value, Tensor | list | tuple | dict) and tensors_in(value):
-            fields[name] = map_tensors(copied, value)
+    return map_tensors(copied, value) if tensors_in(value) else value
 
 
 def is_compiled(modules: Iterable[nn.Module]) -> bool:
