@@ -8,6 +8,8 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from operator import is_
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -108,20 +110,20 @@ def as_found(modules: Iterable[nn.Module]) -> Iterator[None]:
         yield
     finally:
         for fields, before in found:
-            fields.clear()
-            fields.update(before)
+            _refill(fields, before)
         for container, content in contents.values():
             _refill(container, content)
 
 
-def _note_contents(value: Any, contents: dict[int, tuple[Any, Any]]) -> None:
+def _note_contents(value: Any, contents: dict[int, tuple[Any, Any]], depth: int = 3) -> None:
     """Note what a list, dict, set, queue or object holds, and what these hold.
 
     Args:
         value: something that a forward pass may write into.
         contents: what is noted, by the identity of the container.
+        depth: how far down it is looked; what is further from a module is no cache of its own.
     """
-    if type(value) in _KEEP_NOTHING or id(value) in contents:
+    if depth == 0 or type(value) in _KEEP_NOTHING or id(value) in contents:
         return
     if isinstance(value, tuple):
         entries: Iterable[Any] = value
@@ -134,17 +136,31 @@ def _note_contents(value: Any, contents: dict[int, tuple[Any, Any]]) -> None:
         if len(entries) > _MOST_ENTRIES:  # tokens of a vocabulary, say, which hold nothing
             return
     for entry in entries:
-        _note_contents(entry, contents)
+        _note_contents(entry, contents, depth - 1)
 
 
 def _fields_of(value: Any) -> dict[str, Any] | None:
-    """The fields of an object of a module's, in which something may be kept."""
-    own = not isinstance(value, nn.Module | Tensor | type) and not callable(value)
-    return getattr(value, "__dict__", None) if own else None
+    """The fields of an object of a module's, in which something may be kept.
+
+    Python's modules, classes and functions are shared by others, and PyTorch's objects are its own.
+    """
+    if isinstance(value, nn.Module | Tensor | type | ModuleType) or callable(value):
+        return None
+    if type(value).__module__.partition(".")[0] == "torch":
+        return None
+    return getattr(value, "__dict__", None)
 
 
 def _refill(container: Any, content: Any) -> None:
-    """Give a list, dict, set or queue the content that it had."""
+    """Give a list, dict, set or queue the content that it had, if it has another."""
+    if isinstance(container, set):
+        is_same = container == content
+    else:
+        is_same = len(container) == len(content) and all(map(is_, container, content))
+        if is_same and isinstance(container, dict):
+            is_same = all(map(is_, container.values(), content.values()))
+    if is_same:
+        return
     if isinstance(container, list):
         container[:] = content
         return

@@ -515,7 +515,7 @@ class TestErrors:
             (nn.CrossEntropyLoss(reduction="none"), "reduction 'mean' or 'sum', got 'none'"),
             ("cross_entropy", "must be callable"),
             (lambda o, t: F.cross_entropy(o, t, reduction="none"), "must return one number"),
-            (lambda o, t: F.cross_entropy(o, t) ** 2, "not a mean over them"),
+            (lambda o, t: F.cross_entropy(o, t) ** 2, "is not a mean over the examples"),
         ):
             X, y = self.data()
             with pytest.raises(hvpspec.InputError, match=message):
