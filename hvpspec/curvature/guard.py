@@ -229,6 +229,7 @@ class Guard:
                 self._check_modes(objective, probe, *samples[0])
                 self._check_derivatives(objective, probe, samples)
                 self.inside, self.float64_fails = probe.inside, probe.float64_fails
+                self._counted = None  # whose memory is free now
         if first:
             if self.float64_fails:
                 self.notes.append(

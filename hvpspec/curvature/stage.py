@@ -68,7 +68,8 @@ def stage(objective: Objective, seed: int) -> Iterator[None]:
             parametrize._cache_enabled, parametrize._cache = 0, {}
             for module in objective.modules:
                 fields = vars(module)
-                given = objective.training.get(id(module), fields["training"])
+                # Modules under torch.compile have no mode of their own.
+                given = objective.training.get(id(module), fields.get("training", False))
                 fields["training"] = given and objective.mode == "as given"
                 for name in fields.keys() - _FIELDS:
                     if isinstance(fields[name], Tensor | list | tuple | dict):
