@@ -32,13 +32,12 @@ from hvpspec.curvature.probe import (
     joined,
     rule_by_rows,
 )
-from hvpspec.curvature.record import Record, parameter_marks
+from hvpspec.curvature.record import Record, parameter_marks, raise_not_finite
 from hvpspec.curvature.sharding import refuse_other_networks, unmanaged
 from hvpspec.curvature.stage import stage
 from hvpspec.errors import (
     HvpspecError,
     InputError,
-    NonFiniteError,
     NotDifferentiableError,
     first_line,
 )
@@ -308,7 +307,8 @@ class Guard:
                         # Whole, if it must be, unless a size was asked for.
                         self._settle(objective, probe, batch, None)
                         data.whole = not self._can_cut
-                elif number == 1 and waiting is not None:
+                elif number == 1:
+                    assert waiting is not None
                     self._require_batches(objective, probe, waiting, batch)
                     data.whole = data.whole or not self._can_cut
                     if self.dim and objective.loss.weight is None:
@@ -375,17 +375,19 @@ class Guard:
         What takes the k largest losses of a batch, or drops what is beyond a capacity, shows only
         where there are more examples than in a chunk. Without a graph they take less memory.
         """
-        with suppress(Exception), torch.no_grad():  # whatever is made of more examples
-            loss, _, _ = objective.evaluate(together, objective.tensors(objective.leaves()))
-            shares = [1.0] * count
-            if self._rule == "mean":
-                shares = [w / (sum(weights[:count]) or 1.0) for w in weights[:count]]
-            parts = [s * x for s, x in zip(shares, losses[:count], strict=True)]
-            size = max(abs(float(loss)), sum(map(abs, parts)))
-            tolerance = max(1e3 * torch.finfo(loss.dtype).eps, probe.tolerance)
-            if any(weights[:count]) and not abs(float(loss) - sum(parts)) <= tolerance * size:
-                self._rule = "coupled"
-        if self._rule == "coupled":
+        try:
+            with torch.no_grad():
+                loss, _, _ = objective.evaluate(together, objective.tensors(objective.leaves()))
+        except Exception:  # nothing is known where so many examples are not taken, or do not fit
+            return
+        shares = [1.0] * count
+        if self._rule == "mean":
+            shares = [w / (sum(weights[:count]) or 1.0) for w in weights[:count]]
+        parts = [s * x for s, x in zip(shares, losses[:count], strict=True)]
+        size = max(abs(float(loss)), sum(map(abs, parts)))
+        tolerance = max(1e3 * torch.finfo(loss.dtype).eps, probe.tolerance)
+        if any(weights[:count]) and not abs(float(loss) - sum(parts)) <= tolerance * size:
+            self._rule = "coupled"
             _refuse_coupled(objective, probe, together)
 
     def _evaluate(
@@ -427,16 +429,8 @@ class Guard:
         """See that the loss on chunk ``k`` and its weight are finite."""
         value = float(loss.detach())
         if weight and not math.isfinite(value):
-            raise NonFiniteError(
-                f"the loss is {value} on chunk {k} of the data (counting from 0); check "
-                "the inputs, the targets and the weights for NaN and overflow"
-                + (
-                    ""
-                    if objective.source == "known"
-                    else " (a mean over no target is 0/0: hvpspec.Loss(loss, weight=...) says what "
-                    "counts)"
-                )
-            )
+            own = " (a mean over no target is 0/0: hvpspec.Loss(loss, weight=...) says what counts)"
+            raise_not_finite(value, k, "" if objective.source == "known" else own)
         if not (math.isfinite(weight) and weight >= 0):
             raise InputError(
                 f"chunk {k} (counting from 0) weighs {weight} in the mean; "

@@ -25,14 +25,13 @@ from hvpspec.curvature.parameters import (
     places,
     select_parameters,
 )
-from hvpspec.curvature.record import Record, raise_changed
+from hvpspec.curvature.record import Record, raise_changed, raise_not_finite
 from hvpspec.curvature.sharding import is_shard, whole
 from hvpspec.curvature.stage import as_found, generators_of, is_compiled, stage
 from hvpspec.errors import (
     ComputationError,
     HvpspecError,
     InputError,
-    NonFiniteError,
     first_line,
 )
 from hvpspec.linalg.memory import is_out_of_memory
@@ -637,10 +636,7 @@ class Point:
             return
         if math.isnan(before):
             if not math.isfinite(loss):
-                raise NonFiniteError(
-                    f"the loss is {loss} on chunk {k} of the data (counting from 0); check the "
-                    "inputs, the targets and the weights for NaN and overflow"
-                )
+                raise_not_finite(loss, k)
             self._losses[k] = loss
             return
         # A repeated forward pass gives the same bits, except for the order of summation on GPUs.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 import torch
 
 from hvpspec.curvature.sharding import reshard, shard
-from hvpspec.errors import DataChangedError
+from hvpspec.errors import DataChangedError, NonFiniteError
 
 if TYPE_CHECKING:
     from hvpspec.curvature.objective import Objective
@@ -80,6 +80,14 @@ def parameter_marks(objective: Objective) -> dict[str, tuple[float, float]]:
                 norm = torch.linalg.vector_norm(x, dtype=wide)
                 marks[name] = float(norm), float(torch.dot(x.to(dtype), weights))
     return marks
+
+
+def raise_not_finite(loss: float, k: int, hint: str = "") -> NoReturn:
+    """Say that the loss on chunk ``k`` is NaN or infinite, with what may help."""
+    raise NonFiniteError(
+        f"the loss is {loss} on chunk {k} of the data (counting from 0); check the inputs, the "
+        f"targets and the weights for NaN and overflow{hint}"
+    )
 
 
 def raise_changed(difference: str) -> NoReturn:
