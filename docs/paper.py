@@ -1,6 +1,6 @@
 """Write the page ``paper.md``, every number of it from the lines in ``results``.
 
-Run it with ``python docs/paper.py`` after a sweep of ``hvpspec reproduce ... --out docs/results``.
+Run it with ``python docs/paper.py`` after a sweep of ``python -m examples.paper``.
 Experiments without lines have no section yet.
 """
 
@@ -9,29 +9,24 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from hvpspec.experiments import (
-    SOURCE,
-    curve_grids,
-    linear_grids,
-    read,
-    regularised_grids,
-    score_grids,
-    scores,
-    solution_grids,
-    spectra_grids,
-    table_grids,
-    with_table,
-)
-from hvpspec.experiments.claims import claims
-from hvpspec.experiments.results import Record
-from hvpspec.experiments.verdict import paragraphs
+from examples.paper.claims import claims
+from examples.paper.curves import curve_grids
+from examples.paper.linear import linear_grids
+from examples.paper.published import SOURCE
+from examples.paper.regularised import regularised_grids
+from examples.paper.results import Record, read
+from examples.paper.scoring import score_grids, scores, with_table
+from examples.paper.solutions import solution_grids
+from examples.paper.spectra import spectra_grids
+from examples.paper.summary import table_grids
+from examples.paper.verdict import paragraphs
 from hvpspec.report import Grid, grid_markdown
 
 HERE = Path(__file__).parent
 
 INTRODUCTION = f"""# The paper's experiments
 
-*Made by `docs/paper.py` from the lines in `docs/results`, which `hvpspec reproduce` wrote;
+*Made by `docs/paper.py` from the lines in `docs/results`, which `python -m examples.paper` wrote;
 `results/*.md` have all tables. Images in the Hessian, τ and seeds stand with each number.*
 
 The paper ({SOURCE}) counts the negative eigenvalues of the train-loss Hessian at random weights

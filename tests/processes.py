@@ -22,7 +22,6 @@ LOADED = [
     "torch.fx.experimental.proxy_tensor",
     "hvpspec.cli.app",
     "hvpspec.curvature",
-    "hvpspec.experiments.table",
     "hvpspec.plotting",
     "hvpspec.report",
     "hvpspec.spectrum",

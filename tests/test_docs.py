@@ -16,17 +16,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 
 
-def commands(group, path=()):
-    """All commands by the words that call them, those of groups too."""
-    found = {}
-    for name, command in group.commands.items():
-        words = (*path, name)
-        nested = hasattr(command, "commands")
-        found |= commands(command, words) if nested else {" ".join(words): command}
-    return found
-
-
-COMMANDS = commands(typer.main.get_command(app))
+COMMANDS = typer.main.get_command(app).commands
 
 
 def text(path: str) -> str:

@@ -18,7 +18,6 @@ from hvpspec.cli.eigs import eigs
 from hvpspec.cli.index import index
 from hvpspec.cli.info import info
 from hvpspec.cli.processes import TOGETHER, num_processes, rank
-from hvpspec.cli.reproduce import reproduce
 from hvpspec.cli.trace import trace
 from hvpspec.cli.train import train
 from hvpspec.errors import HvpspecError, InputError
@@ -34,7 +33,6 @@ app = typer.Typer(
 )
 for command in (train, info, index, density, eigs, trace, demo):
     app.command()(apart(command))
-app.add_typer(reproduce, name="reproduce")
 
 
 def _print_version(wanted: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -13,7 +13,6 @@ from hvpspec.cli.processes import rank
 
 if TYPE_CHECKING:
     from hvpspec import Rung
-    from hvpspec.experiments import Status
 
 
 @contextmanager
@@ -99,60 +98,6 @@ def bracket_bar() -> Iterator[tuple[Callable[[int, int], None], Callable[[Rung],
             if bracket:  # what was found out before somebody lost patience, or something failed
                 progress.console.print(f"{bracket} so far", highlight=False)
             raise
-
-
-@contextmanager
-def sweep_bar(describe: Callable[[Any], str]) -> Iterator[Callable[[Status[Any]], None]]:
-    """Say how much there is to do and how long it may take, then show runs as they end.
-
-    On a terminal there is a bar; a log gets a line for each run. Failures are told in both.
-
-    Args:
-        describe: names a run.
-
-    Yields:
-        What `hvpspec.experiments.sweep` calls as ``watch``.
-    """
-    with _progress() as progress:
-        console = progress.console
-        task = progress.add_task("starting", total=None)
-
-        def say(text: str) -> None:
-            console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-        def show(status: Status[Any]) -> None:
-            progress.update(task, total=status.total, completed=status.done + status.failed)
-            progress.update(task, description=time_left(status))
-            todo = status.total - status.done - status.failed
-            if status.run is None:
-                say(f"{status.total:,} runs, {status.done:,} done before, {todo:,} to do")
-                if todo:
-                    say(time_left(status))
-            elif isinstance(status.outcome, Exception):
-                lines = str(status.outcome).splitlines() or [type(status.outcome).__name__]
-                say(f"failed: {describe(status.run)}: {lines[0]}")
-            elif not console.is_terminal:
-                number = f"{status.done + status.failed:,}/{status.total:,}"
-                say(f"{number} {describe(status.run)}; {time_left(status)}")
-
-        yield show
-
-
-def time_left(status: Status[Any]) -> str:
-    """Say how long the rest of a sweep may take, judged by runs that were measured.
-
-    Args:
-        status: how far it is.
-    """
-    if status.seconds_left is None:
-        return "no run like these was measured yet: the time they take is known after the first"
-    hours, minutes = divmod(round(status.seconds_left / 60), 60)
-    text = f"about {hours} h {minutes:02d} min left" if hours else f"about {minutes} min left"
-    if status.seconds_left < 60:
-        text = "less than a minute left"
-    if status.num_unmeasured:
-        text += f", and {status.num_unmeasured:,} runs of which none like them was measured"
-    return text
 
 
 def _progress() -> Progress:

@@ -10,9 +10,8 @@ from typing import get_args
 
 import pytest
 
-from hvpspec import zoo
 from hvpspec.cli.apart import Names
-from hvpspec.cli.app import app, reproduce
+from hvpspec.cli.app import app
 from tests.cli.conftest import Run
 
 TRAIN = "train --net tiny_cli_network:make --epochs 0"
@@ -92,17 +91,6 @@ def test_results_beside_the_products_and_again(run: Run, places: Path) -> None:
         assert not outcome.code, outcome.err
 
 
-def test_the_data_of_an_experiment(
-    run: Run, workspace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(zoo, "source_files", lambda *_: [workspace / "results" / "table.md"])
-    (workspace / "results").mkdir()
-    outcome = run("reproduce table --quick --images 2 --out results")
-    assert outcome.code == 2
-    assert "(--out) is what --data reads" in outcome.err
-    assert not list((workspace / "results").iterdir())
-
-
 def test_files_of_the_demo_are_apart(run: Run, workspace: Path) -> None:
     os.symlink("index.json", "certified.json")
     outcome = run("demo --out .")
@@ -111,7 +99,7 @@ def test_files_of_the_demo_are_apart(run: Run, workspace: Path) -> None:
 
 
 def _commands() -> Iterator[tuple[str, Callable[..., None]]]:
-    for command in [*app.registered_commands, *reproduce.registered_commands]:
+    for command in app.registered_commands:
         assert command.callback is not None
         yield command.callback.__name__, command.callback
 
@@ -119,8 +107,7 @@ def _commands() -> Iterator[tuple[str, Callable[..., None]]]:
 @pytest.mark.parametrize(("name", "command"), list(_commands()))
 def test_every_option_that_names_a_file_is_known(name: str, command: Callable[..., None]) -> None:
     # Folders, in which names are the command's own, or from which data are only found.
-    own = name == "demo" or command.__module__.endswith((".reproduce", ".landscape"))
-    known = {"data_dir", "basis_folder", *(["out"] if own else [])}
+    known = {"data_dir", "basis_folder", *(["out"] if name == "demo" else [])}
     for option, parameter in inspect.signature(command, eval_str=True).parameters.items():
         kind, *marks = get_args(parameter.annotation)
         if Path in {kind, *get_args(kind)} and option not in known:
