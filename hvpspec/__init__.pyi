@@ -26,9 +26,9 @@ from .linalg import eigvalsh as eigvalsh
 from .linalg import frobenius_norm as frobenius_norm
 from .linalg import inertia as inertia
 from .linalg import trace as trace
+from .recording import RecordedOperator as RecordedOperator
 from .spectrum import IndexCurve as IndexCurve
 from .spectrum import IndexResult as IndexResult
-from .spectrum import RecordedOperator as RecordedOperator
 from .spectrum import Rung as Rung
 from .spectrum import SpectralMeasure as SpectralMeasure
 from .spectrum import index as index

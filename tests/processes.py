@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from hvpspec.cli import main
-from hvpspec.spectrum import kept_tensors
+from hvpspec.recording import kept_tensors
 
 LOADED = [
     "pytest",

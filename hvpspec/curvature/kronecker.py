@@ -116,7 +116,7 @@ class OwnBlock:
             "on each other, or something inside is computed in low precision; "
             f"{len(self.layer.columns)} products take its place",
             UserWarning,
-            stacklevel=5,
+            stacklevel=4,
         )
         return False
 

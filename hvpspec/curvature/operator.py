@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -18,10 +18,9 @@ from hvpspec.curvature.planning import EngineName, Plan
 from hvpspec.curvature.products import Products
 from hvpspec.curvature.sharding import whole
 from hvpspec.errors import InputError
-from hvpspec.linalg.assembly import Part, fill_columns_
 from hvpspec.linalg.digests import tensor_digest
 from hvpspec.linalg.facts import IndexBound, PointFacts
-from hvpspec.linalg.operator import Progress, SymmetricOperator
+from hvpspec.linalg.operator import Piece, Progress, SymmetricOperator
 from hvpspec.linalg.tiles import reflect_
 
 if TYPE_CHECKING:
@@ -215,12 +214,16 @@ class CurvatureOperator(SymmetricOperator):
         certain = not self.objective.guard.is_pseudo
         return PointFacts(self.loss(), gradient_norm, bound, self.notes, certain)
 
-    def _assemble_(self, A: Tensor, progress: Progress | None, part: Part) -> None:
-        """Fill the largest linear layer's own block without products, where it has that form."""
-        layer = largest_linear(self.objective.model, self.space)
-        block = None if layer is None else self._own_block_(A, layer, progress, part)
+    def _pieces(self, A: Tensor, progress: Progress | None) -> Iterator[Piece]:
+        """Take the largest linear layer's own block without products, where it has that form."""
+        layer, block = largest_linear(self.objective.model, self.space), None
+        if layer is not None:
+            known = torch.zeros(2, dtype=torch.float64, device=A.device)
+            yield self._own_block(A, known, layer, progress)
+            mass, num_examples = known.tolist()
+            block = OwnBlock(layer, mass, int(num_examples)) if num_examples else None
         if block is None:
-            super()._assemble_(A, progress, part)
+            yield from super()._pieces(A, progress)
             return
         n, own = len(A), block.layer.columns
         A.diagonal()[own] += 2 * self.objective.l2
@@ -231,29 +234,25 @@ class CurvatureOperator(SymmetricOperator):
             if progress is not None:
                 progress(min(len(own) + done, n - 1), n)
 
-        fill_columns_(A, self, others, part, report)
+        yield from self._columns(A, others, report)
         reflect_(A, others, own)
         if not block.agrees(A, self):
-            fill_columns_(A, self, own, part)
+            yield from self._columns(A, own)
         if progress is not None:
             progress(n, n)
 
-    def _own_block_(
-        self, A: Tensor, layer: LinearLayer, progress: Progress | None, part: Part
-    ) -> OwnBlock | None:
-        """Fill a layer's own block; return None where it has another form."""
-        numbers = torch.zeros(2, dtype=torch.float64, device=A.device)
+    def _own_block(
+        self, A: Tensor, known: Tensor, layer: LinearLayer, progress: Progress | None
+    ) -> Piece:
+        """A layer's own block, with its mass and number of examples; 0 if it has another form."""
 
         def fill() -> None:
-            """Fill it, and note what is known of it."""
             block = add_own_block_(A, self._point, self._matrix, layer, progress)
             if block is not None:
-                numbers[0], numbers[1] = block.mass, block.num_examples
+                known[0], known[1] = block.mass, block.num_examples
 
         own = torch.tensor(layer.columns)  # an index may be on the CPU for a tensor that is not
-        part("own-block", [(A, (own[:, None], own)), (numbers, ...)], fill)
-        mass, num_examples = numbers.tolist()
-        return OwnBlock(layer, mass, int(num_examples)) if num_examples else None
+        return Piece("own-block", [(A, (own[:, None], own)), (known, ...)], fill)
 
     def _matmat(self, V: Tensor) -> Tensor:
         """Multiply in the way that is planned for blocks of this width."""

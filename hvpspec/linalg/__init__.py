@@ -13,9 +13,10 @@ from hvpspec.linalg.operator import (
     AffineOperator,
     DenseOperator,
     FunctionOperator,
+    PreconditionedOperator,
     SymmetricOperator,
+    WrappedOperator,
 )
-from hvpspec.linalg.preconditioned import PreconditionedOperator
 from hvpspec.linalg.probes import draw_probes
 from hvpspec.linalg.quadrature import Rule, gauss, gauss_radau, mass_below
 from hvpspec.linalg.recurrence import LanczosRun, lanczos
@@ -35,6 +36,7 @@ __all__ = [
     "PreconditionedOperator",
     "Rule",
     "SymmetricOperator",
+    "WrappedOperator",
     "diagonal",
     "draw_probes",
     "eigsh",

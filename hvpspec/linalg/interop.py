@@ -1,4 +1,4 @@
-"""An operator in the clothes of another library."""
+"""Adapters, which present an operator to SciPy and to linear_operator."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from hvpspec.errors import InputError
-from hvpspec.linalg.assembly import unit_columns
-from hvpspec.linalg.operator import SymmetricOperator
 
 if TYPE_CHECKING:
     import linear_operator
     from scipy.sparse.linalg import LinearOperator as ScipyLinearOperator
+
+    from hvpspec.linalg.operator import SymmetricOperator
 
 #: Unit vectors multiplied at once for single entries.
 _BLOCK = 256
@@ -101,7 +101,9 @@ def _wrapper_class() -> Any:
             entries = torch.empty(rows.shape, dtype=self.dtype, device=self.device)
             for start in range(0, len(unique), _BLOCK):
                 block = unique[start : start + _BLOCK]
-                columns_here = self._matmul(unit_columns(self._operator, block))
+                unit = torch.zeros(len(self), len(block), dtype=self.dtype, device=self.device)
+                unit[block, range(len(block))] = 1
+                columns_here = self._matmul(unit)
                 here = (inverse >= start) & (inverse < start + len(block))
                 entries[here] = columns_here[rows[here], inverse[here] - start]
             return entries

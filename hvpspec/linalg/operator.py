@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from hvpspec.errors import ComputationError, InputError, NonFiniteError, first_line
-from hvpspec.linalg.assembly import Part, fill_columns_, fill_now
+from hvpspec.linalg import interop
 from hvpspec.linalg.digests import tensor_digest
 from hvpspec.linalg.facts import PointFacts
 from hvpspec.linalg.memory import require_memory
@@ -26,8 +27,26 @@ if TYPE_CHECKING:
 #: How often random vectors are drawn before products are called asymmetric.
 _LOOKS = 5
 
+# Unit vectors multiplied at once in an assembly.
+_BLOCK = 256
+
 #: Called with the work done and the total.
 Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some entries of a matrix that is being assembled.
+
+    Attributes:
+        name: without spaces, and the same in each assembly of the matrix.
+        entries: tensors, each with the index of the entries.
+        fill: computes the entries.
+    """
+
+    name: str
+    entries: Sequence[tuple[Tensor, Any]]
+    fill: Callable[[], None]
 
 
 class SymmetricOperator(ABC):
@@ -152,15 +171,12 @@ class SymmetricOperator(ABC):
             InputError: the matrix does not fit into memory.
             ComputationError: the products are not symmetric.
         """
-        return self._dense(progress, fill_now)
-
-    def _dense(self, progress: Progress | None, part: Part) -> Tensor:
-        """Assemble the matrix of parts."""
         n = self.shape[0]
         require_memory(n * n * self.dtype.itemsize, f"a dense {n} x {n} matrix", self.device)
         self.check_symmetry()
         A = torch.zeros(n, n, dtype=self.dtype, device=self.device)
-        self._assemble_(A, progress, part)
+        for piece in self._pieces(A, progress):
+            piece.fill()
         defect = asymmetry(A)
         # What is computed inside with half the digits, as float32 in float64, is off by sqrt(u) in
         # each operation; the root of that once more leaves room for cancellation. What it is off
@@ -172,10 +188,30 @@ class SymmetricOperator(ABC):
             )
         return symmetrise_(A)
 
-    def _assemble_(self, A: Tensor, progress: Progress | None, part: Part) -> None:
-        """Fill ``A``, which is zero, up to its asymmetry."""
+    def _pieces(self, A: Tensor, progress: Progress | None) -> Iterator[Piece]:
+        """Assemble ``A``, which is zero, up to its asymmetry.
+
+        Whoever iterates fills each piece, or puts in what was kept of it, before the next.
+        """
         n = len(A)
-        fill_columns_(A, self, range(n), part, progress and (lambda done: progress(done, n)))
+        yield from self._columns(A, range(n), progress and (lambda done: progress(done, n)))
+
+    def _columns(
+        self, A: Tensor, columns: Sequence[int], report: Callable[[int], None] | None = None
+    ) -> Iterator[Piece]:
+        """Assemble some columns from products with unit vectors; report how many are done."""
+
+        def fill(block: Sequence[int]) -> None:
+            A[:, block] = self.matmat(unit_columns(self, block))
+
+        for start in range(0, len(columns), _BLOCK):
+            block = list(columns[start : start + _BLOCK])
+            before = self.num_matvecs
+            name = f"columns-{block[0]}-{block[-1]}"
+            yield Piece(name, [(A, (slice(None), block))], partial(fill, block))
+            self.num_matvecs = before + len(block)  # also if they were kept from another run
+            if report is not None:
+                report(start + len(block))
 
     def check_symmetry(self) -> None:
         """Make sure that the products are those of a symmetric matrix, once for each operator.
@@ -258,9 +294,7 @@ class SymmetricOperator(ABC):
         Returns:
             A ``scipy.sparse.linalg.LinearOperator`` on NumPy arrays with this operator's dtype.
         """
-        from hvpspec.linalg.interop import to_scipy
-
-        return to_scipy(self)
+        return interop.to_scipy(self)
 
     def to_linear_operator(self) -> linear_operator.LinearOperator:
         """Wrap for the package linear_operator, on which GPyTorch rests.
@@ -276,9 +310,7 @@ class SymmetricOperator(ABC):
         Raises:
             InputError: the package is not installed.
         """
-        from hvpspec.linalg.interop import to_linear_operator
-
-        return to_linear_operator(self)
+        return interop.to_linear_operator(self)
 
     def _non_finite_message(self) -> str:
         """Say what to do when a product of a finite vector is not finite."""
@@ -304,6 +336,13 @@ class SymmetricOperator(ABC):
 def as_operator(A: SymmetricOperator | Tensor) -> SymmetricOperator:
     """Take a symmetric matrix as an operator, and an operator as it is."""
     return A if isinstance(A, SymmetricOperator) else DenseOperator(A)
+
+
+def unit_columns(A: SymmetricOperator, indices: Sequence[int] | Tensor) -> Tensor:
+    """The unit vectors of some indices as columns, of which the products are columns of A."""
+    unit = torch.zeros(A.shape[0], len(indices), dtype=A.dtype, device=A.device)
+    unit[indices, range(len(indices))] = 1
+    return unit
 
 
 class DenseOperator(SymmetricOperator):
@@ -361,8 +400,9 @@ class DenseOperator(SymmetricOperator):
     def check_symmetry(self) -> None:
         """The entries have been compared."""
 
-    def _dense(self, progress: Progress | None, part: Part) -> Tensor:
-        return symmetrise_(self._A.clone())
+    def _pieces(self, A: Tensor, progress: Progress | None) -> Iterator[Piece]:
+        A.copy_(self._A)
+        yield from ()
 
     def fingerprint(self) -> dict[str, str]:
         """What tells this matrix from others."""
@@ -420,7 +460,61 @@ class FunctionOperator(SymmetricOperator):
         return rows.T
 
 
-class AffineOperator(SymmetricOperator):
+class WrappedOperator(SymmetricOperator):
+    """An operator made of the products of another, which counts them, too.
+
+    What is known of the other is taken to hold for this one; subclasses say where it does not.
+
+    Args:
+        A: the operator beneath, or a symmetric matrix of shape (n, n).
+    """
+
+    _keeps_apart = True
+
+    def __init__(self, A: SymmetricOperator | Tensor) -> None:
+        A = as_operator(A)
+        super().__init__(A.shape[0], dtype=A.dtype, device=A.device)
+        self._A, self.ranks = A, A.ranks
+
+    @abstractmethod
+    def _around(self, A: SymmetricOperator) -> SymmetricOperator:
+        """The same, made of another operator."""
+
+    @property
+    def unit_roundoff(self) -> float:
+        """That of the operator beneath."""
+        return self._A.unit_roundoff
+
+    @property
+    def defect(self) -> float:
+        """That of the operator beneath."""
+        return self._A.defect
+
+    def check_symmetry(self) -> None:
+        """Check the operator beneath."""
+        self._A.check_symmetry()
+
+    def in_float64(self) -> SymmetricOperator:
+        """The same with the operator beneath in float64."""
+        beneath = self._A.in_float64()
+        return self if beneath is self._A else self._around(beneath)
+
+    def facts(self) -> PointFacts:
+        """What is known of the operator beneath."""
+        return self._A.facts()
+
+    def fingerprint(self) -> dict[str, str]:
+        """That of the operator beneath."""
+        return self._A.fingerprint()
+
+    def _pieces(self, A: Tensor, progress: Progress | None) -> Iterator[Piece]:
+        """Assemble the matrix of the operator beneath."""
+        before = self._A.num_matvecs
+        yield from self._A._pieces(A, progress)
+        self.num_matvecs += self._A.num_matvecs - before
+
+
+class AffineOperator(WrappedOperator):
     """``scale A + shift I``.
 
     Args:
@@ -434,51 +528,78 @@ class AffineOperator(SymmetricOperator):
         tensor([-1.,  3.])
     """
 
-    _keeps_apart = True
-
     def __init__(self, A: SymmetricOperator, *, scale: float = 1.0, shift: float = 0.0) -> None:
         if not (math.isfinite(scale) and math.isfinite(shift)):
             raise InputError(f"scale and shift must be finite, got {scale} and {shift}")
-        super().__init__(A.shape[0], dtype=A.dtype, device=A.device)
-        self._A, self._scale, self._shift = A, scale, shift
-        self.ranks = A.ranks
-
-    @property
-    def unit_roundoff(self) -> float:
-        """That of the operator beneath."""
-        return self._A.unit_roundoff
-
-    @property
-    def defect(self) -> float:
-        """That of the operator beneath."""
-        return self._A.defect
+        super().__init__(A)
+        self._scale, self._shift = scale, shift
 
     def _matmat(self, V: Tensor) -> Tensor:
         return self._scale * self._A.matmat(V) + self._shift * V
 
-    def check_symmetry(self) -> None:
-        """Check the operator beneath."""
-        self._A.check_symmetry()
+    def _pieces(self, A: Tensor, progress: Progress | None) -> Iterator[Piece]:
+        yield from super()._pieces(A, progress)
+        A.mul_(self._scale).diagonal().add_(self._shift)
 
-    def _dense(self, progress: Progress | None, part: Part) -> Tensor:
-        before = self._A.num_matvecs
-        A = self._A._dense(progress, part).mul_(self._scale)
-        self.num_matvecs += self._A.num_matvecs - before
-        A.diagonal().add_(self._shift)
-        return A
-
-    def in_float64(self) -> SymmetricOperator:
-        """The same with the operator beneath in float64."""
-        beneath = self._A.in_float64()
-        if beneath is self._A:
-            return self
-        return AffineOperator(beneath, scale=self._scale, shift=self._shift)
+    def _around(self, A: SymmetricOperator) -> AffineOperator:
+        return AffineOperator(A, scale=self._scale, shift=self._shift)
 
     def fingerprint(self) -> dict[str, str]:
         """That of the operator beneath, with the factors."""
-        factors = {"scale": repr(self._scale), "shift": repr(self._shift)}
-        return {**self._A.fingerprint(), **factors}
+        return {**super().fingerprint(), "scale": repr(self._scale), "shift": repr(self._shift)}
 
     def facts(self) -> PointFacts:
         """What is known of the operator beneath; a bound on its index says nothing of this one."""
-        return replace(self._A.facts(), index_bound=None)
+        return replace(super().facts(), index_bound=None)
+
+
+class PreconditionedOperator(WrappedOperator):
+    """``D^-1/2 A D^-1/2`` for a positive diagonal D.
+
+    Its eigenvalues are those of ``D^-1 A``, by which the stability of a descent is judged that
+    divides its steps by D. The number of negative ones is that of A (Sylvester's law of inertia),
+    though not that of those below ``-tau``.
+
+    Args:
+        A: the operator, whose products are counted there, too, or a symmetric matrix (n, n).
+        D: positive numbers, shape (n,).
+
+    Raises:
+        InputError: ``D`` has another shape, or a number that is not positive and finite.
+
+    Example:
+        >>> A = DenseOperator(torch.tensor([[8.0, 2.0], [2.0, -3.0]]))
+        >>> PreconditionedOperator(A, torch.tensor([4.0, 1.0])).to_dense()
+        tensor([[ 2.,  1.],
+                [ 1., -3.]])
+    """
+
+    def __init__(self, A: SymmetricOperator | Tensor, D: Tensor) -> None:
+        super().__init__(A)
+        if D.shape != (self.shape[0],):
+            raise InputError(f"D must have shape ({self.shape[0]},), got {tuple(D.shape)}")
+        self._D = D.detach().double()
+        self._scale = self._D.rsqrt().to(self.device, self.dtype)[:, None]  # (n, 1)
+        if not bool((torch.isfinite(self._scale) & (self._scale > 0)).all()):
+            raise InputError(
+                f"D must hold positive, finite numbers, and so must D^-1/2 in {self.dtype}; add a "
+                "little to those that are 0"
+            )
+
+    def _matmat(self, V: Tensor) -> Tensor:
+        return self._scale * self._A.matmat(self._scale * V)
+
+    def _pieces(self, A: Tensor, progress: Progress | None) -> Iterator[Piece]:
+        yield from super()._pieces(A, progress)
+        A.mul_(self._scale).mul_(self._scale.T)
+
+    def _around(self, A: SymmetricOperator) -> PreconditionedOperator:
+        return PreconditionedOperator(A, self._D)
+
+    def fingerprint(self) -> dict[str, str]:
+        """That of the operator beneath, with the scaling."""
+        return {**super().fingerprint(), "D": tensor_digest([self._D])}
+
+    def facts(self) -> PointFacts:
+        """What is known of the operator beneath, but for the gradient, which is another here."""
+        return replace(super().facts(), gradient_norm=None)

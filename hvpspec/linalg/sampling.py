@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from hvpspec.errors import InputError
-from hvpspec.linalg.assembly import unit_columns
 from hvpspec.linalg.memory import require_memory
-from hvpspec.linalg.operator import Progress, SymmetricOperator, as_operator
+from hvpspec.linalg.operator import Progress, SymmetricOperator, as_operator, unit_columns
 from hvpspec.linalg.probes import ProbeKind, draw_probes
 from hvpspec.linalg.ranks import Ranks
 from hvpspec.linalg.recurrence import require_scale

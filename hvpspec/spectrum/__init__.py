@@ -9,7 +9,6 @@ from hvpspec.spectrum.bulk import Outlier, Outliers
 from hvpspec.spectrum.counting import CountResult, Distribution
 from hvpspec.spectrum.measure import spectral_measure
 from hvpspec.spectrum.morse import index
-from hvpspec.spectrum.recorded import RecordedOperator
 from hvpspec.spectrum.results import IndexCurve, IndexResult, Rung
 from hvpspec.spectrum.slq import SpectralMeasure
 from hvpspec.spectrum.smoothing import Density, LogDensity
@@ -23,7 +22,6 @@ __all__ = [
     "LogDensity",
     "Outlier",
     "Outliers",
-    "RecordedOperator",
     "Rung",
     "SpectralMeasure",
     "index",

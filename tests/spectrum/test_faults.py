@@ -69,7 +69,7 @@ class Faulty(DenseOperator):
             self.at = math.inf
         return product
 
-    _dense = SymmetricOperator._dense
+    _pieces = SymmetricOperator._pieces
 
     def fingerprint(self) -> dict[str, str]:
         return {**super().fingerprint(), "operator": "Faulty"}

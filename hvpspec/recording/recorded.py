@@ -7,26 +7,27 @@ ended, and goes on from there with the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
+from copy import copy
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from hvpspec.errors import InputError
-from hvpspec.linalg.assembly import Part
 from hvpspec.linalg.digests import tensor_digest
-from hvpspec.linalg.facts import PointFacts
-from hvpspec.linalg.operator import Progress, SymmetricOperator, as_operator
-from hvpspec.spectrum.kept_tensors import KeptTensors
+from hvpspec.linalg.operator import Piece, Progress, SymmetricOperator, WrappedOperator
+from hvpspec.recording.kept_tensors import KeptTensors
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class RecordedOperator(SymmetricOperator):
+class RecordedOperator(WrappedOperator):
     """An operator whose products are kept in a folder, from which they are read the next time.
 
     Made again in a later run, with the same operator and the same questions asked of it, it returns
@@ -53,19 +54,15 @@ class RecordedOperator(SymmetricOperator):
         tensor([5.], dtype=torch.float64)
     """
 
-    _keeps_apart = True
-
     def __init__(
         self, A: SymmetricOperator | Tensor, folder: Path | str, *, every: float = 60.0
     ) -> None:
-        A = as_operator(A)
-        super().__init__(A.shape[0], dtype=A.dtype, device=A.device)
-        self._A, self.ranks = A, A.ranks
+        super().__init__(A)
         self._widths: set[int] = set()
         # Of several processes, which all have the same products, the first writes and reads.
         # Sums have other bits in other numbers of threads.
         fingerprint = {
-            **A.fingerprint(),
+            **self._A.fingerprint(),
             "processes": str(self.ranks.size),
             "threads": str(torch.get_num_threads()),
         }
@@ -88,71 +85,37 @@ class RecordedOperator(SymmetricOperator):
             finally:
                 self._checkpoint.close()
 
-    @property
-    def unit_roundoff(self) -> float:
-        """That of the operator."""
-        return self._A.unit_roundoff
+    def _around(self, A: SymmetricOperator) -> RecordedOperator:
+        """The same of another operator, in the same files."""
+        other = copy(self)
+        WrappedOperator.__init__(other, A)
+        other._widths = set()
+        return other
 
-    @property
-    def defect(self) -> float:
-        """That of the operator."""
-        return self._A.defect
-
-    def fingerprint(self) -> dict[str, str]:
-        """That of the operator."""
-        return self._A.fingerprint()
-
-    def check_symmetry(self) -> None:
-        """Check the operator, of which these products are not kept."""
-        self._A.check_symmetry()
-
-    def facts(self) -> PointFacts:
-        """What is known of the operator."""
-        return self._A.facts()
-
-    def in_float64(self) -> SymmetricOperator:
-        """The same with the operator in float64, in the same files."""
-        beneath = self._A.in_float64()
-        if beneath is self._A:
-            return self
-        copy = object.__new__(type(self))
-        SymmetricOperator.__init__(copy, self.shape[0], dtype=beneath.dtype, device=beneath.device)
-        copy._A, copy.ranks, copy._widths = beneath, beneath.ranks, set()
-        copy._checkpoint = self._checkpoint
-        return copy
-
-    def _dense(self, progress: Progress | None, part: Part) -> Tensor:
-        n = self.shape[0]
-        # A product that is kept and made again, by which it is seen that parts which lie here, and
+    def _pieces(self, A: Tensor, progress: Progress | None) -> Iterator[Piece]:
+        # A product that is kept and made again, by which it is seen that pieces which lie here, and
         # those that will follow them, are of the same operator. It is none of the assembly's.
         generator = torch.Generator().manual_seed(0)
-        z = torch.randn(n, 1, generator=generator, dtype=torch.float64)
+        z = torch.randn(len(A), 1, generator=generator, dtype=torch.float64)
         self._matmat(z.to(self.device, self.dtype))
-        before = self._A.num_matvecs
+        for piece in super()._pieces(A, progress):
+            yield replace(piece, fill=partial(self._fill, piece))
 
-        def kept(
-            name: str, entries: Sequence[tuple[Tensor, Any]], fill: Callable[[], None]
-        ) -> bool:
-            """Read a part of the matrix, or fill it and keep it."""
-            keys = [f"{name}/{number}" for number in range(len(entries))]
-            stored = [
-                # On the device meta an index takes no memory.
-                self._take(key, tensor.to("meta")[index].shape, tensor.dtype)
-                for key, (tensor, index) in zip(keys, entries, strict=True)
-            ]
-            made = any(values is None for values in stored)
-            if made:
-                fill()
-            for key, (tensor, index), values in zip(keys, entries, stored, strict=True):
-                if values is None:
-                    self._add(key, tensor[index])
-                else:
-                    tensor[index] = values
-            return made
-
-        matrix = self._A._dense(progress, kept)
-        self.num_matvecs += self._A.num_matvecs - before
-        return matrix
+    def _fill(self, piece: Piece) -> None:
+        """Read a piece of a matrix, or compute it and keep it."""
+        keys = [f"{piece.name}/{number}" for number in range(len(piece.entries))]
+        stored = [
+            # On the device meta an index takes no memory.
+            self._take(key, tensor.to("meta")[index].shape, tensor.dtype)
+            for key, (tensor, index) in zip(keys, piece.entries, strict=True)
+        ]
+        if any(values is None for values in stored):
+            piece.fill()
+        for key, (tensor, index), values in zip(keys, piece.entries, stored, strict=True):
+            if values is None:
+                self._add(key, tensor[index])
+            else:
+                tensor[index] = values
 
     def _matmat(self, V: Tensor) -> Tensor:
         width = V.shape[1]
