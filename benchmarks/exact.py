@@ -79,7 +79,6 @@ def main() -> None:
     add("--widths", nargs="+", type=int, default=[16, 64, 256], help="blocks; peers take the best")
     add("--columns", type=int, default=128, help="of peers' Hessians that are timed")
     add("--tau", type=float, default=1e-5, help="of the index, in units of the norm")
-    add("--warm-up", type=float, default=600, help="most seconds to plan a single product in")
     add("--out", type=Path, default=Path("out/exact"))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -123,7 +122,7 @@ def size(problem: Problem) -> int:
 
 
 def hessian(problem: Problem) -> HessianOperator:
-    """A new operator, which has planned nothing."""
+    """A new operator, which has not multiplied yet."""
     return HessianOperator(problem.model, nn.CrossEntropyLoss(), (problem.inputs, problem.targets))
 
 
@@ -236,7 +235,7 @@ def products(case: Case, problem: Problem, options: argparse.Namespace) -> Itera
     columns = torch.tensor([0, case.n // 2])
     check("a product", H @ unit(case.n, columns), matrix[:, columns])
     v = unit(case.n, columns[:1])
-    warm_up(H, v, options.warm_up, way="compiled")
+    warm_up(H, v)
     ways = {"hvpspec": lambda: hessian(problem).to_dense(), "single": lambda: H @ v}
     times = interleaved(ways, options.repeats)
     ours, singles = times["hvpspec"], times["single"] * case.n

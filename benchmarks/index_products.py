@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from benchmarks.measuring import Times, interleaved, leave_out_compiling, warm_up, write
+from benchmarks.measuring import Times, interleaved, warm_up, write
 from benchmarks.networks import trained
 from hvpspec import DenseOperator, FunctionOperator, HessianOperator, eigvalsh, index
 from hvpspec.linalg import SymmetricOperator
@@ -72,7 +72,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/index_products"))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    leave_out_compiling()
     rows = []
     for activation in options.activations:
         A, values = problem(activation, options)

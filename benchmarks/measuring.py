@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from hvpspec import HessianOperator
-from hvpspec.curvature import planning
 
 PACKAGES = (
     "hvpspec",
@@ -88,22 +87,10 @@ def interleaved(ways: Mapping[str, Callable[[], object]], repeats: int) -> dict[
     return {way: Times(tuple(t)) for way, t in times.items()}
 
 
-def leave_out_compiling() -> None:
-    """Never compile: it takes a minute or more, which would fall into one repeat or another."""
-    planning._PRICES["compile"] = (float("inf"), 0.0, 0.0)
-
-
-def warm_up(
-    H: HessianOperator, V: Tensor, most_seconds: float = 120, way: str = "forward over reverse"
-) -> None:
-    """Multiply until a way has been tried, or so many seconds have gone by."""
-    start = time.perf_counter()
-    while time.perf_counter() - start < most_seconds:
-        H @ V
-        plan = next((p for p in H.plan if p.num_vectors == V.shape[1]), None)
-        if plan and any(way in text for text in (*plan.seconds, *plan.notes)):
-            H @ V
-            return
+def warm_up(H: HessianOperator, V: Tensor) -> None:
+    """Multiply as if many more products were to come, so that the fastest engine is ready."""
+    H.expect(10**12, V.shape[1])
+    H @ V, H @ V
 
 
 def write(folder: Path, name: str, dtype: str, rows: Sequence[Any], table: str) -> None:

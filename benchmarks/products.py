@@ -21,11 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.measuring import interleaved, leave_out_compiling, seconds_of, warm_up, write
+from benchmarks.measuring import interleaved, seconds_of, warm_up, write
 from benchmarks.networks import NAMES, Problem, problem
 from benchmarks.peers import peers
 from hvpspec import HessianOperator, spectral_measure
-from hvpspec.curvature.planning import EngineName
+from hvpspec.curvature.choice import EngineName
 
 WIDTHS = (1, 8, 32)
 
@@ -46,7 +46,6 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     warnings.simplefilter("ignore")
-    leave_out_compiling()
     rows: list[dict[str, Any]] = []
     for name in options.networks:
         for where in ("memory", "streamed"):
@@ -77,14 +76,14 @@ def measure(name: str, where: str, options: argparse.Namespace, rows: list[dict[
         ways: dict[str, Callable[[], object]] = {"gradient": lambda: gradient(task, batches)}
         ways["hvpspec"] = lambda V=V: H @ V
         if options.compiled:
-            C = operator("compiled forward over reverse")
+            C = operator("compiled")
             warm_up(C, V)
             ways["hvpspec, compiled"] = lambda V=V, C=C: C @ V
         ways.update({peer.name: (lambda p=peer, V=V: p.matmat(V)) for peer in rivals})
         seconds = interleaved(ways, options.repeats)
         unit = seconds["gradient"].median
         cost = {way: t.median / unit / width for way, t in seconds.items() if way != "gradient"}
-        plan = next(p for p in H.plan if p.num_vectors == min(width, 32))
+        plan = next(p for p in H.plan if p.num_vectors == width)
         row = {"network": name, "data": where, "n": n, "what": f"block of {width}"}
         row |= {"unit_seconds": unit, "engine": plan.engine, "kept": plan.kept, "cost": cost}
         row["seconds"] = {way: t.seconds for way, t in seconds.items()}
@@ -114,7 +113,7 @@ def density(
 
     cost = {"hvpspec, cold": seconds_of(run), "hvpspec": min(seconds_of(run), seconds_of(run))}
     if options.compiled:
-        C = operator("compiled forward over reverse")
+        C = operator("compiled")
         run(C)
         cost["hvpspec, compiled"] = min(seconds_of(lambda: run(C)), seconds_of(lambda: run(C)))
     for peer in rivals:

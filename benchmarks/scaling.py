@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from benchmarks.measuring import Times, leave_out_compiling, write
+from benchmarks.measuring import Times, write
 from hvpspec import HessianOperator, spectral_measure
 from hvpspec.linalg.ranks import Ranks
 from hvpspec.zoo import mlp2
@@ -76,7 +76,6 @@ def measure(
 ) -> dict[str, Any]:
     """Be one process of several."""
     torch.set_num_threads(1)
-    leave_out_compiling()
     store = f"file://{folder}/meeting"
     dist.init_process_group("gloo", store, timedelta(minutes=10), size, rank)
     talking = timed(Ranks, ("sum_", "gather", "whole"))
@@ -91,7 +90,7 @@ def measure(
         mlp2("tanh"),
         nn.CrossEntropyLoss(),
         data,
-        engine="batched forward over reverse",
+        engine="linearised",
         group=group,
     )
 

@@ -60,7 +60,7 @@ def test_exact(tmp_path):
     rows, table = run(
         "exact",
         tmp_path,
-        "--data mnist-sample --images 60 --side 7 --activations tanh --repeats 1 --warm-up 0.1 "
+        "--data mnist-sample --images 60 --side 7 --activations tanh --repeats 1 "
         "--batch-sizes 40 --widths 8 --columns 16",
     )
     ways = [(row["case"]["network"], row["case"]["n"], row["way"]) for row in rows]

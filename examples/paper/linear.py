@@ -67,7 +67,7 @@ def measure_linear(run: LinearRun) -> Record:
     model.load_state_dict({"output.weight": solution.T})
     loss = nn.MSELoss(reduction="sum")
     # One named engine, so that a run gives the same bits again.
-    hessian = HessianOperator(model, loss, (X, y), l2=run.l2, engine="double backward")
+    hessian = HessianOperator(model, loss, (X, y), l2=run.l2, engine="double-backward")
     result = index(hessian, method="exact")
     matrix = hessian.to_dense()
     gram = X.T @ X + run.l2 * torch.eye(run.features, dtype=X.dtype)

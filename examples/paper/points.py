@@ -16,7 +16,7 @@ from torch.utils.data import TensorDataset
 from examples.paper.pooling import FixedPooling
 from hvpspec import zoo
 from hvpspec.curvature import GGNOperator, HessianOperator
-from hvpspec.curvature.planning import EngineName
+from hvpspec.curvature.choice import EngineName
 from hvpspec.errors import InputError
 from hvpspec.files import make_folder
 from hvpspec.linalg import SymmetricOperator
@@ -241,7 +241,7 @@ def _prepared(
     model: nn.Module, data: zoo.Dataset, dtype: torch.dtype
 ) -> tuple[nn.Module, Any, dict[str, Any]]:
     """The network or what equals it near its weights, its data, and how products are made."""
-    engine = "double backward" if len(data) < _TRACED else "batched forward over reverse"
+    engine = "double-backward" if len(data) < _TRACED else "linearised"
     if not any(isinstance(module, nn.Conv2d) for module in model.modules()):
         return model, data.tensors, {"engine": engine}
     # A copy, since near ties the dtype may decide which entry a pooling chooses.
@@ -272,7 +272,7 @@ def _reproducible(
     model: nn.Module,
     data: Any,
     dtype: torch.dtype,
-    engine: EngineName = "double backward",
+    engine: EngineName = "double-backward",
     **options: Any,
 ) -> OperatorT:
     """An operator of the mean cross-entropy that gives the same bits again.

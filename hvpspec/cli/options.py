@@ -15,15 +15,7 @@ from hvpspec.errors import InputError
 
 LossName = Literal["cross_entropy", "mse"]
 MethodName = Literal["auto", "exact", "ldl", "certified", "slq", "chebyshev"]
-EngineName = Literal[
-    "reproducible",
-    "auto",
-    "double backward",
-    "batched double backward",
-    "forward over reverse",
-    "batched forward over reverse",
-    "compiled forward over reverse",
-]
+EngineName = Literal["auto", "double-backward", "batched", "linearised", "compiled"]
 ModeName = Literal["eval", "as-given"]
 OptimizerName = Literal["sgd", "adam", "lbfgs"]
 
@@ -137,9 +129,8 @@ Engine = Annotated[
     EngineName | None,
     typer.Option(
         "--engine",
-        help="How to multiply: all but auto, the fastest by the clock, give the same bits in every"
-        " run.",
-        show_default="reproducible",
+        help="How to multiply. Results differ by round-off alone.",
+        show_default="auto, or linearised with --checkpoint",
     ),
 ]
 CheckpointFolder = Annotated[

@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
     from hvpspec import GGNOperator, HessianOperator, SymmetricOperator
+    from hvpspec.curvature.choice import Plan
     from hvpspec.curvature.operator import CurvatureOperator
-    from hvpspec.curvature.planning import Plan
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def load_problem(
         mode: whether modules are put in eval mode, or left as ``net`` builds them.
         pseudo_gradient: whether the gradient may be another than the loss's.
         chunk_size: most examples in one graph.
-        engine: how to multiply; None for what gives the same bits in every run.
+        engine: how to multiply; None for one that is chosen.
         checkpoint: folder in which products are kept.
         checkpoint_every: seconds between writing there.
         group: processes that share out the data; None for this one alone.
@@ -166,10 +166,10 @@ def load_problem(
 
     if checkpoint is None:
         refuse_together("belongs to --checkpoint", checkpoint_every=checkpoint_every)
-    elif engine in ("auto", "reproducible"):
+    elif engine == "auto":
         raise InputError(
-            f"--engine {engine} changes its way of multiplying as products are made, and a run from"
-            " --checkpoint would end with other bits; name one way, or leave --engine out"
+            "--engine auto may change the engine after some products, and a run from --checkpoint "
+            "would end with other bits; name one engine, or leave --engine out"
         )
     modules: Literal["eval", "as given"] = "eval" if mode == "eval" else "as given"
     trained = load_checkpoint(
@@ -207,7 +207,7 @@ def load_problem(
         "pseudo_gradient": pseudo_gradient,
         "chunk_size": chunk_size,
         # Where a run goes on, its products must not depend on how many were made before, either.
-        "engine": engine or ("batched forward over reverse" if checkpoint else "reproducible"),
+        "engine": engine or ("linearised" if checkpoint else "auto"),
         "group": group,
     }
     hessian = hvpspec.HessianOperator(*objective, **options)

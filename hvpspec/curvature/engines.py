@@ -1,6 +1,6 @@
-"""Ways to multiply one chunk's share of a matrix with a block of vectors, all of them exact.
+"""Ways to multiply one chunk's share of a matrix with vectors, all of them exact.
 
-Each does first what does not depend on the vectors, which can be kept from product to product.
+Each first prepares what does not depend on the vectors, which can be kept from product to product.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from torch import Tensor
 
 from hvpspec.curvature.data import Batch
 from hvpspec.curvature.graph import nodes, refuse_known_faults
+from hvpspec.curvature.linearise import Linear, linearise
 from hvpspec.curvature.matrices import Matrix, ProductGraph
 from hvpspec.curvature.objective import Point
 from hvpspec.curvature.parameters import add_parts_, aligned
 from hvpspec.curvature.stage import as_found
-from hvpspec.curvature.tracing import SplitProduct, split_product
 
-#: Shapes of chunks that are traced; batches that all differ go the plain way.
+#: Shapes of chunks that are traced; tracing each of many would take longer than it saves.
 _MOST_TRACES = 3
 
 
@@ -33,13 +33,9 @@ class Engine(ABC):
         matrix: which matrix of its second derivatives.
 
     Attributes:
-        name: what a plan calls it.
-        batched: whether it takes all vectors of a block at once.
         leaves: the parameters of the present pass, to differentiate by.
+        tensors: all parameters, selected or not.
     """
-
-    name: str
-    batched: bool
 
     def __init__(self, point: Point, matrix: Matrix) -> None:
         self.point, self.matrix = point, matrix
@@ -48,25 +44,21 @@ class Engine(ABC):
     def begin(self) -> None:
         """Take the parameters anew for a pass, whatever the model wrote into them on the last."""
         self.leaves = self.point.leaves()
+        self.tensors = self.point.objective.tensors(self.leaves)
 
     @abstractmethod
     def prepare(self, k: int, batch: Batch) -> Any:
-        """Do what no vector is needed for; None if the chunk contributes nothing.
-
-        Args:
-            k: number of the chunk in a pass.
-            batch: its examples.
-        """
-
-    def multiply(self, prepared: Any, V: Tensor) -> Tensor:
-        """Multiply the rows of V, shape (b, n), by the chunk's share of the matrix."""
-        product = torch.zeros_like(V)
-        self.add_product_(product, prepared, V)
-        return product
+        """Do what needs no vector, for chunk ``k`` of a pass; None if its share is zero."""
 
     @abstractmethod
     def add_product_(self, total: Tensor, prepared: Any, V: Tensor) -> None:
-        """Add that product to the rows of ``total``, shape (b, n)."""
+        """Add products with a chunk's share of the matrix.
+
+        Args:
+            total: shape (n,) or (b, n), as V.
+            prepared: what was prepared for the chunk.
+            V: a vector, or the rows of a block that is taken at once.
+        """
 
     def takes(self, batch: Batch) -> bool:
         """Whether a chunk can be multiplied."""
@@ -78,71 +70,59 @@ class Engine(ABC):
 
 
 class DoubleBackward(Engine):
-    """Differentiates first derivatives: one graph per chunk, shared by all vectors.
-
-    Args:
-        point: the function, where it is looked at.
-        matrix: which matrix of its second derivatives.
-        batched: whether one backward pass takes all vectors, or each its own.
+    """Differentiates the gradient: one graph per chunk, shared by all vectors.
 
     Attributes:
         reached: names of the parameters that were found to have a path to the loss.
-        num_nodes: of the graph on the first chunk, by which tracing takes longer.
     """
 
-    def __init__(self, point: Point, matrix: Matrix, *, batched: bool = False) -> None:
+    def __init__(self, point: Point, matrix: Matrix) -> None:
         super().__init__(point, matrix)
-        self.name = "batched double backward" if batched else "double backward"
         self.reached: set[str] = set()
-        self.num_nodes = 0
-        self.batched = batched
-
-    def begin(self) -> None:
-        """Take all parameters anew."""
-        super().begin()
-        self._tensors = self.point.objective.tensors(self.leaves)
+        self._is_checked = False
 
     def prepare(self, k: int, batch: Batch) -> ProductGraph | None:
         """Return the graph."""
-        term = self.point.term(k, batch, self._tensors)
+        term = self.point.term(k, batch, self.tensors)
         if term is None:
             return None
         graph = self.matrix.graph(term, self.leaves)
         self.reached |= graph.reached
-        if graph.ends and not self.num_nodes:
+        if not graph.ends:
+            return None
+        if not self._is_checked:
             refuse_known_faults(graph.ends)
-            self.num_nodes = len(nodes(graph.ends))
-        return graph if graph.ends else None
+            self._is_checked = True
+        return graph
 
     def add_product_(self, total: Tensor, prepared: ProductGraph, V: Tensor) -> None:
-        """Read the products with the vectors off the graph."""
-        for v, into in [(V, total)] if self.batched else zip(V, total, strict=True):
-            columns = aligned(self.point.space, self.point.space.unflatten(v))
-            parts = prepared.multiply(columns, batched=self.batched)
-            add_parts_(into, self.point.space, parts)
+        """Read the products off the graph."""
+        space = self.point.space
+        columns = aligned(space, space.unflatten(V))
+        add_parts_(total, space, prepared.multiply(columns, batched=V.ndim == 2))
 
     def size(self, prepared: ProductGraph) -> int:
         """The bytes that the graph saves."""
-        return saved_bytes(prepared.ends)
+        return bytes_of(saved(prepared.ends))
 
 
 @dataclass(frozen=True)
 class _Residuals:
-    """What products with one chunk's share of the matrix have in common.
+    """What linearised products with one chunk's share of the matrix have in common.
 
     Attributes:
-        split: the product for chunks of this shape.
-        share: of the chunk in the point.
-        tensors: what its second part takes beside vectors.
+        linear: the product for chunks of this shape.
+        share: of the chunk in the objective.
+        tensors: what the product takes beside vectors.
     """
 
-    split: SplitProduct
+    linear: Linear
     share: float
     tensors: list[Tensor]
 
 
-class ForwardOverReverse(Engine):
-    """Pushes vectors forward through derivatives, in a graph of tensor operations traced once.
+class Linearised(Engine):
+    """Pushes vectors forward through the gradient, in a graph of tensor operations traced once.
 
     What does not depend on the vectors is split off, and done once per chunk.
 
@@ -150,11 +130,8 @@ class ForwardOverReverse(Engine):
         point: the function, where it is looked at.
         matrix: which matrix of its second derivatives.
         batch: a chunk to trace on.
-        width: the number of vectors taken at once; None for one after the other.
+        width: the number of vectors taken at once; None for one without a leading dimension.
         compiled: whether the part that depends on the vectors is compiled.
-
-    Attributes:
-        largest: bytes of the largest result that is allocated anew for every block.
 
     Raises:
         Exception: whatever an operation raises that cannot be traced or compiled.
@@ -165,58 +142,51 @@ class ForwardOverReverse(Engine):
         point: Point,
         matrix: Matrix,
         batch: Batch,
-        width: int | None = None,
+        width: int | None,
         *,
         compiled: bool = False,
     ) -> None:
         super().__init__(point, matrix)
-        _refuse_objects(batch)
-        way = "compiled " if compiled else "batched " if width is not None else ""
-        self.name = f"{way}forward over reverse"
-        self.batched = width is not None
+        if not batch.is_plain:  # a trace would keep the objects of one chunk for all
+            raise TypeError("a chunk holds objects that are not tensors")
         self._width = width
-        split = self._trace(batch)
-        self.largest = split.largest
-        self._splits = {_kinds(batch): split.compiled() if compiled else split}
+        linear = self._trace(batch)
+        self._traces = {_kinds(batch): linear.compiled() if compiled else linear}
 
     def takes(self, batch: Batch) -> bool:
         """Whether a chunk has shapes that were traced, or will be."""
         if not batch.is_plain:
             return False
-        return _kinds(batch) in self._splits or len(self._splits) < _MOST_TRACES
+        return _kinds(batch) in self._traces or len(self._traces) < _MOST_TRACES
 
     def prepare(self, k: int, batch: Batch) -> _Residuals | None:
         """Evaluate what does not depend on the vectors."""
         kinds = _kinds(batch)
-        if kinds not in self._splits:  # a shorter last chunk, which is not worth compiling
-            self._splits[kinds] = self._trace(batch)
-        split = self._splits[kinds]
+        if kinds not in self._traces:  # a shorter last chunk, which is not worth compiling
+            self._traces[kinds] = self._trace(batch)
+        linear = self._traces[kinds]
         with torch.no_grad():
-            loss, residuals = split.prepare([*self.leaves.values(), *batch.leaves])
+            loss, residuals = linear.prepare([*self.leaves.values(), *batch.leaves])
         self.point.check(k, float(loss))
         share = self.point.share(k)
         # A mean over no target is 0/0, and so are its derivatives.
-        return _Residuals(split, share, residuals) if share else None
+        return _Residuals(linear, share, residuals) if share else None
 
     def add_product_(self, total: Tensor, prepared: _Residuals, V: Tensor) -> None:
         """Evaluate what does."""
-        for v, into in [(V, total)] if self.batched else zip(V, total, strict=True):
-            rows = aligned(self.point.space, self.point.space.unflatten(v))
-            with torch.no_grad():  # contiguous, as when it was traced
-                vectors = [part.contiguous() for part in rows.values()]
-                parts = prepared.split.multiply(prepared.tensors, vectors)
-            del vectors
-            named = dict(zip(rows, parts, strict=True))
-            add_parts_(into, self.point.space, named, prepared.share)
+        space = self.point.space
+        vectors = aligned(space, space.unflatten(V))
+        with torch.no_grad():
+            parts = prepared.linear.multiply(prepared.tensors, vectors.values())
+        add_parts_(total, space, dict(zip(vectors, parts, strict=True)), prepared.share)
 
     def size(self, prepared: _Residuals) -> int:
         """The bytes of the intermediate results that are kept."""
-        return _bytes(prepared.tensors)
+        return bytes_of(prepared.tensors)
 
-    def _trace(self, batch: Batch) -> SplitProduct:
+    def _trace(self, batch: Batch) -> Linear:
         """Trace the product with the matrix of a chunk's loss."""
-        names, objective = list(self.leaves), self.point.objective
-        parameters = objective.tensors(self.leaves)
+        names, objective, parameters = list(self.leaves), self.point.objective, self.tensors
 
         def product(
             theta: Sequence[Tensor], data: Sequence[Tensor], v: Sequence[Tensor]
@@ -237,21 +207,20 @@ class ForwardOverReverse(Engine):
                 return self.matrix.product(network, loss, theta, v)
 
         arguments = [*(leaf.detach() for leaf in self.leaves.values()), *batch.leaves]
-        return split_product(product, arguments, len(names), self._width)
+        return linearise(product, arguments, len(names), self._width)
 
 
-def saved_bytes(outputs: Iterable[Tensor]) -> int:
-    """The bytes that the tensors which the nodes of a graph saved take."""
-    saved = [
+def saved(outputs: Iterable[Tensor]) -> list[Tensor]:
+    """The tensors that the nodes of a graph saved."""
+    return [
         value
         for node in nodes(outputs)
         for name in dir(node)
         if name.startswith("_saved_") and isinstance(value := getattr(node, name), Tensor)
     ]
-    return _bytes(saved)
 
 
-def _bytes(tensors: Iterable[Tensor]) -> int:
+def bytes_of(tensors: Iterable[Tensor]) -> int:
     """The bytes that tensors take, each counted once, and no more of a storage than there is.
 
     A chunk is a part of the data's storage, which counts for no more than the chunk.
@@ -263,12 +232,6 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
         whole[storage.data_ptr()] = storage.nbytes()
         parts.setdefault(storage.data_ptr(), {})[t.data_ptr(), t.nbytes] = t.nbytes
     return sum(min(whole[at], sum(views.values())) for at, views in parts.items())
-
-
-def _refuse_objects(batch: Batch) -> None:
-    """Raise TypeError for a chunk with objects, of which a trace would keep those of one chunk."""
-    if not batch.is_plain:
-        raise TypeError("a chunk holds objects that are not tensors")
 
 
 def _kinds(batch: Batch) -> tuple[Any, ...]:

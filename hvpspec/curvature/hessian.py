@@ -49,14 +49,13 @@ class HessianOperator(CurvatureOperator):
             every eigenvalue.
         chunk_size: the most examples in one graph, which bounds memory and changes no result.
         dtype: to compute in, with parameters, buffers and data converted; None for the parameters'.
-        engine: how products are made, all exact: "double backward" (one graph per chunk, shared by
-            the vectors), "batched double backward", "forward over reverse" (traced once, with what
-            does not depend on the vectors evaluated once per chunk), the same "batched ..." or
-            "compiled ..." (a block at once), or "auto" for the fastest, found out on the way and
-            shown by :attr:`plan`. Ways differ by round-off, and "auto" goes by the clock; for the
-            same bits from run to run on a CPU (with 4 GB of free memory) name one, or
-            "reproducible", which changes from the first to a traced one when that pays by the
-            arithmetic that is counted.
+        engine: how products are made, all exact: "double-backward" (one graph per chunk, shared by
+            the vectors), "batched" (the same, a block of vectors at once), "linearised" (the
+            derivative of the gradient traced once, and evaluated once per chunk as far as it does
+            not depend on the vectors) or "compiled" (that, compiled, which takes a minute or more).
+            "auto" chooses from the arithmetic of the first chunk and the number of products to come
+            (:meth:`expect`), the same in each run; :attr:`plan` shows what it chose. Engines differ
+            by round-off.
         memory_budget: bytes for what is kept between products instead of evaluated again: graphs or
             intermediate results of all chunks, if they fit. None for a quarter of free memory.
         group: processes of ``torch.distributed`` that share out the data, of which each gives its

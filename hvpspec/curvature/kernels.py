@@ -36,26 +36,6 @@ def bmm(A: Tensor, B: Tensor) -> Tensor:
     return torch.bmm(A, B)
 
 
-def add_product_(x: Tensor, A: Tensor, B: Tensor) -> Tensor:
-    """Add a product of matrices, or of batches of them, to ``x`` in its memory.
-
-    Args:
-        x: contiguous, with as many entries as the product.
-        A: shape (N, p), or (b, N, p).
-        B: shape (p, D), or (b, p, D).
-    """
-    total = x.view(*A.shape[:-1], B.shape[-1])
-    if A.ndim == 2:
-        total.addmm_(A, B)
-    elif _is_same_left(A, B):
-        total.add_(_side_by_side(A, B))
-    elif _is_same_right(A, B):
-        total.view(-1, B.shape[2]).addmm_(A.reshape(-1, A.shape[2]), B[0])
-    else:
-        total.baddbmm_(A, B)
-    return x
-
-
 def _is_same_left(A: Tensor, B: Tensor) -> bool:
     """Whether one matrix, on the left, is best multiplied with all others side by side."""
     return len(A) > 1 and A.stride(0) == 0 and B.shape[2] < _WIDE

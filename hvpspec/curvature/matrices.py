@@ -1,11 +1,12 @@
 """The matrices of second derivatives of an objective: its Hessian and its Gauss-Newton matrix.
 
-Each multiplies vectors in two ways: on a graph that autograd made, and as a function to trace.
+Each multiplies vectors in two ways. ``graph`` returns the graph that autograd makes of a chunk's
+share, from which products are read off by reverse mode; ``product`` is a function to trace, which
+pushes one vector forward, and returns the loss and the product's parts.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -20,63 +21,7 @@ from hvpspec.curvature.objective import Term
 from hvpspec.errors import InputError
 
 
-class ProductGraph(ABC):
-    """A chunk's share of a matrix, as a graph that products with vectors are read off.
-
-    Attributes:
-        reached: names of the leaves with a path to the loss.
-    """
-
-    reached: frozenset[str]
-
-    @property
-    @abstractmethod
-    def ends(self) -> list[Tensor]:
-        """The tensors that are differentiated; none where the share is zero."""
-
-    @abstractmethod
-    def multiply(
-        self, columns: Mapping[str, Tensor], *, batched: bool = False
-    ) -> dict[str, Tensor]:
-        """Multiply a vector, or a block of vectors along a leading dimension.
-
-        Args:
-            columns: the vector's part for each leaf.
-            batched: whether there is a leading dimension.
-
-        Returns:
-            The product's parts, for the leaves in which it is not zero for certain.
-        """
-
-
-class Matrix(ABC):
-    """A matrix of second derivatives, to be multiplied in one of two ways."""
-
-    @abstractmethod
-    def graph(self, term: Term, leaves: Mapping[str, Tensor]) -> ProductGraph:
-        """Return a chunk's share of the matrix in some leaves, by reverse mode alone.
-
-        Args:
-            term: the chunk's share of the objective.
-            leaves: tensors it was computed from, by name.
-        """
-
-    @abstractmethod
-    def product(
-        self,
-        network: Callable[[Sequence[Tensor]], Any],
-        loss: Callable[[Sequence[Tensor], Any], Tensor],
-        theta: Sequence[Tensor],
-        v: Sequence[Tensor],
-    ) -> tuple[Tensor, Sequence[Tensor]]:
-        """Multiply a vector by the matrix of ``loss(theta, network(theta))``, by forward mode.
-
-        Returns:
-            The loss and the product's parts.
-        """
-
-
-class Hessian(Matrix):
+class Hessian:
     """The second derivatives themselves.
 
     Reference:
@@ -100,7 +45,7 @@ class Hessian(Matrix):
         return value, Hv
 
 
-class GaussNewton(Matrix):
+class GaussNewton:
     """``J^T (d^2 l / dz dz) J``, J the derivative of the outputs z: a linearised network's Hessian.
 
     Reference:
@@ -165,7 +110,7 @@ class GaussNewton(Matrix):
 
 
 @dataclass(frozen=True)
-class _Gradient(ProductGraph):
+class _Gradient:
     """A gradient's parts that depend on the leaves, with their graph."""
 
     reached: frozenset[str]
@@ -200,7 +145,7 @@ class _Gradient(ProductGraph):
 
 
 @dataclass(frozen=True)
-class _Linearised(ProductGraph):
+class _Linearised:
     """A network's derivative J and what the loss does with its outputs.
 
     Attributes:
@@ -244,3 +189,7 @@ class _Linearised(ProductGraph):
             retain_graph=True,
             batched=batched,
         )
+
+
+Matrix = Hessian | GaussNewton
+ProductGraph = _Gradient | _Linearised

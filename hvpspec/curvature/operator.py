@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from hvpspec.curvature.choice import EngineName, Plan
 from hvpspec.curvature.kronecker import LinearLayer, OwnBlock, add_own_block_, largest_linear
 from hvpspec.curvature.losses import Loss
 from hvpspec.curvature.matrices import Matrix
 from hvpspec.curvature.objective import Mode, Objective
 from hvpspec.curvature.parameters import ParameterSpace, Selector
-from hvpspec.curvature.planning import EngineName, Plan
 from hvpspec.curvature.products import Products
 from hvpspec.curvature.sharding import whole
 from hvpspec.errors import InputError
@@ -144,6 +144,10 @@ class CurvatureOperator(SymmetricOperator):
     def plan(self) -> tuple[Plan, ...]:
         """How products are made by now, for each number of vectors that was multiplied at once."""
         return self._products.plans
+
+    def expect(self, num_vectors: int, width: int) -> None:
+        """Announce products, so that it is known whether tracing them pays."""
+        self._products.expect(num_vectors, width)
 
     def check_symmetry(self) -> None:
         """See that all holds that an answer stands on, the symmetry of products among it."""

@@ -1,22 +1,53 @@
-"""Matrix-vector products over all of the data, made the way that is fastest here."""
+"""Matrix-vector products over all of the data, by the engine that a rule chooses."""
 
 from __future__ import annotations
 
 import math
-import time
-from contextlib import nullcontext
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from hvpspec.curvature.effort import Effort
-from hvpspec.curvature.engines import DoubleBackward, Engine
-from hvpspec.curvature.matrices import Matrix
+from hvpspec.curvature.choice import (
+    UNANNOUNCED,
+    Cost,
+    Count,
+    EngineName,
+    Plan,
+    choose,
+    most_at_once,
+)
+from hvpspec.curvature.data import Batch
+from hvpspec.curvature.engines import DoubleBackward, Engine, Linearised, bytes_of, saved
+from hvpspec.curvature.graph import nodes
+from hvpspec.curvature.matrices import Matrix, ProductGraph
 from hvpspec.curvature.objective import Point
-from hvpspec.curvature.planning import EngineName, Plan, Planner
-from hvpspec.errors import DataChangedError, InputError
+from hvpspec.errors import DataChangedError, HvpspecError, InputError, first_line
+from hvpspec.linalg.memory import available_memory, is_out_of_memory
+
+
+@dataclass
+class _Way:
+    """How blocks of one width are multiplied.
+
+    Attributes:
+        name: of the engine.
+        engine: what makes the products.
+        at_once: the number of vectors that it takes at once.
+        made: the number that were multiplied.
+        review: the number after which the choice is made anew.
+        keeps: whether what the engine prepares is kept.
+    """
+
+    name: str
+    engine: Engine
+    at_once: int
+    made: int
+    review: float = math.inf
+    keeps: bool = False
 
 
 @dataclass(frozen=True)
@@ -24,9 +55,9 @@ class _Kept:
     """What an engine prepared, for all chunks.
 
     Attributes:
-        engine: the engine of the plan.
+        engine: for which it was prepared.
         chunk_size: the most examples in a chunk.
-        parts: for each chunk the engine that took it, and what it prepared.
+        parts: for each chunk the engine that took it, and what that prepared.
         data: the tensors it was prepared from, with their versions.
     """
 
@@ -37,14 +68,16 @@ class _Kept:
 
 
 class Products:
-    """Products with a matrix of second derivatives of a point, without the l2 term.
+    """Products with a matrix of second derivatives at a point, without the l2 term.
 
-    One is made by double backward first, and the others as a :class:`Planner` tells.
+    The choice of an engine rests on counted arithmetic and on the number of products to come, so
+    that two runs choose alike. An engine other than plain double backward is first compared with
+    it, on the first chunk; one that differs is dropped with a warning.
 
     Args:
         point: the function, where it is looked at.
         matrix: which matrix.
-        engine: one way for all products, "auto" or "reproducible".
+        engine: one for all products, or "auto".
         memory_budget: bytes for what is kept from product to product; None for a quarter of what is
             free when it is first asked for.
 
@@ -62,112 +95,233 @@ class Products:
             raise InputError(f"memory_budget must be at least 0 bytes, got {memory_budget}")
         self._point, self._matrix = point, matrix
         self._engine, self._memory_budget = engine, memory_budget
-        self._planner: Planner | None = None
+        self._plain: DoubleBackward | None = None
+        self._announced: dict[int, int] = {}
+        self._forget()
+
+    def _forget(self) -> None:
+        """Let go of what was kept, counted and chosen for the former chunks."""
         self._kept: _Kept | None = None
+        self._cost: Cost | None = None
+        self._ways: dict[int, _Way] = {}
+        self._notes: dict[tuple[str, int], str] = {}
 
     @property
     def reached(self) -> set[str] | None:
         """Names of the parameters with a path to the loss; None before the first product."""
-        return self._planner.plain.reached if self._planner is not None else None
+        return self._plain.reached if self._plain is not None else None
 
     @property
     def plans(self) -> tuple[Plan, ...]:
         """How products are made by now, for each width of block that was asked for."""
-        return self._planner.plans if self._planner is not None else ()
+        return tuple(
+            Plan(way.name, width, way.at_once, way.keeps, tuple(self._notes.values()))
+            for width, way in sorted(self._ways.items())
+        )
+
+    def expect(self, num_vectors: int, width: int) -> None:
+        """Announce that so many vectors are to be multiplied, in blocks of some width."""
+        if num_vectors > self._announced.get(width, 0):
+            self._announced[width] = num_vectors
+            way = self._ways.get(width)
+            if way is not None and way.review < math.inf:
+                way.review = 0
 
     def multiply(self, V: Tensor) -> Tensor:
         """Multiply the rows of V, shape (k, n), on smaller chunks if memory does not suffice.
 
         Raises:
-            ComputationError: it does not suffice for a single example.
+            DataChangedError: data or parameters are not those of the first pass.
+            ComputationError: memory does not suffice for a single example.
         """
-        if self._planner is None:
-            self._point.within_memory(self._point.require_products)
+        self._point.require_products()
         return self._point.within_memory(lambda: self._multiply(V), self._forget)
 
-    def _forget(self) -> None:
-        """Let go of what was kept and planned for the former chunks."""
-        self._kept = None
-        if self._planner is not None:
-            self._planner.forget()
-
     def _multiply(self, V: Tensor) -> Tensor:
-        """Multiply the rows of V, parted into blocks that are not too wide."""
-        if self._planner is None:
-            start = time.perf_counter()
-            plain = DoubleBackward(self._point, self._matrix)
-            with Effort() if self._engine == "reproducible" else nullcontext() as effort:
-                product = self._pass(plain, plain, V[:1], keep=False)
-            seconds = effort.seconds if effort else time.perf_counter() - start
-            # Only now that nothing was found that is to be refused.
-            self._planner = Planner(plain, seconds, self._engine, self._memory_budget)
-            # Where one way was asked for, its bits are.
-            if len(V) == 1 and self._engine in ("auto", "reproducible", plain.name):
-                return product
-        num_blocks = math.ceil(len(V) / self._planner.widest)
-        width = math.ceil(len(V) / num_blocks)
-        if width * num_blocks > len(V):  # a block of another width would need a plan of its own
-            rows = nn.functional.pad(V, (0, 0, 0, width * num_blocks - len(V)))
-            return self._multiply(rows)[: len(V)]
-        if num_blocks == 1:
-            return self._multiply_block(V, self._planner)
-        return torch.cat([self._multiply(block) for block in torch.split(V, width)])
-
-    def _multiply_block(self, V: Tensor, planner: Planner) -> Tensor:
-        """Multiply a block the way that is planned for its width."""
-        course = planner.course(V)
-        if course is None:
-            return self._multiply(V)
-        start = time.perf_counter()
-        product = self._pass(course.engine, planner.plain, V, keep=course.keep)
-        planner.took(course, time.perf_counter() - start)
-        return product
-
-    def _pass(self, engine: Engine, plain: Engine, V: Tensor, *, keep: bool) -> Tensor:
-        """Add up the products with all chunks, from what was kept or anew.
-
-        Args:
-            engine: the way for all chunks that it takes.
-            plain: the way for the others.
-            V: block of vectors, shape (k, n).
-            keep: whether to keep what does not depend on them.
-        """
-        total = torch.zeros_like(V)
-        chunk_size = self._point.data.chunk_size
-        kept = self._kept
-        if kept is not None and (kept.engine, kept.chunk_size) == (engine, chunk_size):
-            self._check_kept(kept)
-            with self._point.placed():
-                for part_of, prepared in kept.parts:
-                    part_of.add_product_(total, prepared, V)
-            return total
-        if keep:
-            self._kept = None  # what was kept for another way makes room
-        parts: list[tuple[Engine, Any]] = []
-        data: list[tuple[Tensor, int]] = []
-        for each in {engine, plain}:
-            each.begin()
-        with self._point.chunks() as chunks:
-            for k, batch in chunks:
-                versions = [(tensor, tensor._version) for tensor in batch.leaves]
-                # Tracing each of many shapes would take longer than it saves.
-                own = engine if engine.takes(batch) else plain
-                prepared = own.prepare(k, batch)
-                if prepared is None:
-                    continue
-                own.add_product_(total, prepared, V)
-                if keep:
-                    parts.append((own, prepared))
-                    data += versions
-                del prepared  # before the next chunk's is made
-        if keep:
-            self._kept = _Kept(engine, chunk_size, parts, data)
-        return total
-
-    def _check_kept(self, kept: _Kept) -> None:
-        """Raise DataChangedError if parameters or data are others than when parts were kept."""
+        """Multiply with what was kept, or in a pass over the data."""
+        way, kept = self._ways.get(len(V)), self._kept
+        if way is None or way.made >= way.review:
+            return self._pass(V, None)
+        if kept is None or kept.engine is not way.engine:
+            return self._pass(V, way)
+        if kept.chunk_size != self._point.data.chunk_size:
+            return self._pass(V, way)
         self._point.check_parameters()
         if any(tensor._version != version for tensor, version in kept.data):
             raise DataChangedError(
                 "the data were changed in place between two products; make a new operator"
             )
+        product = torch.zeros_like(V)
+        with self._point.placed():
+            for engine, prepared in kept.parts:
+                _add_product_(product, engine, prepared, V, way.at_once)
+        way.made += len(V)
+        return product
+
+    def _pass(self, V: Tensor, way: _Way | None) -> Tensor:
+        """Add up the products with all chunks.
+
+        Args:
+            V: block of vectors, shape (k, n).
+            way: how to multiply; None to choose on the first chunk that counts.
+        """
+        product = torch.zeros_like(V)
+        self._plain = plain = self._plain or DoubleBackward(self._point, self._matrix)
+        if way is None or way.keeps:
+            self._kept = None  # to make room
+        for engine in {plain} if way is None else {plain, way.engine}:
+            engine.begin()
+        parts: list[tuple[Engine, Any]] = []
+        data: list[tuple[Tensor, int]] = []
+        with self._point.chunks() as chunks:
+            for k, batch in chunks:
+                versions = [(tensor, tensor._version) for tensor in batch.leaves]
+                if way is None:
+                    way, prepared = self._choose(plain, k, batch, len(V))
+                    engine = plain if way is None else way.engine
+                else:
+                    engine = way.engine if way.engine.takes(batch) else plain
+                    prepared = engine.prepare(k, batch)
+                if way is None or prepared is None:
+                    continue
+                _add_product_(product, engine, prepared, V, way.at_once)
+                if way.keeps:
+                    parts.append((engine, prepared))
+                    data += versions
+                del prepared  # before the next chunk's is made
+        # Where no chunk counts, there is nothing to choose by, and nothing to multiply.
+        way = way or _Way("double-backward", plain, 1, made=0)
+        if way.keeps:
+            self._kept = _Kept(way.engine, self._point.data.chunk_size, parts, data)
+        self._ways[len(V)] = way
+        way.made += len(V)
+        return product
+
+    def _choose(
+        self, plain: DoubleBackward, k: int, batch: Batch, width: int
+    ) -> tuple[_Way | None, Any]:
+        """Choose how to multiply blocks of some width, on the first chunk that counts.
+
+        Returns:
+            The way, and what its engine prepared for the chunk; None for both where the chunk's
+            share of the matrix is zero, by which nothing can be chosen.
+        """
+        with Count() as count:
+            graph = plain.prepare(k, batch)
+        if graph is None:
+            return None, None
+        if self._cost is None:
+            tensors = saved(graph.ends)
+            # Backward through the gradient's graph takes about twice what making it took.
+            self._cost = Cost(
+                calls=2 * count.calls,
+                arithmetic=2 * count.arithmetic,
+                num_nodes=len(nodes(graph.ends)),
+                largest=max((tensor.nbytes for tensor in tensors), default=0),
+                size=bytes_of(tensors),
+            )
+        made = self._ways[width].made if width in self._ways else 0
+        engine: Engine | None = plain
+        prepared: Any = graph
+        for name, at_once in self._candidates(self._cost, width, made):
+            if name == "double-backward":
+                engine, prepared = plain, graph
+            else:
+                engine, prepared = self._try(name, at_once, plain, graph, k, batch)
+            if engine is not None:
+                break
+        way = _Way(name, engine, at_once, made)
+        if self._engine == "auto" and engine is plain:
+            # Once as many have been made again, so that choosing costs little in all.
+            way.review = 2 * made + width
+        if self._memory_budget is None:
+            self._memory_budget = available_memory(self._point.device) // 4
+        way.keeps = engine.size(prepared) * self._point.num_chunks <= self._memory_budget
+        return way, prepared
+
+    def _candidates(self, cost: Cost, width: int, made: int) -> Iterator[tuple[str, int]]:
+        """The engines to try for blocks of some width, and the vectors that each takes at once."""
+        device, name = self._point.device, self._engine
+        at_once = most_at_once(cost, width, device)
+        if name == "auto":
+            expected = max(self._announced.get(width, 0), UNANNOUNCED * made)
+            name = choose(cost, expected * self._point.num_chunks, device)
+        if name in ("linearised", "compiled"):
+            yield name, at_once
+            if at_once > 1:  # an operation that takes no block may still take a vector
+                yield name, 1
+            name = choose(cost, 0, device)
+        if name == "batched" and at_once > 1:
+            yield name, at_once
+        yield "double-backward", 1
+
+    def _try(
+        self,
+        name: str,
+        at_once: int,
+        plain: DoubleBackward,
+        graph: ProductGraph,
+        k: int,
+        batch: Batch,
+    ) -> tuple[Engine | None, Any]:
+        """Compare an engine with double backward on a chunk.
+
+        Returns:
+            The engine, and what it prepared; None for both where it cannot be used, which is noted.
+        """
+        if (name, at_once) in self._notes:
+            return None, None
+        point = self._point
+        # Not the vectors that are to be multiplied: the matrix may be zero where they lie.
+        generator = torch.Generator().manual_seed(0)
+        V = torch.randn(at_once, point.space.dim, generator=generator).to(point.device, point.dtype)
+        mix = torch.randn(1, at_once, generator=generator).to(V)
+        expected, product = torch.zeros_like(V[:1]), torch.zeros_like(V)
+        _add_product_(expected, plain, graph, mix @ V, 1)
+        engine: Engine = plain
+        prepared: Any = graph
+        try:
+            if name != "batched":
+                width = at_once if at_once > 1 else None
+                compiled = name == "compiled"
+                engine = Linearised(point, self._matrix, batch, width, compiled=compiled)
+                prepared = engine.prepare(k, batch)
+            _add_product_(product, engine, prepared, V, at_once)
+        except Exception as error:  # an operation may be beyond a tracer in any way
+            if isinstance(error, HvpspecError) or is_out_of_memory(error):
+                raise
+            reason = f"not possible here ({first_line(error)})"
+            self._notes[name, at_once] = f"{name}, {at_once} at once: {reason}"
+            return None, None
+        # To half the digits, which is far beyond round-off; where the product cancels, to the
+        # round-off of a loss.
+        eps = 2 * point.unit_roundoff
+        size = torch.linalg.vector_norm
+        allowed = math.sqrt(eps) * size(expected) + eps * point.scale * size(mix @ V)
+        if not size(mix @ product - expected) <= allowed:
+            warnings.warn(
+                f"{name} products differ from those of double backward on the first chunk of the "
+                "data and are not used; please report this network",
+                UserWarning,
+                stacklevel=2,
+            )
+            self._notes[name, at_once] = f"{name}, {at_once} at once: differs from double backward"
+            return None, None
+        return engine, prepared
+
+
+def _add_product_(total: Tensor, engine: Engine, prepared: Any, V: Tensor, at_once: int) -> None:
+    """Add a chunk's products with the rows of V to those of ``total``, some of them at once."""
+    if at_once == 1:
+        for v, into in zip(V, total, strict=True):
+            engine.add_product_(into, prepared, v)
+        return
+    for rows, into in zip(V.split(at_once), total.split(at_once), strict=True):
+        if len(rows) == at_once:
+            engine.add_product_(into, prepared, rows)
+        else:  # a block of another width would need a trace of its own
+            padded = torch.zeros_like(V[:at_once])
+            padded[: len(rows)] = rows
+            product = torch.zeros_like(padded)
+            engine.add_product_(product, prepared, padded)
+            into.add_(product[: len(rows)])

@@ -128,6 +128,14 @@ class SymmetricOperator(ABC):
             raise NonFiniteError(self._non_finite_message())
         return product
 
+    def expect(self, num_vectors: int, width: int) -> None:
+        """Announce products, for which an operator may prepare; it changes no result.
+
+        Args:
+            num_vectors: how many vectors are to be multiplied.
+            width: how many of them in a block.
+        """
+
     def matvec(self, v: Tensor) -> Tensor:
         """Multiply one vector.
 
@@ -204,6 +212,7 @@ class SymmetricOperator(ABC):
         def fill(block: Sequence[int]) -> None:
             A[:, block] = self.matmat(unit_columns(self, block))
 
+        self.expect(len(columns), _BLOCK)
         for start in range(0, len(columns), _BLOCK):
             block = list(columns[start : start + _BLOCK])
             before = self.num_matvecs
@@ -489,6 +498,10 @@ class WrappedOperator(SymmetricOperator):
     def defect(self) -> float:
         """That of the operator beneath."""
         return self._A.defect
+
+    def expect(self, num_vectors: int, width: int) -> None:
+        """Announce products to the operator beneath."""
+        self._A.expect(num_vectors, width)
 
     def check_symmetry(self) -> None:
         """Check the operator beneath."""

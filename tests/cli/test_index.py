@@ -245,6 +245,6 @@ def test_an_exact_index_tells_how_its_matrix_was_made(run, checkpoint):
         provenance = json.load(file)["provenance"]
     assert provenance["seed"] == 0
     assert [(p["matrix"], p["engine"]) for p in provenance["plan"]][-1:] == [
-        ("network", "double backward")
+        ("network", "double-backward")
     ]
     assert provenance["fingerprint"]["dtype"] == "torch.float32"  # of the network as it is

@@ -257,7 +257,7 @@ class TestSelection:
 
         theta = torch.cat([p.detach().flatten() for p in model.parameters()])
         expected = torch.autograd.functional.hessian(loss, theta)
-        for engine in ("double backward", "batched forward over reverse"):
+        for engine in ("double-backward", "linearised"):
             again = HessianOperator(model, nn.CrossEntropyLoss(), (X, y), engine=engine)
             torch.testing.assert_close(again.to_dense(), expected, rtol=1e-10, atol=1e-12)
         torch.testing.assert_close(H.to_dense(), expected, rtol=1e-10, atol=1e-12)
@@ -287,7 +287,7 @@ class TestSelection:
 
         theta = torch.cat([p.detach().flatten() for p in model.parameters()])
         expected = torch.autograd.functional.hessian(loss, theta)
-        for engine in ("double backward", "batched double backward", "forward over reverse"):
+        for engine in ("double-backward", "batched", "linearised"):
             H = HessianOperator(model, nn.CrossEntropyLoss(), (X, y), engine=engine)
             torch.testing.assert_close(H.to_dense(), expected, rtol=1e-10, atol=1e-12)
 
@@ -738,8 +738,8 @@ def test_the_fused_attention_kernel_is_avoided_in_float32() -> None:
 @pytest.mark.parametrize(
     ("change", "engine"),
     [
-        *((c, "double backward") for c in ("signs", "places", "one place", "data", "buffer")),
-        ("signs", "batched forward over reverse"),
+        *((c, "double-backward") for c in ("signs", "places", "one place", "data", "buffer")),
+        ("signs", "linearised"),
     ],
 )
 def test_changes_that_keep_the_norm_are_noticed(change: str, engine: str) -> None:

@@ -106,7 +106,7 @@ def test_what_was_checked_is_not_checked_again() -> None:
             return super().forward(x)
 
     model, data = Counted(3, 2), (torch.randn(60, 3), torch.randint(2, (60,)))
-    H = hvpspec.HessianOperator(model, nn.CrossEntropyLoss(), data, engine="double backward")
+    H = hvpspec.HessianOperator(model, nn.CrossEntropyLoss(), data, engine="double-backward")
     H.loss()
     calls.clear()
     for operator in (H, H.block("bias"), H.in_float64()):

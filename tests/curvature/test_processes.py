@@ -61,14 +61,14 @@ def answers(group: dist.ProcessGroup | None) -> dict[str, Any]:
     share = slice(ranks.rank, None, ranks.size)
     found: dict[str, Any] = {}
     # To trace takes as long as all else, in each of the processes: two are enough for it.
-    traced = "auto" if ranks.size < 4 else "double backward"
+    traced = "auto" if ranks.size < 4 else "double-backward"
     # What follows is asked of the last.
-    for reduction, engine in (("mean", traced), ("sum", "double backward")):
+    for reduction, engine in (("mean", traced), ("sum", "double-backward")):
         loss = nn.CrossEntropyLoss(reduction=reduction)
         how: dict[str, Any] = {"l2": 0.1, "chunk_size": 4, "engine": engine, "group": group}
         H = HessianOperator(model, loss, (X[share], y[share]), **how)
         V = torch.randn(H.shape[0], 3, generator=seeded(), dtype=torch.float64)
-        G = GGNOperator(model, loss, (X[share], y[share]), engine="double backward", group=group)
+        G = GGNOperator(model, loss, (X[share], y[share]), engine="double-backward", group=group)
         found |= {
             f"{reduction}, products": torch.cat([H @ V, H @ V, G @ V, -H @ V]),
             f"{reduction}, loss": H.loss(),
@@ -83,7 +83,7 @@ def answers(group: dist.ProcessGroup | None) -> dict[str, Any]:
         model,
         nn.CrossEntropyLoss(),
         (X[share], ignored[share]),
-        engine="double backward",
+        engine="double-backward",
         group=group,
     )
     found |= {"ignored": partial @ V, "its bound": partial.structural_upper_bound().upper}
@@ -182,7 +182,7 @@ def of_shards(group: dist.ProcessGroup | None) -> dict[str, Any]:
             with pytest.raises(DataChangedError, match="the parameters are others"):
                 H @ V
             H = HessianOperator(
-                model, loss, (X[share], y[share]), engine="double backward", group=data.group
+                model, loss, (X[share], y[share]), engine="double-backward", group=data.group
             )
             H @ V
     return found

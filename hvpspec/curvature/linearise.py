@@ -1,9 +1,13 @@
-"""A matrix-vector product as a graph of tensor operations, split where vectors come in."""
+"""A matrix-vector product as a graph of tensor operations, split where the vectors come in.
+
+PyTorch's ``torch.func.linearize`` does the same for one vector at a time, and traces anew for every
+chunk of the data. Here a graph is traced once for all chunks of a shape, for a block of vectors.
+"""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -13,17 +17,10 @@ from torch.func import functionalize, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hvpspec.curvature.hoisting import hoist_factors
 from hvpspec.curvature.kernels import FASTER
-from hvpspec.curvature.simplify import (
-    accumulate_products,
-    drop_constants,
-    drop_copies,
-    drop_zeros,
-    fuse_products,
-    merge_equal,
-    reuse_memory,
-)
+
+_aten = torch.ops.aten
+_SUMS = {_aten.add.Tensor, _aten.sub.Tensor}
 
 #: Takes parameters, data and a vector, each a list of tensors; returns a value that does not depend
 #: on the vector, and a product with it that is linear in it.
@@ -33,37 +30,36 @@ Product = Callable[
 
 
 @dataclass(frozen=True)
-class SplitProduct:
+class Linear:
     """A product with a matrix in two parts, of which the first does not depend on the vector.
 
     Attributes:
         first: takes parameters and data, returns the value and what ``second`` needs.
         second: takes that and the vector's parts, returns the product's parts.
-        largest: bytes of the largest intermediate result of ``second`` that grows with the data.
     """
 
     first: Callable[..., Any]
     second: Callable[..., Any]
-    largest: int
 
     def prepare(self, arguments: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """The value at the arguments, and what the products there have in common."""
         value, *residuals = self.first(*arguments)
         return value, residuals
 
-    def multiply(self, residuals: Sequence[Tensor], vectors: Sequence[Tensor]) -> Sequence[Tensor]:
+    def multiply(self, residuals: Iterable[Tensor], vectors: Iterable[Tensor]) -> Sequence[Tensor]:
         """The product, in parts of the parameters' shapes, with a leading dimension for blocks."""
-        parts: Sequence[Tensor] = self.second(*residuals, *vectors)
+        # Contiguous, as when it was traced.
+        parts: Sequence[Tensor] = self.second(*residuals, *(v.contiguous() for v in vectors))
         return parts
 
-    def compiled(self) -> SplitProduct:
+    def compiled(self) -> Linear:
         """The same with its second part compiled, when it is first called."""
         return replace(self, second=torch.compile(self.second, dynamic=False, fullgraph=True))
 
 
-def split_product(
+def linearise(
     product: Product, arguments: Sequence[Tensor], num_parameters: int, width: int | None
-) -> SplitProduct:
+) -> Linear:
     """Trace ``v -> A v`` for a matrix A that depends on parameters and data.
 
     Args:
@@ -117,18 +113,16 @@ class _PlainZeros(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-def _split(traced: fx.GraphModule, num_vectors: int) -> SplitProduct:
+def _split(traced: fx.GraphModule, num_vectors: int) -> Linear:
     """Part a graph into what depends on its last inputs, the vectors, and what does not."""
     graph = traced.graph
     _refuse_writing(graph)
-    drop_zeros(graph)
-    drop_copies(graph)
-    merge_equal(graph)
     placeholders = graph.find_nodes(op="placeholder")
     (output,) = graph.find_nodes(op="output")
     vectors = placeholders[len(placeholders) - num_vectors :]
-    drop_constants(graph, _dependent(graph, vectors))
-    hoist_factors(graph, _dependent(graph, vectors))
+    _drop_constants(graph, _dependent(graph, vectors))
+    for node in graph.nodes:
+        node.target = FASTER.get(node.target, node.target)
     dependent = _dependent(graph, vectors) - {output}
     value, *parts = cast(Sequence[fx.Node], output.args[0])
     needed = [
@@ -144,27 +138,15 @@ def _split(traced: fx.GraphModule, num_vectors: int) -> SplitProduct:
             copies[node] = first.node_copy(node, copies.__getitem__)
     first.output(tuple(copies[node] for node in [value, *needed]))
 
-    second, copies = fx.Graph(), {}
-    for node in [*needed, *vectors]:
-        copies[node] = second.placeholder(node.name)
-        copies[node].meta.update(node.meta)
+    second = fx.Graph()
+    copies = {node: second.placeholder(node.name) for node in [*needed, *vectors]}
     for node in graph.nodes:
         if node in dependent and node not in vectors:
             copies[node] = second.node_copy(node, copies.__getitem__)
     second.output(tuple(copies[part] for part in parts))
     for part in (first, second):
         part.eliminate_dead_code()
-    fuse_products(second)
-    accumulate_products(second)
-    reuse_memory(second)
-    for node in (*first.nodes, *second.nodes):
-        node.target = FASTER.get(node.target, node.target)
-    # What has the size of a vector's part has it for any number of examples.
-    sizes = {node.meta["val"].numel() for node in vectors}
-    values = [node.meta.get("val") for node in dependent]
-    results = [v for v in values if isinstance(v, Tensor) and v.numel() not in sizes]
-    largest = max((v.nbytes for v in results), default=0)
-    return SplitProduct(fx.GraphModule(traced, first), fx.GraphModule(traced, second), largest)
+    return Linear(fx.GraphModule(traced, first), fx.GraphModule(traced, second))
 
 
 def _dependent(graph: fx.Graph, vectors: Sequence[fx.Node]) -> set[fx.Node]:
@@ -182,3 +164,30 @@ def _refuse_writing(graph: fx.Graph) -> None:
         schema = getattr(node.target, "_schema", None)
         if schema is not None and schema.is_mutable:
             raise RuntimeError("the network writes to its parameters, its inputs or its buffers")
+
+
+def _drop_constants(graph: fx.Graph, dependent: Set[fx.Node]) -> None:
+    """Leave terms out that do not depend on the vectors: together they are zero up to round-off.
+
+    Products are linear, but PyTorch's forward derivative of a group's norm, for one, subtracts a
+    mean whose share in the result cancels. With small vectors its round-off would be all there is.
+    """
+    for node in graph.nodes:
+        if node not in dependent or node.target not in _SUMS or node.kwargs:
+            continue
+        first, second = node.args
+        term = first if first in dependent else second
+        if (first in dependent and second in dependent) or not _is_like(term, node):
+            continue
+        if term is second and node.target is _aten.sub.Tensor:
+            with graph.inserting_before(node):
+                term = graph.call_function(_aten.neg.default, (second,))
+            term.meta["val"] = node.meta["val"]
+        node.replace_all_uses_with(term)
+        graph.erase_node(node)
+
+
+def _is_like(argument: fx.Node, node: fx.Node) -> bool:
+    """Whether an argument has the shape, strides and dtype of a result."""
+    a, b = argument.meta["val"], node.meta["val"]
+    return bool(a.shape == b.shape and a.dtype == b.dtype and a.stride() == b.stride())
