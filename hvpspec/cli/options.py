@@ -14,7 +14,7 @@ from hvpspec.cli.apart import Names
 from hvpspec.errors import InputError
 
 LossName = Literal["cross_entropy", "mse"]
-MethodName = Literal["auto", "exact", "ldl", "certified", "slq", "chebyshev"]
+MethodName = Literal["auto", "exact", "inertia", "certified", "quadrature", "filtered"]
 EngineName = Literal["auto", "double-backward", "batched", "linearised", "compiled"]
 ModeName = Literal["eval", "as-given"]
 OptimizerName = Literal["sgd", "adam", "lbfgs"]
