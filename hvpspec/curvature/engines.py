@@ -166,7 +166,7 @@ class Linearised(Engine):
             self._traces[kinds] = self._trace(batch)
         linear = self._traces[kinds]
         with torch.no_grad():
-            loss, residuals = linear.prepare([*self.leaves.values(), *batch.leaves])
+            loss, *residuals = linear.first(*self.leaves.values(), *batch.leaves)
         self.point.check(k, float(loss))
         share = self.point.share(k)
         # A mean over no target is 0/0, and so are its derivatives.
@@ -177,7 +177,9 @@ class Linearised(Engine):
         space = self.point.space
         vectors = aligned(space, space.unflatten(V))
         with torch.no_grad():
-            parts = prepared.linear.multiply(prepared.tensors, vectors.values())
+            # Contiguous, as when it was traced.
+            contiguous = [part.contiguous() for part in vectors.values()]
+            parts = prepared.linear.second(*prepared.tensors, *contiguous)
         add_parts_(total, space, dict(zip(vectors, parts, strict=True)), prepared.share)
 
     def size(self, prepared: _Residuals) -> int:

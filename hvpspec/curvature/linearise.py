@@ -7,7 +7,7 @@ chunk of the data. Here a graph is traced once for all chunks of a shape, for a 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -40,17 +40,6 @@ class Linear:
 
     first: Callable[..., Any]
     second: Callable[..., Any]
-
-    def prepare(self, arguments: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """The value at the arguments, and what the products there have in common."""
-        value, *residuals = self.first(*arguments)
-        return value, residuals
-
-    def multiply(self, residuals: Iterable[Tensor], vectors: Iterable[Tensor]) -> Sequence[Tensor]:
-        """The product, in parts of the parameters' shapes, with a leading dimension for blocks."""
-        # Contiguous, as when it was traced.
-        parts: Sequence[Tensor] = self.second(*residuals, *(v.contiguous() for v in vectors))
-        return parts
 
     def compiled(self) -> Linear:
         """The same with its second part compiled, when it is first called."""

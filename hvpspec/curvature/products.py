@@ -97,6 +97,7 @@ class Products:
         self._engine, self._memory_budget = engine, memory_budget
         self._plain: DoubleBackward | None = None
         self._announced: dict[int, int] = {}
+        self._is_checked = False
         self._forget()
 
     def _forget(self) -> None:
@@ -134,7 +135,9 @@ class Products:
             DataChangedError: data or parameters are not those of the first pass.
             ComputationError: memory does not suffice for a single example.
         """
-        self._point.require_products()
+        if not self._is_checked:  # later changes are found in every product
+            self._point.require_products()
+            self._is_checked = True
         return self._point.within_memory(lambda: self._multiply(V), self._forget)
 
     def _multiply(self, V: Tensor) -> Tensor:
