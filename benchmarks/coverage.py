@@ -34,7 +34,7 @@ RUNS: dict[str, dict[str, Any]] = {
         "max_matvecs": 64,
         "ladder": (4.0,),
     },
-    "slq": {"method": "slq", "num_probes": 4, "num_steps": 15},
+    "quadrature": {"method": "quadrature", "num_probes": 4, "num_steps": 15},
 }
 #: The chance that one run or another of a correct method is called wrong here.
 FALSE_ALARM = 1e-3

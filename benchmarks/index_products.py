@@ -131,13 +131,15 @@ def measure(
         )
 
     def estimate() -> None:
-        most = results["certified"].num_matvecs
-        steps = max(1, most // SLQ_PROBES)
-        ask("slq", max_matvecs=most, num_probes=SLQ_PROBES, num_steps=steps)
+        steps = max(1, results["certified"].num_matvecs // SLQ_PROBES)
+        ask("quadrature", num_probes=SLQ_PROBES, num_steps=steps)
 
-    ways = {"certified": lambda: ask("certified", max_matvecs=options.max_matvecs), "slq": estimate}
+    def certify() -> None:
+        ask("certified", max_matvecs=options.max_matvecs)
+
+    ways = {"certified": certify, "quadrature": estimate}
     times = interleaved(ways, options.repeats)
-    certified, plain = results["certified"], results["slq"]
+    certified, plain = results["certified"], results["quadrature"]
     return Row(
         activation,
         options.multiply_by,
@@ -149,7 +151,7 @@ def measure(
         plain.lower,
         plain.upper,
         times["certified"],
-        times["slq"],
+        times["quadrature"],
     )
 
 

@@ -32,7 +32,7 @@ from benchmarks.measuring import machine
 from benchmarks.networks import resnet18
 from hvpspec import GGNOperator, HessianOperator, SpectralMeasure, SymmetricOperator
 from hvpspec.plotting import plot_density, save_figure
-from hvpspec.report import Grid, grid_markdown, measure_to_dict
+from hvpspec.report import Grid, grid_markdown
 from hvpspec.zoo import Dataset, TrainingSettings, load_data, train
 
 ROOT = Path(__file__).parents[1]
@@ -215,7 +215,7 @@ def density(
             )
         measure.save(options.out / f"{name}.npz")
         save_figure(plot_density(measure, symlog=True, title=title), options.out / f"{name}.png")
-        facts = measure_to_dict(measure)
+        facts = measure.to_dict()
         return {field: facts[field] for field in ("bulk", "bottom", "top", "norm")}
 
     results.once("density", H, measure)

@@ -17,7 +17,7 @@ from .linalg import DenseOperator as DenseOperator
 from .linalg import Eigenpairs as Eigenpairs
 from .linalg import Estimate as Estimate
 from .linalg import FunctionOperator as FunctionOperator
-from .linalg import Inertia as Inertia
+from .linalg import InertiaResult as InertiaResult
 from .linalg import PreconditionedOperator as PreconditionedOperator
 from .linalg import SymmetricOperator as SymmetricOperator
 from .linalg import diagonal as diagonal
@@ -27,8 +27,13 @@ from .linalg import frobenius_norm as frobenius_norm
 from .linalg import inertia as inertia
 from .linalg import trace as trace
 from .recording import RecordedOperator as RecordedOperator
+from .spectrum import Certified as Certified
+from .spectrum import Exact as Exact
+from .spectrum import Filtered as Filtered
 from .spectrum import IndexCurve as IndexCurve
 from .spectrum import IndexResult as IndexResult
+from .spectrum import Inertia as Inertia
+from .spectrum import Quadrature as Quadrature
 from .spectrum import Rung as Rung
 from .spectrum import SpectralMeasure as SpectralMeasure
 from .spectrum import index as index

@@ -123,10 +123,11 @@ def draw_loop(figure: Figure, position: int, values: Tensor) -> None:
 
     num_steps = result.num_matvecs // 10
     slq = hvpspec.index(
-        A, TAU, method="slq", confidence=CONFIDENCE, num_probes=10, num_steps=num_steps
+        A, TAU, method="quadrature", confidence=CONFIDENCE, num_probes=10, num_steps=num_steps
     )
     print(
-        f"slq: [{slq.lower}, {slq.upper}] around {slq.estimate:.1f} in {slq.num_matvecs} products"
+        f"quadrature: [{slq.lower}, {slq.upper}] around {slq.estimate:.1f}"
+        f" in {slq.num_matvecs} products"
     )
     ax.errorbar(
         [10 * num_steps * 1.06],

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from hvpspec.cli.index import compute_index
 from hvpspec.cli.options import Seed
 from hvpspec.cli.problem import load_problem
 from hvpspec.cli.train import train_and_save
 from hvpspec.files import check_target, keep_apart, make_folder
-from hvpspec.report import comparison_table, index_table, index_to_dict, write_json
+from hvpspec.report import write_json
+from hvpspec.results import Row, number, text_table
+
+if TYPE_CHECKING:
+    from hvpspec import IndexResult
 
 _EPOCHS = 50
 _LADDER = (1e-3, 1e-4, 1e-5)  # times the norm
@@ -51,14 +54,13 @@ def demo(
     )
     result, seconds = compute_index(problem, "exact")
     assert result.eigenvalues is not None  # the exact method has them
-    Console().print(index_table(result, subject=problem.subject, seconds=seconds))
-    write_json(result_file, index_to_dict(result, subject=problem.subject, seconds=seconds))
+    typer.echo(result.summary(subject=problem.subject, seconds=seconds))
+    write_json(result_file, result.to_dict(subject=problem.subject, seconds=seconds))
     taus = [part * result.norm for part in _LADDER]
     typer.echo("\nasking the same of products alone, without the matrix ...", err=True)
     certified, took = compute_index(problem, "certified", taus)
-    table = comparison_table(certified, result, seconds=(took, seconds))
-    Console().print(table)
-    write_json(certified_file, index_to_dict(certified, subject=problem.subject, seconds=took))
+    typer.echo(compare(certified, result, seconds=(took, seconds)))
+    write_json(certified_file, certified.to_dict(subject=problem.subject, seconds=took))
     title, values = problem.subject.title, result.eigenvalues.numpy()
     floor = result.noise_floor
     save_figure(plot_spectrum(values, noise_floor=floor, scale="both", title=title), spectrum)
@@ -72,3 +74,32 @@ def demo(
         (ladder, "the same as far as it is certified without the matrix"),
     ):
         typer.echo(f"wrote {path}: {what}")
+
+
+def compare(certified: IndexResult, exact: IndexResult, *, seconds: tuple[float, float]) -> str:
+    """Lay a matrix-free ladder beside the exact counts at the same resolutions.
+
+    Args:
+        certified: with a ladder.
+        exact: with all eigenvalues.
+        seconds: the time of each.
+    """
+    assert exact.eigenvalues is not None
+    rows: list[Row] = [("τ", "τ / ‖H‖", "certified", "exact", "")]
+    for rung in certified.ladder:
+        count = int((exact.eigenvalues < -rung.tau).sum())
+        if not rung.lower <= count <= rung.upper:
+            verdict = "they DISAGREE"
+        else:
+            verdict = "they agree" if rung.index is not None else "the interval holds it"
+        relative = f"{rung.tau / exact.norm:.2g}" if exact.norm else "–"
+        known = f"{rung.index:,}" if rung.index is not None else f"[{rung.lower:,}, {rung.upper:,}]"
+        rows.append((number(rung.tau), relative, known, f"{count:,}", verdict))
+    both, (took, other) = (certified, exact), seconds
+    rows += [
+        ("products", "", *(f"{one.num_matvecs:,}" for one in both)),
+        ("noise floor", "", *(number(one.noise_floor) for one in both)),
+        ("time", "", f"{took:.1f} s", f"{other:.1f} s"),
+        ("confidence", "", *(f"{one.confidence:.10g}" for one in both)),
+    ]
+    return text_table("certified beside exact", rows, right=True)

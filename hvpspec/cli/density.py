@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from hvpspec.cli.apart import Names
 from hvpspec.cli.index import compute_index
@@ -24,13 +23,8 @@ from hvpspec.cli.problem import LoadProblem, Problem, on_problem
 from hvpspec.cli.processes import Parallel, divided
 from hvpspec.cli.progress import product_bar
 from hvpspec.files import check_target
-from hvpspec.report import (
-    density_to_dict,
-    index_table,
-    measure_table,
-    measure_to_dict,
-    write_json,
-)
+from hvpspec.report import write_json
+from hvpspec.results import Row, closing_rows, text_table
 
 if TYPE_CHECKING:
     from hvpspec import SpectralMeasure
@@ -157,13 +151,23 @@ def density(
         for matrix, parts in found.items()
         for part, measure in parts.items()
     }
-    Console().print(measure_table(measures, subject=subject, seconds=seconds))
+    rows: list[Row] = []
+    for name, measure in measures.items():
+        if len(measures) > 1:
+            rows.append((name, f"{measure.dim:,}", "parameters"))
+        rows += measure.rows()
+    typer.echo(text_table(subject.title, [*rows, *closing_rows(seconds, subject.notes)]))
     whole = found[_HESSIAN][_WHOLE]
     if json_file:
         _, layers = _divided(found[_HESSIAN])
-        beside = _divided(found[_GAUSS_NEWTON]) if gauss_newton else None
-        content = measure_to_dict(whole, subject=subject, layers=layers, gauss_newton=beside)
-        write_json(json_file, content)
+        beside = None
+        if gauss_newton:
+            other, blocks = _divided(found[_GAUSS_NEWTON])
+            beside = other.content(blocks)
+        write_json(
+            json_file,
+            whole.to_dict(subject=subject, seconds=seconds, layers=layers, gauss_newton=beside),
+        )
         typer.echo(f"wrote {json_file}")
     if save:
         whole.save(save)
@@ -229,10 +233,11 @@ def _draw_exact(
     result, seconds = compute_index(problem, "exact")
     assert result.eigenvalues is not None  # the exact method has them
     values, floor = result.eigenvalues.numpy(), result.noise_floor
-    Console().print(index_table(result, subject=problem.subject, seconds=seconds))
+    typer.echo(result.summary(subject=problem.subject, seconds=seconds))
     if json_file:
         histogram = spectrum_histogram(values, noise_floor=floor, symlog=symlog, bins=bins)
-        write_json(json_file, density_to_dict(values, histogram, subject=problem.subject))
+        content = {**histogram.to_dict(subject=problem.subject), "eigenvalues": values.tolist()}
+        write_json(json_file, content)
         typer.echo(f"wrote {json_file}")
     if out:
         scale: Scale = "symlog" if symlog else "linear"

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 
 from hvpspec.cli.apart import Names
 from hvpspec.cli.options import (
@@ -20,7 +19,7 @@ from hvpspec.cli.problem import LoadProblem, on_problem
 from hvpspec.cli.progress import product_bar
 from hvpspec.errors import ComputationError
 from hvpspec.files import check_target, write_atomically
-from hvpspec.report import eigenpairs_to_dict, eigenvalue_table, write_json
+from hvpspec.report import write_json
 
 
 @on_problem
@@ -68,9 +67,9 @@ def eigs(
             progress=progress,
         )
     seconds, subject = time.perf_counter() - start, problem.subject
-    Console().print(eigenvalue_table(pairs, subject=subject, seconds=seconds))
+    typer.echo(pairs.summary(subject=subject, seconds=seconds))
     if json_file:
-        write_json(json_file, eigenpairs_to_dict(pairs, which, subject=subject, seconds=seconds))
+        write_json(json_file, pairs.to_dict(subject=subject, seconds=seconds))
         typer.echo(f"wrote {json_file}")
     if vectors:
         directions = problem.hessian.space.unflatten(pairs.vectors.T)

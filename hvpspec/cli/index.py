@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from hvpspec.cli.apart import Names
 from hvpspec.cli.options import (
@@ -24,7 +23,7 @@ from hvpspec.cli.options import (
 from hvpspec.cli.problem import LoadProblem, Problem, on_problem
 from hvpspec.cli.progress import bracket_bar, hessian_bar
 from hvpspec.files import check_target
-from hvpspec.report import index_table, index_to_dict, write_json
+from hvpspec.report import write_json
 
 if TYPE_CHECKING:
     from hvpspec import IndexResult
@@ -37,9 +36,9 @@ def index(
     method: Annotated[
         MethodName | None,
         typer.Option(
-            help="exact: all eigenvalues; ldl: counts only, faster for thousands of parameters;"
-            " certified: products alone, with a proof; slq: their plain interval; chebyshev: error"
-            " bars in little memory; auto: exact up to 3,000 parameters, else certified.",
+            help="exact: all eigenvalues; inertia: counts only, faster for thousands of parameters;"
+            " certified: products alone, with a proof; quadrature: their plain interval; filtered:"
+            " error bars in little memory; auto: exact up to 3,000 parameters, else certified.",
             show_default="auto",
         ),
     ] = None,
@@ -63,7 +62,7 @@ def index(
     ] = None,
 ) -> None:
     """Count the directions in which the loss goes down, resolved from round-off."""
-    how = _settle_method(exact, method, picture=out is not None)
+    how: str = _settle_method(exact, method, picture=out is not None)
     effort: dict[str, Any] = {
         "probes": probes,
         "steps": steps,
@@ -71,8 +70,7 @@ def index(
         "confidence": confidence,
         "max_matvecs": max_matvecs,
     }
-    if how in ("exact", "ldl"):
-        refuse_together(f"has no effect on --method {how}; leave it out", **effort)
+    _refuse_useless(how, effort)
     if json_file:
         check_target(json_file)
     if out:
@@ -80,10 +78,15 @@ def index(
 
         check_picture(out)
     problem = load()
+    if how == "auto":
+        from hvpspec.spectrum.morse import settle_method
+
+        how = settle_method(how, problem.hessian.shape[0]).name
+        _refuse_useless(how, effort)
     result, seconds = compute_index(problem, how, tau, **effort)
-    Console().print(index_table(result, subject=problem.subject, seconds=seconds))
+    typer.echo(result.summary(subject=problem.subject, seconds=seconds))
     if json_file:
-        write_json(json_file, index_to_dict(result, subject=problem.subject, seconds=seconds))
+        write_json(json_file, result.to_dict(subject=problem.subject, seconds=seconds))
         typer.echo(f"wrote {json_file}")
     if out:
         from hvpspec.plotting import plot_index_curve, save_figure
@@ -94,7 +97,7 @@ def index(
 
 def compute_index(
     problem: Problem,
-    method: MethodName,
+    method: str,
     taus: Sequence[float] | None = None,
     *,
     probes: int | None = None,
@@ -107,7 +110,7 @@ def compute_index(
 
     Args:
         problem: what to count on.
-        method: how.
+        method: its name.
         taus: the resolutions; None for the method's own.
         probes: see `hvpspec.index`, as for the following; None for its defaults.
         steps: its ``num_steps``.
@@ -125,33 +128,45 @@ def compute_index(
     import torch
 
     import hvpspec
-    from hvpspec.spectrum.morse import settle_method
 
-    given = {"confidence": confidence, "max_matvecs": max_matvecs}
+    given = {
+        "confidence": confidence,
+        "max_matvecs": max_matvecs,
+        "num_probes": probes,
+        "num_steps": steps,
+    }
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    options |= {"num_probes": probes, "num_steps": steps, "tau_ladder": taus or None}
+    options |= {"method": method, "tau_ladder": taus or None}
     options["generator"] = torch.Generator().manual_seed(seed or 0)
-    method = settle_method(method, problem.hessian.shape[0])
     start = time.perf_counter()
-    by_matrix = method in ("exact", "ldl")
+    by_matrix = method in ("exact", "inertia")
     # The matrix is one in float64, and so is the operator whose plan is told.
     operator = problem.hessian.in_float64() if by_matrix else problem.hessian
     with problem.lasting(operator) as hessian:
         if by_matrix:
             with hessian_bar() as progress:
-                result = hvpspec.index(hessian, method=method, progress=progress, **options)
+                result = hvpspec.index(hessian, progress=progress, **options)
         else:
             with bracket_bar() as (progress, watch):
-                result = hvpspec.index(
-                    hessian, method=method, progress=progress, watch=watch, **options
-                )
+                if method == "certified":
+                    options["watch"] = watch
+                result = hvpspec.index(hessian, progress=progress, **options)
     return result, time.perf_counter() - start
+
+
+def _refuse_useless(method: str, effort: Mapping[str, object]) -> None:
+    """Refuse options that a method does not have."""
+    if method in ("exact", "inertia"):
+        refuse_together(f"has no effect on --method {method}; leave it out", **effort)
+    if method in ("quadrature", "filtered"):
+        reason = f"belongs to --method certified; --method {method} takes --probes times --steps"
+        refuse_together(f"{reason} products", max_matvecs=effort["max_matvecs"])
 
 
 def _settle_method(exact: bool, method: MethodName | None, *, picture: bool) -> MethodName:
     """Read the options that choose a method; a picture needs more than one count."""
     if exact and method not in (None, "exact"):
         raise typer.BadParameter(f"--exact means --method exact, but --method {method} is given")
-    if picture and method == "ldl":
+    if picture and method == "inertia":
         raise typer.BadParameter("--out needs the eigenvalues; use --method exact with it")
     return "exact" if exact else method or "auto"

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from hvpspec.cli.apart import Names, spare_recorded_data
 from hvpspec.cli.options import JsonFile, NetArgs, NetName, WeightsName, parse_net_args
 from hvpspec.files import check_target
-from hvpspec.report import checkpoint_tables, checkpoint_to_dict, write_json
+from hvpspec.report import checkpoint_text, checkpoint_to_dict, write_json
 
 
 def info(
@@ -34,8 +33,7 @@ def info(
     found = load_checkpoint(checkpoint, net=net, net_arguments=arguments, weights=weights)
     if json_file:
         spare_recorded_data(found, None, [("--json", json_file)])
-    for table in checkpoint_tables(found):
-        Console().print(table)
+    typer.echo(checkpoint_text(found))
     if json_file:
         write_json(json_file, checkpoint_to_dict(found))
         typer.echo(f"wrote {json_file}")

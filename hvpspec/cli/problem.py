@@ -37,7 +37,8 @@ from hvpspec.cli.options import (
 )
 from hvpspec.cli.processes import joined, num_processes, rank
 from hvpspec.errors import InputError
-from hvpspec.report import Subject, network_text
+from hvpspec.report import network_text
+from hvpspec.results import Subject
 
 if TYPE_CHECKING:
     from torch import nn

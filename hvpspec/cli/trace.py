@@ -6,7 +6,6 @@ import time
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 
 from hvpspec.cli.options import (
     JsonFile,
@@ -17,7 +16,8 @@ from hvpspec.cli.options import (
 from hvpspec.cli.problem import LoadProblem, on_problem
 from hvpspec.cli.progress import product_bar
 from hvpspec.files import check_target
-from hvpspec.report import trace_table, trace_to_dict, write_json
+from hvpspec.report import write_json
+from hvpspec.results import closing_rows, envelope, text_table
 
 
 @on_problem
@@ -53,7 +53,19 @@ def trace(
         with product_bar("Frobenius norm") as progress:
             norm = hvpspec.frobenius_norm(hessian, max_matvecs, progress=progress, **effort)
     seconds, subject = time.perf_counter() - start, problem.subject
-    Console().print(trace_table(found, norm, method, subject=subject, seconds=seconds))
+    rows = [
+        ("trace", *found.cells(method)),
+        ("‖H‖_F", *norm.cells("hutchinson")),
+        ("products", f"{found.num_matvecs + norm.num_matvecs:,}", "matrix-vector products"),
+    ]
+    typer.echo(text_table(subject.title, [*rows, *closing_rows(seconds, subject.notes)]))
     if json_file:
-        write_json(json_file, trace_to_dict(found, norm, method, subject=subject, seconds=seconds))
+        content = {
+            **envelope("hvpspec-trace", subject),
+            "method": method,
+            "trace": found.to_dict(),
+            "frobenius_norm": norm.to_dict(),
+            "seconds": seconds,
+        }
+        write_json(json_file, content)
         typer.echo(f"wrote {json_file}")

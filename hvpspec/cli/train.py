@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
 
 from hvpspec.cli.apart import Names
 from hvpspec.cli.options import (
@@ -21,7 +20,8 @@ from hvpspec.cli.options import (
 from hvpspec.cli.progress import training_bar
 from hvpspec.errors import InputError, first_line
 from hvpspec.files import check_target
-from hvpspec.report import facts_table, network_text
+from hvpspec.report import network_text
+from hvpspec.results import text_table
 
 if TYPE_CHECKING:
     from hvpspec.zoo import Dataset, DataSource, NetworkSpec, TrainingSettings
@@ -122,7 +122,7 @@ def train_and_save(
         if accuracy is not None:
             rows.append(("test accuracy", f"{accuracy:.2%}", ""))
     title = f"{network_text(network.name, network.arguments)} on {examples.name}"
-    Console().print(facts_table(title, rows))
+    typer.echo(text_table(title, rows))
     typer.echo(f"wrote {out}")
 
 

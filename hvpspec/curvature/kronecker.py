@@ -23,7 +23,8 @@ from hvpspec.curvature.matrices import Matrix, ProductGraph
 from hvpspec.curvature.objective import Point
 from hvpspec.curvature.parameters import ParameterSpace
 from hvpspec.linalg.kronecker_sum import PIECE_ROWS, KroneckerSum
-from hvpspec.linalg.operator import Progress, SymmetricOperator
+from hvpspec.linalg.operator import SymmetricOperator
+from hvpspec.progress import Progress
 
 #: Random products with which an assembled matrix is checked.
 NUM_CHECKS = 3

@@ -20,8 +20,9 @@ from hvpspec.curvature.sharding import whole
 from hvpspec.errors import InputError
 from hvpspec.linalg.digests import tensor_digest
 from hvpspec.linalg.facts import IndexBound, PointFacts
-from hvpspec.linalg.operator import Piece, Progress, SymmetricOperator
+from hvpspec.linalg.operator import Piece, SymmetricOperator
 from hvpspec.linalg.tiles import reflect_
+from hvpspec.progress import Progress
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -5,7 +5,7 @@ dense routines, which give the exact eigenvalues and inertia. Nothing here knows
 or plots.
 """
 
-from hvpspec.linalg.dense import Inertia, eigvalsh, inertia
+from hvpspec.linalg.dense import InertiaResult, eigvalsh, inertia
 from hvpspec.linalg.extremes import Eigenpairs, eigsh
 from hvpspec.linalg.facts import IndexBound, PointFacts
 from hvpspec.linalg.noise import Noise, measure_noise
@@ -29,7 +29,7 @@ __all__ = [
     "Estimate",
     "FunctionOperator",
     "IndexBound",
-    "Inertia",
+    "InertiaResult",
     "LanczosRun",
     "Noise",
     "PointFacts",

@@ -15,13 +15,14 @@ from hvpspec.errors import ComputationError, InputError, NonFiniteError
 from hvpspec.linalg.memory import require_memory
 from hvpspec.linalg.operator import SymmetricOperator, as_operator
 from hvpspec.linalg.tiles import largest_entry
+from hvpspec.results import Result
 
 #: Where the largest entry lies within 1 / _FAR and _FAR, squares of all that counts are in range.
 _FAR = 2.0**256
 
 
-@dataclass(frozen=True)
-class Inertia:
+@dataclass(frozen=True, repr=False)
+class InertiaResult(Result):
     """How many eigenvalues lie below ``-tau``, within ``[-tau, tau]`` and above ``tau``."""
 
     negative: int
@@ -56,7 +57,7 @@ def eigvalsh(A: SymmetricOperator | Tensor) -> Tensor:
     return eigenvalues * unit
 
 
-def inertia(A: SymmetricOperator | Tensor, tau: float = 0.0) -> Inertia:
+def inertia(A: SymmetricOperator | Tensor, tau: float = 0.0) -> InertiaResult:
     """Count the eigenvalues below ``-tau`` and above ``tau`` by two LDL^T factorisations.
 
     By Sylvester's law of inertia the negative pivots of ``A + tau I`` number the eigenvalues below
@@ -83,7 +84,7 @@ def inertia(A: SymmetricOperator | Tensor, tau: float = 0.0) -> Inertia:
 
     Example:
         >>> inertia(torch.diag(torch.tensor([2.0, 0.0, -1.0])), tau=0.5)
-        Inertia(negative=1, zero=1, positive=1, tau=0.5)
+        InertiaResult(negative=1, zero=1, positive=1, tau=0.5)
     """
     require_tau(tau)
     matrix = dense_float64(A)
@@ -94,7 +95,7 @@ def inertia(A: SymmetricOperator | Tensor, tau: float = 0.0) -> Inertia:
         positive = live.shape[0] - negative - pivots_zero_below
     else:
         _, _, positive = pivot_signs(live, -shift)
-    return Inertia(negative, len(matrix) - negative - positive, positive, tau)
+    return InertiaResult(negative, len(matrix) - negative - positive, positive, tau)
 
 
 def block_eigvalsh(live: Tensor, num_zero_rows: int) -> Tensor:

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from hvpspec.errors import InputError
 from hvpspec.linalg.krylov import KrylovSpace
-from hvpspec.linalg.operator import Progress, SymmetricOperator, as_operator
-from hvpspec.linalg.probes import draw_probes, require_count
+from hvpspec.linalg.operator import SymmetricOperator, as_operator
+from hvpspec.linalg.probes import draw_probes, require_count, seeded
 from hvpspec.linalg.recurrence import require_scale
+from hvpspec.progress import Progress, shown
+from hvpspec.results import Result, Row, Subject
 
 #: Which eigenvalues: largest, smallest, largest in absolute value, or half from each end.
 Which = Literal["LA", "SA", "LM", "BE"]
 
 
-@dataclass(frozen=True)
-class Eigenpairs:
+@dataclass(frozen=True, eq=False, repr=False)
+class Eigenpairs(Result):
     """Some eigenvalues and eigenvectors.
 
     Attributes:
@@ -29,13 +31,43 @@ class Eigenpairs:
         residual_norms: ``||A x - value x||`` by a product with each vector, float64, shape (k,).
         converged: whether a residual is within the tolerance, shape (k,).
         num_matvecs: matrix-vector products spent.
+        which: "LA", "SA", "LM" or "BE", see :func:`eigsh`.
     """
 
     values: Tensor
-    vectors: Tensor = field(repr=False)
+    vectors: Tensor
     residual_norms: Tensor
     converged: Tensor
     num_matvecs: int
+    which: Which = "LM"
+
+    _FORMAT: ClassVar[str] = "hvpspec-eigs"
+
+    def rows(self, subject: Subject | None = None) -> list[Row]:
+        """The lines of the table: each eigenvalue, the largest first."""
+        rows: list[Row] = [
+            ("eigenvalue", "residual", "there is an eigenvalue within this distance")
+        ]
+        columns = self.values.tolist(), self.residual_norms.tolist(), self.converged.tolist()
+        for value, residual, converged in reversed(list(zip(*columns, strict=True))):
+            # As many digits as the distance to an eigenvalue leaves, and a few more.
+            state = "converged" if converged else "NOT converged"
+            rows.append((f"{value: .8g}", f"{residual:.1e}", state))
+        return [*rows, ("products", f"{self.num_matvecs:,}", "matrix-vector products")]
+
+    def _brief(self) -> dict[str, object]:
+        return {
+            "values": [float(f"{value:.6g}") for value in self.values[:6].tolist()],
+            "k": len(self.values),
+            "which": self.which,
+            "num_converged": int(self.converged.sum()),
+            "num_matvecs": self.num_matvecs,
+        }
+
+    def _content(self) -> dict[str, Any]:
+        content = super()._content()
+        del content["vectors"]  # as long as the network
+        return content
 
 
 def eigsh(
@@ -45,8 +77,9 @@ def eigsh(
     *,
     tol: float | None = None,
     max_matvecs: int | None = None,
+    x0: Tensor | None = None,
     generator: torch.Generator | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Eigenpairs:
     """A few eigenpairs at the ends of the spectrum.
 
@@ -66,8 +99,10 @@ def eigsh(
             to round-off.
         max_matvecs: the most products to spend, at least ``2 k``, since k measure the residuals;
             None for ``100 k + 1000``.
+        x0: where to start: a vector of shape (n,), or approximate eigenvectors as columns, shape
+            (n, m), such as those of the same network some steps ago; None for a random vector.
         generator: the source of start vectors; None for one with seed 0.
-        progress: called with the products spent and the most there will be.
+        progress: True for a bar; or called with the products spent and the most there will be.
 
     Returns:
         The pairs; those that did not converge within ``max_matvecs`` are marked.
@@ -102,22 +137,18 @@ def eigsh(
             f"their residuals, got {max_matvecs}"
         )
     operator.check_symmetry()
-    search = _Search(
-        operator,
-        k,
-        which,
-        tol,
-        max_matvecs - k,
-        generator or torch.Generator().manual_seed(0),
-        progress,
-    )
-    values, X = search.run()
+    start = None if x0 is None else _start_vector(operator, x0)
+    with shown(progress, "eigenvalues") as report:
+        search = _Search(operator, k, which, tol, max_matvecs - k, start, seeded(generator), report)
+        values, X = search.run()
     X = operator.ranks.whole(X, n)
     product = operator.matmat(X.T)
     residuals = torch.linalg.vector_norm(
         product.double() - X.T.double() * values.to(X.device), dim=0
     ).cpu()
-    return Eigenpairs(values, X.T, residuals, residuals <= 2 * tol * search.norm, search.spent + k)
+    return Eigenpairs(
+        values, X.T, residuals, residuals <= 2 * tol * search.norm, search.spent + k, which
+    )
 
 
 # Products from one look at what has converged to the next: eigenvalues of a small matrix, which
@@ -135,11 +166,13 @@ class _Search:
         which: Which,
         tol: float,
         max_matvecs: int,
+        start: Tensor | None,
         generator: torch.Generator,
         progress: Progress | None,
     ) -> None:
         self.A, self.k, self.which, self.tol = A, k, which, tol
         self.max_matvecs, self.generator, self.progress = max_matvecs, generator, progress
+        self.start = start
         self.spent = 0
         self.norm = 0.0
 
@@ -167,9 +200,12 @@ class _Search:
     def _round(self, found: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Find ``count`` pairs in the complement of ``found``, or fewer if it is exhausted."""
         A, n = self.A, self.A.shape[0]
-        start = draw_probes(
-            "gaussian", n, 1, self.generator, dtype=A.dtype, device=A.device, ranks=A.ranks
-        )
+        # Later rounds look for what the first missed, for which its start is no good.
+        start, self.start = self.start, None
+        if start is None:
+            start = draw_probes(
+                "gaussian", n, 1, self.generator, dtype=A.dtype, device=A.device, ranks=A.ranks
+            )
         space = KrylovSpace(A, start, 2 * count + 30, found, limit="k")
         while True:
             for _ in range(_STEPS_BETWEEN_LOOKS):
@@ -190,6 +226,26 @@ class _Search:
                 # Beside the wanted pairs, some of their neighbours speed up what follows.
                 kept = wanted(theta, count + (space.size - count) // 2, self.which)
                 space.restart(theta[kept], S[:, kept])
+
+
+def _start_vector(A: SymmetricOperator, x0: Tensor) -> Tensor:
+    """One start vector, shape (n, 1), from the directions given.
+
+    A single vector sees all of them: the Krylov space of a sum of m eigenvectors with different
+    eigenvalues holds each of them after m steps.
+
+    Raises:
+        InputError: ``x0`` has another shape, or is zero or not finite.
+    """
+    n = A.shape[0]
+    if x0.ndim not in (1, 2) or x0.shape[0] != n or not x0.numel():
+        raise InputError(f"x0 must have shape ({n},) or ({n}, m), got {tuple(x0.shape)}")
+    columns = x0.detach().to(A.device, A.dtype).reshape(n, -1)
+    lengths = torch.linalg.vector_norm(columns, dim=0)
+    if not bool(torch.isfinite(lengths).all()) or not bool((lengths > 0).all()):
+        raise InputError("x0 must be finite and without zero columns; pass directions, or None")
+    start: Tensor = (columns / lengths).sum(1, keepdim=True)
+    return start
 
 
 def wanted(values: Tensor, k: int, which: Which) -> Tensor:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hvpspec.results import Result
 
-@dataclass(frozen=True)
-class IndexBound:
+
+@dataclass(frozen=True, repr=False)
+class IndexBound(Result):
     """A proven upper bound on the number of negative eigenvalues.
 
     If ``A`` is positive semi-definite on a subspace of dimension ``psd_dim``, then at most
@@ -18,8 +20,8 @@ class IndexBound:
     reason: str
 
 
-@dataclass(frozen=True)
-class PointFacts:
+@dataclass(frozen=True, repr=False)
+class PointFacts(Result):
     """What the maker of an operator knows about it beyond its products; unknown facts are None.
 
     For the Hessian of ``f`` at a point: ``f`` itself, the Euclidean norm of its gradient, a bound

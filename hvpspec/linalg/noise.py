@@ -7,15 +7,16 @@ from dataclasses import dataclass
 import torch
 
 from hvpspec.linalg.operator import SymmetricOperator
-from hvpspec.linalg.probes import draw_probes
+from hvpspec.linalg.probes import draw_probes, seeded
 from hvpspec.linalg.recurrence import lanczos, require_scale
+from hvpspec.results import Result
 
 #: Steps of the Lanczos run that finds the norm; its top Ritz value is then within a few per cent.
 _NORM_STEPS = 15
 
 
-@dataclass(frozen=True)
-class Noise:
+@dataclass(frozen=True, repr=False)
+class Noise(Result):
     """The error of an operator's products, and the scale it is to be compared with.
 
     Attributes:
@@ -33,7 +34,7 @@ class Noise:
     num_matvecs: int
 
 
-def measure_noise(A: SymmetricOperator, generator: torch.Generator) -> Noise:
+def measure_noise(A: SymmetricOperator, generator: torch.Generator | None = None) -> Noise:
     """Measure the error of an operator's products against its own float64 copy.
 
     For an error E without structure ``||E z||`` of a random unit vector z is half of ``||E||_2``;
@@ -45,7 +46,7 @@ def measure_noise(A: SymmetricOperator, generator: torch.Generator) -> Noise:
 
     Args:
         A: the operator.
-        generator: the source of the random vectors.
+        generator: the source of the random vectors; None for one with seed 0.
 
     Returns:
         The noise floor, with the norm and the symmetry defect.
@@ -56,7 +57,9 @@ def measure_noise(A: SymmetricOperator, generator: torch.Generator) -> Noise:
     """
     A.check_symmetry()
     n = A.shape[0]
-    Z = draw_probes("gaussian", n, 3, generator, dtype=A.dtype, device=A.device, ranks=A.ranks)
+    Z = draw_probes(
+        "gaussian", n, 3, seeded(generator), dtype=A.dtype, device=A.device, ranks=A.ranks
+    )
     Z = Z / torch.linalg.vector_norm(Z, dim=0)
     (run,) = lanczos(A, Z[:, :1], _NORM_STEPS)
     theta, S = torch.linalg.eigh(run.T)

@@ -19,6 +19,7 @@ from hvpspec.linalg.facts import PointFacts
 from hvpspec.linalg.memory import require_memory
 from hvpspec.linalg.ranks import ALONE, Ranks
 from hvpspec.linalg.tiles import asymmetry, largest_entry, largest_mismatch, symmetrise_
+from hvpspec.progress import Progress, shown
 
 if TYPE_CHECKING:
     import linear_operator
@@ -29,9 +30,6 @@ _LOOKS = 5
 
 # Unit vectors multiplied at once in an assembly.
 _BLOCK = 256
-
-#: Called with the work done and the total.
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -159,6 +157,10 @@ class SymmetricOperator(ABC):
         self._check_tensor(other)
         return self.matvec(other) if other.ndim == 1 else self.matmat(other)
 
+    def __repr__(self) -> str:
+        kind = str(self.dtype).removeprefix("torch.")
+        return f"<{type(self).__name__} {self.shape[0]} x {self.shape[1]}, {kind}, {self.device}>"
+
     def __neg__(self) -> SymmetricOperator:
         return AffineOperator(self, scale=-1.0)
 
@@ -166,11 +168,11 @@ class SymmetricOperator(ABC):
         """``A + shift I``: its index counts the eigenvalues of A below ``-shift``."""
         return AffineOperator(self, shift=shift)
 
-    def to_dense(self, *, progress: Progress | None = None) -> Tensor:
+    def to_dense(self, *, progress: Progress | bool | None = None) -> Tensor:
         """Assemble the matrix, in general from products with the unit vectors.
 
         Args:
-            progress: called with the number of columns done and their total.
+            progress: True for a bar; or called with the number of columns done and their total.
 
         Returns:
             A new tensor, shape (n, n), exactly symmetric.
@@ -183,8 +185,9 @@ class SymmetricOperator(ABC):
         require_memory(n * n * self.dtype.itemsize, f"a dense {n} x {n} matrix", self.device)
         self.check_symmetry()
         A = torch.zeros(n, n, dtype=self.dtype, device=self.device)
-        for piece in self._pieces(A, progress):
-            piece.fill()
+        with shown(progress, "columns") as report:
+            for piece in self._pieces(A, report):
+                piece.fill()
         defect = asymmetry(A)
         # What is computed inside with half the digits, as float32 in float64, is off by sqrt(u) in
         # each operation; the root of that once more leaves room for cancellation. What it is off

@@ -84,6 +84,11 @@ def draw_probes(
     return Z.T
 
 
+def seeded(generator: torch.Generator | None) -> torch.Generator:
+    """The generator; where there is none, one with seed 0, so that answers can be repeated."""
+    return torch.Generator().manual_seed(0) if generator is None else generator
+
+
 def require_same_state(generator: torch.Generator, ranks: Ranks) -> None:
     """Raise InputError in all processes unless all would draw the same."""
     if ranks.size > 1 and len(set(ranks.gather(tensor_digest([generator.get_state()])))) > 1:

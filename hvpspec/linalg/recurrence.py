@@ -17,9 +17,10 @@ from hvpspec.linalg.memory import (
     on_disk,
     require_memory,
 )
-from hvpspec.linalg.operator import Progress, SymmetricOperator
+from hvpspec.linalg.operator import SymmetricOperator
 from hvpspec.linalg.probes import require_count
 from hvpspec.linalg.ranks import ALONE, Ranks
+from hvpspec.progress import Progress
 
 
 @dataclass(frozen=True)

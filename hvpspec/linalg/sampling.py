@@ -15,12 +15,13 @@ from torch import Tensor
 
 from hvpspec.errors import InputError
 from hvpspec.linalg.memory import require_memory
-from hvpspec.linalg.operator import Progress, SymmetricOperator, as_operator, unit_columns
-from hvpspec.linalg.probes import ProbeKind, draw_probes
+from hvpspec.linalg.operator import SymmetricOperator, as_operator, unit_columns
+from hvpspec.linalg.probes import ProbeKind, draw_probes, seeded
 from hvpspec.linalg.ranks import Ranks
 from hvpspec.linalg.recurrence import require_scale
 from hvpspec.linalg.sketch import entries, inner, qr
 from hvpspec.linalg.tiles import largest_entry
+from hvpspec.progress import Progress, shown
 
 #: Products spent when neither a budget nor a target is given.
 DEFAULT_BUDGET = 100
@@ -53,11 +54,11 @@ class Run:
         A: SymmetricOperator | Tensor,
         num_matvecs: int | None,
         minimum: int,
-        generator: torch.Generator,
+        generator: torch.Generator | None,
         rtol: float | None,
         atol: float | None,
         block_size: int,
-        progress: Progress | None,
+        progress: Progress | bool | None,
     ) -> None:
         for name, target in (("rtol", rtol), ("atol", atol)):
             if target is not None and not (math.isfinite(target) and target > 0):
@@ -70,7 +71,9 @@ class Run:
         self.ranks, self.own = self.A.ranks, self.A.ranks.share(self.n)
         self.rtol, self.atol = rtol or 0.0, atol or 0.0
         self.has_target = rtol is not None or atol is not None
-        self.generator, self.block_size, self.progress = generator, block_size, progress
+        self.generator, self.block_size = seeded(generator), block_size
+        self.wanted: Progress | bool | None = progress
+        self.progress: Progress | None = None
         if num_matvecs is None:
             num_matvecs = 2 * self.n if self.has_target else DEFAULT_BUDGET
         if num_matvecs < min(minimum, self.n):
@@ -119,11 +122,12 @@ class Run:
 
     def stop(self, steps: Iterator[Step]) -> Step:
         """Return the first step that meets the target, or else the last."""
-        for step in steps:
-            error, value = (float(torch.linalg.vector_norm(x)) for x in (step.sem, step.value))
-            goal = max(self.atol, self.rtol * max(value, math.sqrt(step.square_norm)))
-            if self.has_target and step.num_samples >= _MIN_SAMPLES and error <= goal:
-                break
+        with shown(self.wanted, "products") as self.progress:
+            for step in steps:
+                error, value = (float(torch.linalg.vector_norm(x)) for x in (step.sem, step.value))
+                goal = max(self.atol, self.rtol * max(value, math.sqrt(step.square_norm)))
+                if self.has_target and step.num_samples >= _MIN_SAMPLES and error <= goal:
+                    break
         require_scale(self.scale, self.A.dtype)
         return step
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hvpspec.errors import InputError
-from hvpspec.linalg.operator import Progress, SymmetricOperator
+from hvpspec.linalg.operator import SymmetricOperator
 from hvpspec.linalg.probes import ProbeKind
 from hvpspec.linalg.sampling import (
     DEFAULT_BUDGET,
@@ -25,6 +25,8 @@ from hvpspec.linalg.sampling import (
     unit_vectors,
 )
 from hvpspec.linalg.sketch import entries, xdiag, xtrace
+from hvpspec.progress import Progress
+from hvpspec.results import Result, Row, Subject
 
 TraceMethod = Literal["hutchinson", "hutch++", "xtrace"]
 DiagonalMethod = Literal["hutchinson", "xdiag"]
@@ -32,8 +34,8 @@ DiagonalMethod = Literal["hutchinson", "xdiag"]
 _T = TypeVar("_T", float, Tensor)
 
 
-@dataclass(frozen=True)
-class Estimate(Generic[_T]):
+@dataclass(frozen=True, eq=False, repr=False)
+class Estimate(Result, Generic[_T]):
     """A number, or a vector of them, estimated from random products.
 
     Attributes:
@@ -48,18 +50,31 @@ class Estimate(Generic[_T]):
     sem: _T
     num_matvecs: int
 
+    def cells(self, method: str = "") -> tuple[str, str]:
+        """The value with its standard error, and what it cost, by a method."""
+        if isinstance(self.value, Tensor) or isinstance(self.sem, Tensor):
+            return f"{len(self.value)} entries", f"{self.num_matvecs:,} products"
+        if self.sem == 0:
+            return f"{self.value:.8g}", f"exact, by {self.num_matvecs:,} products"
+        cost = f"± standard error, {self.num_matvecs:,} products"
+        return f"{self.value:.5g} ± {self.sem:.2g}", f"{cost} by {method}" if method else cost
+
+    def rows(self, subject: Subject | None = None) -> list[Row]:
+        """The line of the table."""
+        return [("estimate", *self.cells())]
+
 
 def trace(
     A: SymmetricOperator | Tensor,
     num_matvecs: int | None = None,
     *,
-    generator: torch.Generator,
+    generator: torch.Generator | None = None,
     method: TraceMethod = "hutch++",
     kind: ProbeKind | None = None,
     rtol: float | None = None,
     atol: float | None = None,
     block_size: int = 16,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Estimate[float]:
     """Estimate the trace.
 
@@ -85,14 +100,14 @@ def trace(
             the exact answer by n unit vectors, with ``sem = 0``, unless those beyond n reach a
             given target first. Of 4, ``"hutch++"`` and ``"xtrace"`` have two samples, from which
             ``sem`` says little. None is 100 or, with a target, what it takes (at most 2 n).
-        generator: source of the probes.
+        generator: source of the probes; None for one with seed 0.
         method: ``"hutchinson"``, ``"hutch++"`` or ``"xtrace"``.
         kind: distribution of the probes. None is ``"rademacher"``, but for XTrace ``"sphere"``,
             which is normalised within the subspace that it samples (as is ``"gaussian"``).
         rtol: target for the standard error, relative.
         atol: target for the standard error, in units of the eigenvalues.
         block_size: vectors multiplied at once.
-        progress: called with the products done and the most there can be.
+        progress: True for a bar; or called with the products done and the most there can be.
 
     Raises:
         InputError: the budget or memory is too small, a choice unknown or a target not positive.
@@ -127,22 +142,22 @@ def frobenius_norm(
     A: SymmetricOperator | Tensor,
     num_matvecs: int | None = None,
     *,
-    generator: torch.Generator,
+    generator: torch.Generator | None = None,
     rtol: float | None = None,
     atol: float | None = None,
     block_size: int = 16,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Estimate[float]:
     """Estimate the Frobenius norm as the root of the mean of ``||A z||^2`` over Rademacher probes.
 
     Args:
         A: an operator, or a symmetric matrix of shape (n, n).
         num_matvecs: most products to spend, at least 2; see :func:`trace`.
-        generator: source of the probes.
+        generator: source of the probes; None for one with seed 0.
         rtol: target for the standard error, relative to the norm.
         atol: target for the standard error, in units of the eigenvalues.
         block_size: vectors multiplied at once.
-        progress: called with the products done and the most there can be.
+        progress: True for a bar; or called with the products done and the most there can be.
 
     Raises:
         InputError: the budget is too small or a target not positive.
@@ -163,12 +178,12 @@ def diagonal(
     A: SymmetricOperator | Tensor,
     num_matvecs: int | None = None,
     *,
-    generator: torch.Generator,
+    generator: torch.Generator | None = None,
     method: DiagonalMethod = "xdiag",
     rtol: float | None = None,
     atol: float | None = None,
     block_size: int = 16,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Estimate[Tensor]:
     """Estimate the diagonal from Rademacher probes.
 
@@ -179,12 +194,12 @@ def diagonal(
     Args:
         A: an operator, or a symmetric matrix of shape (n, n).
         num_matvecs: most products to spend, at least 4 (2 for ``"hutchinson"``); see :func:`trace`.
-        generator: source of the probes.
+        generator: source of the probes; None for one with seed 0.
         method: ``"hutchinson"`` or ``"xdiag"``.
         rtol: target for the 2-norm of the standard errors, relative to ``||A||_F``.
         atol: the same in units of the eigenvalues.
         block_size: vectors multiplied at once.
-        progress: called with the products done and the most there can be.
+        progress: True for a bar; or called with the products done and the most there can be.
 
     Raises:
         InputError: the budget or memory is too small, a choice unknown or a target not positive.

@@ -4,7 +4,7 @@ Figures are made without pyplot, so nothing here opens a window or keeps state.
 """
 
 from hvpspec.plotting.density import plot_density
-from hvpspec.plotting.figures import PICTURE_SUFFIXES, check_picture, save_figure
+from hvpspec.plotting.figures import PICTURE_SUFFIXES, check_picture, plot_line, save_figure
 from hvpspec.plotting.index_curve import plot_index_curve
 from hvpspec.plotting.spectrum import (
     Scale,
@@ -22,6 +22,7 @@ __all__ = [
     "draw_spectrum",
     "plot_density",
     "plot_index_curve",
+    "plot_line",
     "plot_spectrum",
     "save_figure",
     "spectrum_histogram",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -30,6 +30,7 @@ def plot_density(
     sigma: float | None = None,
     symlog: bool = False,
     title: str | None = None,
+    ax: Axes | None = None,
 ) -> Figure:
     """Draw how densely the eigenvalues lie, estimated by stochastic Lanczos quadrature.
 
@@ -45,13 +46,17 @@ def plot_density(
         symlog: axis of ``asinh(eigenvalue / c)`` with c a millionth of the largest: logarithmic to
             both sides, which shows the bulk around 0.
         title: one line above the picture.
+        ax: where to draw a single measure; None for a new figure.
 
     Raises:
-        InputError: there is no measure, or ``sigma`` is not positive or too narrow to be drawn.
+        InputError: there is no measure, or several for one ``ax``; or ``sigma`` is not positive or
+            too narrow to be drawn.
     """
     named = measures if isinstance(measures, Mapping) else {"": measures}
     if not named:
         raise InputError("measures must hold at least one measure, got none")
+    if ax is not None and len(named) > 1:
+        raise InputError(f"ax holds one measure, got {len(named)}; leave it out for several")
     first = next(iter(named.values()))
     linthresh = None
     if symlog:
@@ -62,25 +67,32 @@ def plot_density(
         sigma = first.density().sigma
     columns = min(len(named), _MOST_COLUMNS)
     rows = math.ceil(len(named) / columns)
-    figure = new_figure(rows, columns)
-    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
+    if ax is None:
+        figure = new_figure(rows, columns)
+        panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
+    else:
+        figure, panels = cast("Figure", ax.figure), np.array([ax], dtype=object)
     # On shared logarithmic axes the smallest thing to be seen is one eigenvalue.
     single = (math.log(10) if symlog else 1) / (sigma * math.sqrt(2 * math.pi))
     tops = []
-    for ax, (name, measure) in zip(panels, named.items(), strict=False):
+    for panel, (name, measure) in zip(panels, named.items(), strict=False):
         x, values, sem = _curve(measure, sigma, linthresh)
         tops.append(float((values + sem).max()))
-        _draw(ax, x, values, sem, single)
-        _mark_outliers(ax, measure, linthresh)
+        _draw(panel, x, values, sem, single)
+        _mark_outliers(panel, measure, linthresh)
         if name:
             products = f"{measure.num_matvecs:,} products"
-            ax.set_title(f"{name}: {measure.dim:,} parameters, {products}", fontsize=10)
-    _label(figure, panels[: len(named)], columns, sigma, linthresh, first)
+            panel.set_title(f"{name}: {measure.dim:,} parameters, {products}", fontsize=10)
+    note = _label(panels[: len(named)], columns, sigma, linthresh, first)
+    if ax is None:
+        figure.supxlabel(note, fontsize=10)
+    else:
+        ax.set_xlabel(note)
     bottom, top = _FAINT * single, max(*tops, single)
     # Room for the legend above what is drawn; it takes more of a smaller panel.
     panels[0].set_ylim(bottom, top * (top / bottom) ** (0.3 if len(named) == 1 else 0.45))
-    for ax in panels[len(named) :]:
-        ax.remove()
+    for panel in panels[len(named) :]:
+        panel.remove()
     if title:
         figure.suptitle(title, fontsize=11)
     return figure
@@ -144,14 +156,13 @@ def _mark_outliers(ax: Axes, measure: SpectralMeasure, linthresh: float | None) 
 
 
 def _label(
-    figure: Figure,
     panels: np.ndarray[tuple[int], np.dtype[np.object_]],
     columns: int,
     sigma: float,
     linthresh: float | None,
     first: SpectralMeasure,
-) -> None:
-    """Name the axes and say how the curve was made."""
+) -> str:
+    """Name the axes, and return how the curve was made."""
     steps = max(len(run.alphas) for run in first.runs)
     count = len(first.runs)
     probes = f"{count} {'probe' if count == 1 else 'probes'} × {steps} steps"
@@ -171,7 +182,7 @@ def _label(
     note = f"{x}\nGaussian kernels, σ = {kernel}; {probes}; {band}"
     if linthresh is not None:
         note += "\nwithin the bulk, single peaks are nodes of the quadrature, not eigenvalues"
-    figure.supxlabel(note, fontsize=10)
+    return note
 
 
 def _decades(ax: Axes, linthresh: float) -> None:

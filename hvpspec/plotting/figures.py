@@ -5,14 +5,16 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
+from os import PathLike
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from hvpspec.files import check_target, write_atomically
 
@@ -30,7 +32,16 @@ _SMALL_PANEL = (5.2, 4.0)
 _DPI = 110
 
 
-def check_picture(path: Path) -> None:
+class _ShownFigure(Figure):
+    """A figure that a notebook shows, though pyplot knows nothing of it."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png")
+        return buffer.getvalue()
+
+
+def check_picture(path: str | PathLike[str]) -> None:
     """Refuse a picture that could not be written, before the work for it starts.
 
     Args:
@@ -39,10 +50,10 @@ def check_picture(path: Path) -> None:
     Raises:
         InputError: unknown ending, no such folder, or no permission.
     """
-    check_target(path, PICTURE_SUFFIXES)
+    check_target(Path(path), PICTURE_SUFFIXES)
 
 
-def save_figure(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: str | PathLike[str]) -> None:
     """Write a figure in the format of its file's ending, whole or not at all.
 
     Args:
@@ -52,6 +63,7 @@ def save_figure(figure: Figure, path: Path) -> None:
     Raises:
         InputError: unknown ending, or the file cannot be written.
     """
+    path = Path(path)
     check_picture(path)
     buffer = io.BytesIO()
     figure.savefig(buffer, format=path.suffix[1:].lower())
@@ -61,8 +73,47 @@ def save_figure(figure: Figure, path: Path) -> None:
 def new_figure(rows: int, columns: int = 1) -> Figure:
     """An empty figure with room for panels; side by side they are narrower."""
     width, height = _PANEL if columns == 1 else _SMALL_PANEL
-    figure = Figure((width * columns, height * rows), dpi=_DPI, layout="constrained")
+    figure = _ShownFigure((width * columns, height * rows), dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
+    return figure
+
+
+def figure_of(ax: Axes | None) -> tuple[Figure, Axes]:
+    """The figure that given axes lie in, or a new figure with axes."""
+    if ax is None:
+        figure = new_figure(1)
+        return figure, figure.subplots()
+    return cast("Figure", ax.figure), ax
+
+
+def plot_line(
+    x: ArrayLike,
+    y: ArrayLike,
+    ends: tuple[ArrayLike, ArrayLike],
+    x_label: str,
+    y_label: str,
+    *,
+    log: bool = False,
+    ax: Axes | None = None,
+) -> Figure:
+    """Draw a curve within a band.
+
+    Args:
+        x: where, ascending, shape (k,).
+        y: the curve, shape (k,).
+        ends: the lower and the upper end of the band, shape (k,) each; NaN for none.
+        x_label: what x is.
+        y_label: what y is.
+        log: whether the axis of x is logarithmic.
+        ax: where to draw; None for a new figure.
+    """
+    figure, ax = figure_of(ax)
+    ax.fill_between(x, *ends, color=POSITIVE, alpha=0.3, lw=0)
+    ax.plot(x, y, color=POSITIVE, lw=1.4)
+    ax.set_xlabel(x_label)
+    ax.set_ylabel(y_label)
+    ax.set_xscale("log" if log else "linear")
+    ax.grid(alpha=0.25)
     return figure
 
 

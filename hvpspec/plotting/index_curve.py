@@ -11,13 +11,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
-from hvpspec.plotting.figures import NEGATIVE, NOISE, Floats, new_figure, short
+from hvpspec.plotting.figures import NEGATIVE, NOISE, Floats, figure_of, short
 
 if TYPE_CHECKING:
     from hvpspec.spectrum import IndexResult
 
 
-def plot_index_curve(result: IndexResult, *, title: str | None = None) -> Figure:
+def plot_index_curve(
+    result: IndexResult, *, title: str | None = None, ax: Axes | None = None
+) -> Figure:
     """Draw how many eigenvalues lie below -τ, as a function of τ.
 
     With all eigenvalues the curve is exact: a staircase with a step at every negative one. Where it
@@ -26,16 +28,16 @@ def plot_index_curve(result: IndexResult, *, title: str | None = None) -> Figure
     between them, and the band is this bracket.
 
     Args:
-        result: an index of any method but ``ldl``.
+        result: an index of any method but ``inertia``.
         title: one line above the picture.
+        ax: where to draw; None for a new figure.
 
     Raises:
         InputError: the result holds neither eigenvalues nor a matrix-free ladder.
     """
-    if result.eigenvalues is None and result.method == "ldl":
+    if result.eigenvalues is None and result.method == "inertia":
         result.curve()  # says why there is none
-    figure = new_figure(1)
-    ax = figure.subplots()
+    figure, ax = figure_of(ax)
     ax.set_xscale("log")
     if result.eigenvalues is not None:
         taus, counts = _staircase(result)
@@ -106,8 +108,8 @@ def _draw_brackets(ax: Axes, result: IndexResult) -> Floats:
     lower = np.array([rung.lower for rung in ladder[1:]] + [0, 0])
     edges = np.append(taus, right)
     what = {
-        "slq": f"{result.confidence:.4g} interval, and what it leaves between",
-        "chebyshev": f"{result.confidence:.4g} error bars (no proof)",
+        "quadrature": f"{result.confidence:.4g} interval, and what it leaves between",
+        "filtered": f"{result.confidence:.4g} error bars (no proof)",
     }.get(result.method, "bracket: the count lies in this band")
     ax.fill_between(edges, lower, upper, step="post", color=NEGATIVE, alpha=0.22, lw=0, label=what)
     for bound in (lower, upper):

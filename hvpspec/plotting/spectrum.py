@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,16 +18,18 @@ from hvpspec.plotting.figures import (
     NOISE,
     POSITIVE,
     Floats,
+    figure_of,
     new_figure,
     power_of_ten,
     short,
 )
+from hvpspec.results import Result
 
 Scale = Literal["linear", "symlog", "both"]
 
 
-@dataclass(frozen=True)
-class SpectrumHistogram:
+@dataclass(frozen=True, eq=False, repr=False)
+class SpectrumHistogram(Result):
     """Eigenvalues counted in bins, those within the noise floor apart.
 
     No bin holds eigenvalues of both signs.
@@ -45,6 +47,21 @@ class SpectrumHistogram:
     num_zero: int
     noise_floor: float
     linear_threshold: float | None
+
+    _FORMAT: ClassVar[str] = "hvpspec-density"
+
+    def plot(self, ax: Axes | None = None) -> Figure:
+        """Draw the histogram; see :func:`draw_spectrum`.
+
+        Args:
+            ax: where to draw; None for a new figure.
+
+        Returns:
+            The figure, which a notebook shows.
+        """
+        figure, ax = figure_of(ax)
+        draw_spectrum(ax, self)
+        return figure
 
 
 def spectrum_histogram(

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from hvpspec.errors import InputError
 from hvpspec.linalg.digests import tensor_digest
-from hvpspec.linalg.operator import Piece, Progress, SymmetricOperator, WrappedOperator
+from hvpspec.linalg.operator import Piece, SymmetricOperator, WrappedOperator
+from hvpspec.progress import Progress
 from hvpspec.recording.kept_tensors import KeptTensors
 
 if TYPE_CHECKING:

@@ -6,11 +6,8 @@ import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from rich import box
-from rich.table import Table
-from rich.text import Text
-
-from hvpspec.report.tables import facts_table, network_text, pairs
+from hvpspec.report.files import network_text, pairs
+from hvpspec.results import text_table
 
 if TYPE_CHECKING:
     from hvpspec.zoo import Checkpoint
@@ -46,7 +43,7 @@ def checkpoint_to_dict(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def checkpoint_tables(checkpoint: Checkpoint) -> tuple[Table, Table]:
+def checkpoint_text(checkpoint: Checkpoint) -> str:
     """Lay a checkpoint out for a person: where it comes from, and its tensors.
 
     Args:
@@ -66,16 +63,12 @@ def checkpoint_tables(checkpoint: Checkpoint) -> tuple[Table, Table]:
         rows.append(("weights", checkpoint.weights))
     rows.append(("written by", pairs(checkpoint.versions, " ") or "not recorded"))
 
-    tensors = Table(box=box.SIMPLE_HEAD)
-    for heading in ("tensor", "shape", "dtype"):
-        tensors.add_column(heading, overflow="fold")
-    tensors.add_column("count", justify="right")
-    tensors.add_column("")
+    tensors = [("tensor", "shape", "dtype", "count", "")]
     for t in _tensors(checkpoint):
         shape = " × ".join(map(str, t["shape"])) or "scalar"
         kind = "" if t["kind"] == "parameter" else t["kind"]
-        tensors.add_row(*map(Text, (t["name"], shape, t["dtype"], f"{t['count']:,}", kind)))
-    return facts_table(str(checkpoint.path), rows), tensors
+        tensors.append((t["name"], shape, t["dtype"], f"{t['count']:>12,}", kind))
+    return f"{text_table(str(checkpoint.path), rows)}\n\n{text_table('', tensors)}"
 
 
 def _tensors(checkpoint: Checkpoint) -> list[dict[str, Any]]:

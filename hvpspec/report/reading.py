@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from hvpspec.errors import InputError, first_line
+from hvpspec.results import FORMER_NAMES
 
 # To the whole and to each layer.
 _ADDED_TO_MEASURES = {"reorthogonalized": True}
 #: The formats, and what was added to each within its version, as earlier files mean it.
 _ADDED: Mapping[str, Mapping[str, bool | None]] = {
     "hvpspec-index": {"provenance": None},
-    "hvpspec-density": {"provenance": None, "notes": None},
+    "hvpspec-density": {"provenance": None, "notes": None, "seconds": None},
     "hvpspec-measure": {
         "provenance": None,
         "notes": None,
         "gauss_newton": None,
+        "seconds": None,
         **_ADDED_TO_MEASURES,
     },
     "hvpspec-eigs": {"provenance": None, "notes": None},
@@ -36,7 +38,8 @@ def read_json(path: str | PathLike[str]) -> dict[str, Any]:
         path: the file, of this version of hvpspec or an earlier one.
 
     Returns:
-        Its fields by name, see docs: JSON; with those that a later program added.
+        Its fields by name, see docs: JSON; with those that a later program added, and methods by
+        their present names.
 
     Raises:
         InputError: it cannot be read, is another kind of file, or of a later version.
@@ -62,6 +65,9 @@ def read_json(path: str | PathLike[str]) -> dict[str, Any]:
         )
     if kind == "hvpspec-measure":
         content = {**content, "layers": _completed(path, content.get("layers"))}
+    method = content.get("method")
+    if isinstance(method, str):
+        content = {**content, "method": FORMER_NAMES.get(method, method)}
     return {**_ADDED[kind], **content}
 
 

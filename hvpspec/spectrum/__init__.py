@@ -5,8 +5,13 @@ one. The spectral measure gives densities, counts and traces of functions from o
 here rests on ``linalg`` alone.
 """
 
-from hvpspec.spectrum.bulk import Outlier, Outliers
+from hvpspec.spectrum.bulk import Outlier, Outliers, split_eigenvalues
+from hvpspec.spectrum.certified import Certified
 from hvpspec.spectrum.counting import CountResult, Distribution
+from hvpspec.spectrum.criticality import describe_gradient, relative_decrease
+from hvpspec.spectrum.exact import Exact, Inertia
+from hvpspec.spectrum.filtered import Filtered
+from hvpspec.spectrum.matrix_free import Quadrature
 from hvpspec.spectrum.measure import spectral_measure
 from hvpspec.spectrum.morse import index
 from hvpspec.spectrum.results import IndexCurve, IndexResult, Rung
@@ -14,16 +19,24 @@ from hvpspec.spectrum.slq import SpectralMeasure
 from hvpspec.spectrum.smoothing import Density, LogDensity
 
 __all__ = [
+    "Certified",
     "CountResult",
     "Density",
     "Distribution",
+    "Exact",
+    "Filtered",
     "IndexCurve",
     "IndexResult",
+    "Inertia",
     "LogDensity",
     "Outlier",
     "Outliers",
+    "Quadrature",
     "Rung",
     "SpectralMeasure",
+    "describe_gradient",
     "index",
+    "relative_decrease",
     "spectral_measure",
+    "split_eigenvalues",
 ]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hvpspec.linalg.recurrence import LanczosRun
+from hvpspec.results import Result, Row, Subject, number
 
 #: An eigenvalue is resolved when its error bound is this part of the distance to its neighbour.
 _RESOLVED = 0.01
@@ -21,8 +22,8 @@ _PART_OF_RANGE = 0.01
 _SPACINGS = 3
 
 
-@dataclass(frozen=True)
-class Outlier:
+@dataclass(frozen=True, repr=False)
+class Outlier(Result):
     """An isolated eigenvalue.
 
     Attributes:
@@ -37,8 +38,8 @@ class Outlier:
     multiplicity: float
 
 
-@dataclass(frozen=True)
-class Outliers:
+@dataclass(frozen=True, repr=False)
+class Outliers(Result):
     """The two ends of a spectrum.
 
     Attributes:
@@ -54,6 +55,24 @@ class Outliers:
     bulk: tuple[float, float]
     gap_below: float | None
     gap_above: float | None
+
+    def rows(self, subject: Subject | None = None) -> list[Row]:
+        """The lines of the table, from the top of the spectrum down."""
+        rows: list[Row] = []
+        for where, outliers, gap in (
+            ("above", self.top, self.gap_above),
+            ("below", self.bottom, self.gap_below),
+        ):
+            if gap is not None:
+                rows.append((where, number(gap), "gap between the bulk and these"))
+            for one in reversed(outliers):
+                many = f", about {one.multiplicity:.0f} of them" if one.multiplicity >= 1.75 else ""
+                rows.append(("  outlier", f"{one.value:.5g}", f"± {one.residual:.1e}{many}"))
+            if where == "above":
+                low, high = self.bulk
+                meaning = "the eigenvalues without an outer gap"
+                rows.append(("bulk", f"[{low:.3g}, {high:.3g}]", meaning))
+        return rows
 
 
 def split_bulk(

@@ -1,29 +1,92 @@
-"""The certificate: probe, harvest, repeat, until the count is proven or the budget is spent."""
+"""The certificate: probe, bracket, harvest, until the count is proven or the budget is spent.
+
+Read it beside docs/certificate.md, whose letters these are: A, the operator, and tau; W, converged
+directions, and Q, negative ones, which are taken out, together D; B = P A P with P = I - D D^T; z,
+a probe in the complement of D; X = z^T 1[B < -tau] z, its mass there, between L and U; r, the
+number of eigenvalues of B below -tau; epsilon, what couples W to the rest; eta, the risk of a
+round, and k, its number.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 
 from hvpspec.linalg.krylov import KrylovSpace
 from hvpspec.linalg.operator import DenseOperator, SymmetricOperator
-from hvpspec.linalg.probes import draw_probes
+from hvpspec.linalg.probes import draw_probes, require_count
 from hvpspec.linalg.quadrature import mass_bracket
 from hvpspec.linalg.recurrence import LanczosRun, lanczos
 from hvpspec.spectrum.chi_squared import chi_squared_interval
 from hvpspec.spectrum.deflation import Deflated, compression, harvest, refit
+from hvpspec.spectrum.matrix_free import MatrixFree, Question
 from hvpspec.spectrum.results import Rung
 
 U64 = torch.finfo(torch.float64).eps / 2
 
 
+@dataclass(frozen=True, kw_only=True)
+class Certified(MatrixFree):
+    """The count from products alone, with a proof at a stated confidence.
+
+    Negative directions are harvested, which bounds the count from below for certain, and what is
+    left is bounded from above with a confidence, until the two meet or the budget is spent; then
+    the answer is an interval.
+
+    Attributes:
+        confidence: of the interval, for each tau.
+        num_probes: random vectors that advance together. One takes the fewest products; more make
+            better use of a pass over the data.
+        num_steps: the most steps of a Krylov space, which is ``num_probes`` times that many vectors
+            in memory.
+        max_matvecs: the most products to spend, beside some 20 that measure the noise floor.
+        watch: called with the interval that is being worked on.
+
+    Reference:
+        The page "The certificate" of the documentation.
+    """
+
+    num_probes: int = 1
+    num_steps: int = 1000
+    max_matvecs: int = 4000
+    watch: Callable[[Rung], None] | None = field(default=None, repr=False, compare=False)
+
+    name: ClassVar[str] = "certified"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_count("max_matvecs", self.max_matvecs)
+
+    def _ladder(self, question: Question) -> tuple[Rung, ...]:
+        taus, floor = question.taus, question.noise.floor
+        fine = [tau for tau in taus if tau < floor]
+        # Weyl: at tau there are at least as many as the products show at tau + floor, and at most
+        # as many as they show at tau - floor < 0, which is not asked: zero lies on the far side.
+        safe = [fine[0] + floor] if fine else []
+
+        def report(spent: int, rung: Rung) -> None:
+            """Pass on how far it has come."""
+            if question.progress is not None:
+                question.progress(spent, self.max_matvecs)
+            if self.watch is not None:
+                self.watch(rung)
+
+        asked = sorted({*(tau for tau in taus if tau >= floor), *safe}, reverse=True)
+        rungs = count_below(question.A, asked, self, question.generator, question.bound, report)
+        answers = {rung.tau: rung for rung in rungs}
+        for tau in fine:
+            known = answers[safe[0]]
+            answers[tau] = question.rung(tau, known.lower, question.bound, known.estimate)
+        return tuple(answers[tau] for tau in taus)
+
+
 @dataclass
-class Bracket:
-    """What is known so far of the number of eigenvalues below ``-tau``.
+class Interval:
+    """What is known so far of the number of eigenvalues of A below ``-tau``.
 
     Attributes:
         tau: the resolution.
@@ -72,40 +135,27 @@ class Bracket:
 
     @property
     def rung(self) -> Rung:
-        """The bracket as it stands."""
+        """The interval as it stands."""
         return Rung(self.tau, self.lower, self.upper, self.estimate)
 
 
 def count_below(
     A: SymmetricOperator,
     taus: Sequence[float],
-    *,
-    confidence: float,
+    effort: Certified,
     generator: torch.Generator,
-    num_probes: int,
-    num_steps: int,
-    max_matvecs: int,
-    upper_bound: int,
+    bound: int,
     report: Callable[[int, Rung], None],
 ) -> tuple[Rung, ...]:
-    """Bracket the number of eigenvalues below ``-tau`` for each of several taus.
-
-    A round draws fresh Gaussian probes in the complement of what has been deflated and builds their
-    Krylov space. The probes' mass below -tau, bracketed by Gauss-Radau, bounds what is left there
-    with a confidence (see docs: The certificate). Ritz vectors below -tau are harvested into Q, and
-    converged ones anywhere into W, which shortens later rounds; both only ever add certainty, since
-    each round's statement is about directions that were fixed before its probes were drawn.
+    """Count the eigenvalues below ``-tau`` for each of several taus: probe, bracket, harvest.
 
     Args:
         A: the operator.
-        taus: resolutions in descending order, all positive.
-        confidence: with which each returned bracket holds.
-        generator: the source of the probes.
-        num_probes: probes in a round.
-        num_steps: the most block steps in a round.
-        max_matvecs: the most products in all.
-        upper_bound: on the counts, from elsewhere.
-        report: called with the products spent and the bracket that is being worked on.
+        taus: in descending order, all positive.
+        effort: the confidence, and what to spend.
+        generator: the source of probes.
+        bound: no more than this are negative, for certain.
+        report: called with the products spent and the interval being worked on.
 
     Returns:
         What is certain for each tau.
@@ -113,95 +163,110 @@ def count_below(
     Reference:
         docs/certificate.md; Golub & Meurant, ch. 6 and 10, for the brackets.
     """
-    n = A.shape[0]
-    brackets = [Bracket(tau, 0, upper_bound, 0, upper_bound, upper_bound / 2) for tau in taus]
-    deflated = Deflated(torch.empty(0, A.ranks.share_size(n), dtype=A.dtype, device=A.device))
-    spent, rounds, dropped = 0, 0, 0.0
-    look = partial(_look, unit_roundoff=A.unit_roundoff)
-    for bracket in brackets:
-        deflated = refit(deflated, bracket.tau)
-        while (
-            not bracket.settled
-            and len(deflated.vectors) < n
-            and bracket.tau > dropped
-            and spent + num_probes <= max_matvecs
-        ):
-            # Looked at round after round, each spends its share: sum 1 / k^2 = pi^2 / 6.
-            rounds += 1
-            eta = 6 / math.pi**2 * (1 - confidence) / rounds**2
-            width = min(num_probes, n - len(deflated.vectors))
-            probes = draw_probes(
-                "gaussian", n, width, generator, dtype=A.dtype, device=A.device, ranks=A.ranks
-            )
-            # Half of what is left, so that a harvest can still be certified.
-            capacity = min(num_steps * width, max((max_matvecs - spent) // 2, width))
-            space = KrylovSpace(A, probes, capacity, deflated.vectors, limit="num_steps")
-            steps, next_look = 0, 8
-            while True:
-                spent += space.expand()
-                steps += 1
-                if steps < next_look and not space.full:
-                    continue
-                next_look = steps + max(4, steps // 10)
-                done = look(space, deflated, steps, eta, [bracket], bracket)
-                report(spent, bracket.rung)
-                if done or space.full:
+    n, before, k, dropped = A.shape[0], A.num_matvecs, 0, 0.0
+    intervals = [Interval(tau, 0, bound, 0, bound, bound / 2) for tau in taus]
+    D = Deflated(torch.empty(0, A.ranks.share_size(n), dtype=A.dtype, device=A.device))
+    for interval in intervals:
+        tau = interval.tau
+        D = refit(D, tau)
+        while not interval.settled and len(D.vectors) < n and tau > dropped:
+            left = effort.max_matvecs - (A.num_matvecs - before)
+            if left < effort.num_probes:
+                break
+            k += 1
+            # The rounds share the risk: sum 1 / k^2 = pi^2 / 6.
+            eta = 6 / math.pi**2 * (1 - effort.confidence) / k**2
+            space = probe(A, D, effort, left, generator)
+            for m in _looks(space):
+                # Looks within a round are free: it is the same X, and all brackets contain it.
+                closed = bracket(A, space, D, m, eta, [interval])
+                report(A.num_matvecs - before, interval.rung)
+                if interval.settled or (closed and _is_sharp(space, tau)):
                     break
             dropped = max(dropped, space.dropped)
-            # What the round says of finer resolutions is free.
-            look(space, deflated, steps, eta, [b for b in brackets if not b.settled], bracket)
-            # Converged enough for the next rungs, too, but not for the finest of a long ladder.
-            finest = max(taus[-1], bracket.tau / 100)
-            deflated = harvest(space, deflated, bracket.tau, finest)
-            values = torch.linalg.eigvalsh(deflated.G)
-            for b in brackets:  # Cauchy: at least as many of A's lie below -tau
-                b.prove(int((values < -b.tau).sum()), upper_bound)
-    return tuple(bracket.rung for bracket in brackets)
+            # What the round says of finer resolutions is free as well.
+            bracket(A, space, D, m, eta, [i for i in intervals if not i.settled])
+            # Converged enough for the next taus, too, but not for the finest of a long ladder.
+            D = harvest(space, D, tau, max(taus[-1], tau / 100))
+            ritz_values = torch.linalg.eigvalsh(D.G)
+            for i in intervals:  # Cauchy: at least as many of A's lie below -tau
+                i.prove(int((ritz_values < -i.tau).sum()), bound)
+    return tuple(interval.rung for interval in intervals)
 
 
-def _look(
+def probe(
+    A: SymmetricOperator, D: Deflated, effort: Certified, left: int, generator: torch.Generator
+) -> KrylovSpace:
+    """Draw fresh Gaussian probes z and begin their Krylov space for B.
+
+    A used probe is no evidence: its directions below ``-tau`` are those that have been harvested.
+    """
+    n = A.shape[0]
+    s = min(effort.num_probes, n - len(D.vectors))
+    z = draw_probes("gaussian", n, s, generator, dtype=A.dtype, device=A.device, ranks=A.ranks)
+    # Half of what is left, so that a harvest can still be certified.
+    capacity = min(effort.num_steps * s, max(left // 2, s))
+    return KrylovSpace(A, z, capacity, D.vectors, limit="num_steps")
+
+
+def _looks(space: KrylovSpace) -> Iterator[int]:
+    """Expand a space until it is full, and stop for a look after each tenth of the steps."""
+    m, next_look = 0, 8
+    while m == 0 or not space.full:
+        space.expand()
+        m += 1
+        if m >= next_look or space.full:
+            next_look = m + max(4, m // 10)
+            yield m
+
+
+def bracket(
+    A: SymmetricOperator,
     space: KrylovSpace,
-    deflated: Deflated,
-    steps: int,
+    D: Deflated,
+    m: int,
     eta: float,
-    brackets: Sequence[Bracket],
-    target: Bracket,
-    *,
-    unit_roundoff: float,
+    intervals: Sequence[Interval],
 ) -> bool:
-    """Narrow the brackets by what a round's probes say; return whether the round can end."""
-    if len(deflated.G) + space.size == space.dim:  # the compression is A itself
-        values = torch.linalg.eigvalsh(compression(space, deflated))
-        for bracket in brackets:
-            count = int((values < -bracket.tau).sum())
-            bracket.prove(count, count)
+    """Narrow intervals by what the probes say after m steps.
+
+    For each tau: ``L <= X <= U`` by Gauss-Radau, from these an interval for r by the chi-squared
+    law, and from that one for the count of A by interlacing over Q and by Weyl over W.
+
+    Returns:
+        Whether a bracket has closed so far that it would certify but for what it sees below
+        ``-tau``: that of the last interval.
+    """
+    if len(D.G) + space.size == space.dim:  # the compression is A itself
+        values = torch.linalg.eigvalsh(compression(space, D))
+        for interval in intervals:
+            count = int((values < -interval.tau).sum())
+            interval.prove(count, count)
         return True
-    runs = _probe_runs(space, steps)
-    error = deflated.error
-    # The probes' coefficients are those of an operator without what the space dropped (Weyl).
-    off = error + space.dropped
+    runs, epsilon, closed = _probe_runs(space, m), D.error, False
+    # The probes' coefficients are those of an operator without what W couples to and without what
+    # the space dropped (Weyl).
+    off = epsilon + space.dropped
     # Each deflated direction leaves its round-off in the probe: without allowing for it, a weight
     # of 1e-30 below -tau would prove that something is there.
-    slack = (len(deflated.G) + 1) * (10 * unit_roundoff) ** 2
-    done = False
-    for bracket in brackets:
-        tau = bracket.tau
-        if off >= tau:  # what is deflated or dropped is too rough for so fine a question
+    slack = (len(D.G) + 1) * (10 * A.unit_roundoff) ** 2
+    for interval in intervals:
+        tau = interval.tau
+        if off >= tau:  # W, or the space, is too rough for so fine a question
             continue
-        masses = [_mass(run, -tau - off, -tau + off, slack) for run in runs]
-        low, high = (sum(ends) for ends in zip(*masses, strict=True))
-        r_low, r_high = chi_squared_interval(low, high, len(runs), eta, space.dim)
-        below = int((deflated.invariant < -tau + error).sum())
-        surely = int((deflated.invariant < -tau - error).sum())
-        bracket.narrow(
-            surely + r_low,
-            below + deflated.num_negative + r_high,
-            below + deflated.num_negative + (low + high) / (2 * len(runs)),
-        )
-        if bracket is target:
-            _, unresolved = chi_squared_interval(0.0, high - low, len(runs), eta / 2, space.dim)
-            done = bracket.settled or (unresolved == 0 and _is_sharp(space, tau))
-    return done
+        L = U = 0.0
+        for run in runs:
+            low, high = mass_bracket(run, -tau - off, -tau + off)
+            # Rounded outwards: weights of total 1 carry float64's round-off.
+            L += max(0.0, low - slack - 10 * U64) * run.norm**2
+            U += (high + 10 * U64) * run.norm**2
+        r_low, r_high = chi_squared_interval(L, U, len(runs), eta, space.dim)
+        surely = int((D.invariant < -(tau + epsilon)).sum())
+        below = int((D.invariant < -(tau - epsilon)).sum()) + D.num_negative
+        # The mean of X is r for each probe.
+        interval.narrow(surely + r_low, below + r_high, below + (L + U) / (2 * len(runs)))
+        closed = chi_squared_interval(0.0, U - L, len(runs), eta / 2, space.dim)[1] == 0
+    return closed
 
 
 def _is_sharp(space: KrylovSpace, tau: float) -> bool:
@@ -209,22 +274,13 @@ def _is_sharp(space: KrylovSpace, tau: float) -> bool:
 
     A residual rho moves what is left by ``rho^2 / |theta|``: no more than a part of tau.
     """
-    theta, _, residuals = space.ritz()
-    new = theta < -tau
-    return bool(new.any()) and bool((residuals[new] ** 2 <= 0.01 * tau * theta[new].abs()).all())
+    theta, _, rho = space.ritz()
+    negative = theta < -tau
+    small = rho[negative] ** 2 <= 0.01 * tau * theta[negative].abs()
+    return bool(negative.any()) and bool(small.all())
 
 
-def _mass(run: LanczosRun, first: float, last: float, slack: float) -> tuple[float, float]:
-    """Bounds on ``z^T 1[B < x] z`` for a run's start vector z and x between two numbers.
-
-    They are rounded outwards: weights of total 1 carry float64's round-off, and the lower bound
-    gives away ``slack`` more.
-    """
-    low, high = mass_bracket(run, first, last)
-    return max(0.0, low - slack - 10 * U64) * run.norm**2, (high + 10 * U64) * run.norm**2
-
-
-def _probe_runs(space: KrylovSpace, steps: int) -> list[LanczosRun]:
+def _probe_runs(space: KrylovSpace, m: int) -> list[LanczosRun]:
     """Each probe's own Lanczos coefficients, from the operator compressed to the block's space.
 
     The space contains each probe's Krylov space, so Lanczos on the compression, bordered by the
@@ -246,5 +302,5 @@ def _probe_runs(space: KrylovSpace, steps: int) -> list[LanczosRun]:
     bordered[size:, :size], bordered[:size, size:] = space.coupling, space.coupling.T
     start = torch.zeros(known, space.start.shape[1], dtype=torch.float64)
     start[: len(space.start)] = space.start
-    num_steps = steps if space.width else size
+    num_steps = m if space.width else size
     return list(lanczos(DenseOperator(bordered), start, num_steps))

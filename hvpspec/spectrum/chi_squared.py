@@ -1,4 +1,4 @@
-"""How many eigenvalues a random vector's share of them betrays, with a stated confidence.
+"""How many eigenvalues a random vector's mass on them betrays, with a stated confidence.
 
 Let P project onto an unknown eigenspace of dimension r in dimension n, and let z_1, ..., z_s be
 standard Gaussian vectors. Then ``sum |P z_i|^2`` follows chi-squared with ``s r`` degrees of
@@ -15,7 +15,7 @@ from scipy.special import betainc, gammainc, gammaincc
 
 from hvpspec.errors import InputError
 
-#: A share is a sum of weights, which together are 1. The eigenvectors of m nodes that LAPACK
+#: A fraction is a sum of weights, which together are 1. The eigenvectors of m nodes that LAPACK
 #: computes are orthonormal within a small multiple of m u, and so are sums of their squared entries
 #: known: for thousands of nodes, within this.
 _ROUND_OFF = 1e-12
@@ -54,7 +54,7 @@ def chi_squared_interval(
         >>> chi_squared_interval(830.0, 850.0, num_probes=8, eta=0.01, dim=1000)
         (91, 119)
     """
-    # The sums are shares of sum |z_i|^2, of which the mean is s n, and have the round-off of that,
+    # The sums are parts of sum |z_i|^2, of which the mean is s n, and have the round-off of that,
     # however small they are themselves.
     slack = _ROUND_OFF * num_probes * dim
     lower_sum, upper_sum = _checked(lower_sum, upper_sum, num_probes, eta, slack)
@@ -72,7 +72,7 @@ def chi_squared_interval(
     return min(least, most), max(least, most)
 
 
-def share_interval(
+def beta_interval(
     lower: float, upper: float, num_probes: int, eta: float, dim: int
 ) -> tuple[int, int]:
     """Bound a dimension r by ``X = sum |P z_i|^2 / sum |z_i|^2``, known up to an interval.
@@ -98,21 +98,23 @@ def share_interval(
         As above; Muirhead, Aspects of Multivariate Statistical Theory, theorem 1.5.7 (the law).
 
     Example:
-        >>> share_interval(0.10, 0.11, num_probes=8, eta=0.01, dim=1000)
+        >>> beta_interval(0.10, 0.11, num_probes=8, eta=0.01, dim=1000)
         (89, 123)
-        >>> share_interval(1.0, 1.0, num_probes=8, eta=0.01, dim=1000)
+        >>> beta_interval(1.0, 1.0, num_probes=8, eta=0.01, dim=1000)
         (1000, 1000)
     """
     lower, upper = _checked(lower, upper, num_probes, eta, _ROUND_OFF)
     if upper > 1 + _ROUND_OFF:
-        raise InputError(f"a share is at most 1, got {upper}")
+        raise InputError(f"a fraction is at most 1, got {upper}")
     half = num_probes / 2
 
-    def most(share: float) -> int:
-        """The largest r for which a share so small is not too unlikely."""
-        if share >= 1 - _ROUND_OFF:
+    def most(fraction: float) -> int:
+        """The largest r for which a fraction so small is not too unlikely."""
+        if fraction >= 1 - _ROUND_OFF:
             return dim
-        return _last(lambda r: bool(betainc(half * r, half * (dim - r), share) > eta / 2), dim - 1)
+        return _last(
+            lambda r: bool(betainc(half * r, half * (dim - r), fraction) > eta / 2), dim - 1
+        )
 
     least, greatest = dim - most(1 - lower), most(upper)
     return min(least, greatest), max(least, greatest)

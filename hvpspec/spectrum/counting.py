@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,13 +13,18 @@ from torch import Tensor
 from hvpspec.errors import InputError
 from hvpspec.linalg.quadrature import Rule, mass_bracket
 from hvpspec.linalg.recurrence import LanczosRun
-from hvpspec.spectrum.chi_squared import share_interval
+from hvpspec.results import Result
+from hvpspec.spectrum.chi_squared import beta_interval
 from hvpspec.spectrum.smoothing import mean_and_sem
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-@dataclass(frozen=True)
-class Distribution:
-    """The share of eigenvalues below each of some numbers.
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Distribution(Result):
+    """The fraction of eigenvalues below each of some numbers.
 
     Attributes:
         x: the numbers, float64, shape (k,).
@@ -35,9 +41,23 @@ class Distribution:
     upper: Tensor
     sem: Tensor
 
+    def plot(self, ax: Axes | None = None) -> Figure:
+        """Draw the fraction below each x, within its bracket.
 
-@dataclass(frozen=True)
-class CountResult:
+        Args:
+            ax: where to draw; None for a new figure.
+
+        Returns:
+            The figure, which a notebook shows.
+        """
+        from hvpspec.plotting import plot_line
+
+        ends = self.lower, self.upper
+        return plot_line(self.x, self.values, ends, "x", "fraction of eigenvalues below x", ax=ax)
+
+
+@dataclass(frozen=True, repr=False)
+class CountResult(Result):
     """How many eigenvalues lie below a number.
 
     Attributes:
@@ -136,7 +156,7 @@ def count_below(
         surely_not = max(int((rule.nodes > last).sum()) for rule in rules)
         least, most = (
             min(max(r, surely), dim - surely_not)
-            for r in share_interval(low, high, len(runs), 1 - confidence, dim)
+            for r in beta_interval(low, high, len(runs), 1 - confidence, dim)
         )
     return CountResult(
         below=below,

@@ -10,10 +10,17 @@ import torch
 from torch import Tensor
 
 from hvpspec.errors import InputError
-from hvpspec.linalg.operator import Progress, SymmetricOperator, as_operator
-from hvpspec.linalg.probes import ProbeKind, draw_probes, require_count, require_same_state
+from hvpspec.linalg.operator import SymmetricOperator, as_operator
+from hvpspec.linalg.probes import (
+    ProbeKind,
+    draw_probes,
+    require_count,
+    require_same_state,
+    seeded,
+)
 from hvpspec.linalg.ranks import Ranks
 from hvpspec.linalg.recurrence import LanczosRun, lanczos, require_scale
+from hvpspec.progress import Progress, shown
 from hvpspec.spectrum.slq import SpectralMeasure
 
 if TYPE_CHECKING:
@@ -25,13 +32,13 @@ def spectral_measure(
     num_probes: int = 8,
     num_steps: int = 100,
     *,
-    generator: torch.Generator,
+    generator: torch.Generator | None = None,
     probes: ProbeKind = "gaussian",
     reorthogonalize: bool = True,
     block_size: int | None = None,
     basis_folder: str | PathLike[str] | None = None,
     group: ProcessGroup | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> SpectralMeasure:
     """Stochastic Lanczos quadrature: run Lanczos from random vectors and keep what it saw.
 
@@ -43,7 +50,7 @@ def spectral_measure(
         A: a symmetric operator, or a symmetric matrix of shape (n, n).
         num_probes: how many random vectors.
         num_steps: Lanczos steps from each; more than n are not made.
-        generator: source of the probes.
+        generator: source of the probes; None for one with seed 0.
         probes: ``"gaussian"``, for which counts have exact confidence intervals; ``"rademacher"``
             or ``"sphere"``.
         reorthogonalize: keep ``block_size * (num_steps + 1)`` vectors and the bases orthogonal.
@@ -52,7 +59,7 @@ def spectral_measure(
         basis_folder: where bases lie on a disk instead of in memory, for operators on the CPU.
         group: processes that share out the probes, of which each multiplies by the whole operator,
             alone or together with others that have the rest of its data. All get the same measure.
-        progress: called with the number of products done and the most there will be.
+        progress: True for a bar; or called with the products done and the most there will be.
 
     Returns:
         The measure.
@@ -83,6 +90,7 @@ def spectral_measure(
         raise InputError(
             f"num_probes must be at least the number of processes, {ranks.size}, got {num_probes}"
         )
+    generator = seeded(generator)
     require_same_state(generator, ranks)
     operator.check_symmetry()
     before = operator.num_matvecs
@@ -96,29 +104,30 @@ def spectral_measure(
         ranks=operator.ranks,
     )
     Z = Z[:, ranks.rank :: ranks.size]  # all are drawn by all, and are the same for any number
-    num_own = Z.shape[1]
-
-    def report(_done: int, _total: int) -> None:
-        """Count products over all blocks."""
-        if progress is not None:
-            progress(operator.num_matvecs - before, num_own * min(num_steps, n))
-
-    blocks = list(torch.split(Z, block_size or num_own, dim=1))
+    num_columns = Z.shape[1]
+    blocks = list(torch.split(Z, block_size or num_columns, dim=1))
     del Z  # so that a single block goes as soon as its bases have begun
     runs: list[LanczosRun] = []
-    while blocks:
-        found = lanczos(
-            operator,
-            blocks.pop(0),
-            num_steps,
-            reorthogonalize=reorthogonalize,
-            basis_folder=basis_folder,
-            progress=report,
-        )
-        runs += [replace(run, basis=None, next_vector=None) for run in found]
-        del found  # and with it the bases
-    shares = ranks.gather(runs)
-    runs = [shares[i % ranks.size][i // ranks.size] for i in range(num_probes)]
+    with shown(progress, "spectral measure") as show:
+
+        def report(_done: int, _total: int) -> None:
+            """Count products over all blocks."""
+            if show is not None:
+                show(operator.num_matvecs - before, num_columns * min(num_steps, n))
+
+        while blocks:
+            with_bases = lanczos(
+                operator,
+                blocks.pop(0),
+                num_steps,
+                reorthogonalize=reorthogonalize,
+                basis_folder=basis_folder,
+                progress=report,
+            )
+            runs += [replace(run, basis=None, next_vector=None) for run in with_bases]
+            del with_bases  # and with it the bases
+    by_process = ranks.gather(runs)
+    runs = [by_process[i % ranks.size][i // ranks.size] for i in range(num_probes)]
     require_scale(max(run.scale for run in runs), operator.dtype)
     return SpectralMeasure(
         dim=n,

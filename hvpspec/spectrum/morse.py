@@ -2,45 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from hvpspec.errors import InputError
 from hvpspec.linalg.dense import require_tau
-from hvpspec.linalg.operator import Progress, SymmetricOperator, as_operator
-from hvpspec.linalg.probes import require_count
-from hvpspec.spectrum.exact import exact_index
-from hvpspec.spectrum.matrix_free import (
-    DEFAULT_PROBES,
-    DEFAULT_STEPS,
-    Effort,
-    matrix_free_index,
-)
-from hvpspec.spectrum.results import IndexResult, Rung
+from hvpspec.linalg.operator import SymmetricOperator, as_operator
+from hvpspec.linalg.probes import seeded
+from hvpspec.progress import Progress, shown
+from hvpspec.results import FORMER_NAMES
+from hvpspec.spectrum.certified import Certified
+from hvpspec.spectrum.exact import Exact, Inertia
+from hvpspec.spectrum.filtered import Filtered
+from hvpspec.spectrum.matrix_free import Quadrature
+from hvpspec.spectrum.results import IndexResult
 
 #: Up to this size "auto" assembles the matrix: seconds to minutes, and 72 MB.
 AUTO_EXACT_UP_TO = 3000
 
-Method = Literal["auto", "exact", "ldl", "certified", "slq", "chebyshev"]
+Method: TypeAlias = Exact | Inertia | Certified | Quadrature | Filtered
+MethodName = Literal["auto", "exact", "inertia", "certified", "quadrature", "filtered"]
+
+#: The methods by name.
+METHODS: Mapping[str, type[Method]] = {
+    method.name: method for method in (Exact, Inertia, Certified, Quadrature, Filtered)
+}
 
 
 def index(
     A: SymmetricOperator | Tensor,
     tau: float | None = None,
     *,
-    method: Method = "auto",
+    method: Method | MethodName = "auto",
     tau_ladder: Sequence[float] | None = None,
     side: Literal["negative", "positive"] = "negative",
-    confidence: float = 0.99,
     generator: torch.Generator | None = None,
-    num_probes: int | None = None,
-    num_steps: int | None = None,
-    max_matvecs: int = 4000,
-    progress: Progress | None = None,
-    watch: Callable[[Rung], None] | None = None,
+    progress: Progress | bool | None = None,
+    **options: Any,
 ) -> IndexResult:
     """The Morse index: how many eigenvalues lie below ``-tau``.
 
@@ -53,7 +55,7 @@ def index(
     operator can do that. Their noise floor is ``n u ||A||`` for LAPACK, with the unit round-off
     ``u`` of the products, plus the measured error of the assembly. The others see products alone,
     in the operator's dtype, and their noise floor is measured against float64 products. Below it
-    their lower bound is that at ``tau`` plus the floor, and from above ``"certified"`` has the
+    their lower bound is that at ``tau`` plus the floor, and from above :class:`Certified` has the
     structural bound alone.
 
     Args:
@@ -61,31 +63,23 @@ def index(
         tau: the resolution, in units of the eigenvalues, at least 0 (above 0 for matrix-free
             methods). None for the noise floor; matrix-free methods then also answer a ladder of
             decades that leads down to it.
-        method: ``"exact"`` computes all eigenvalues; ``"ldl"`` only counts them, by LDL^T, in a
-            fraction of the time once the matrix is there. ``"certified"`` is matrix-free: it
-            harvests negative directions, which bound the count from below for certain, and bounds
-            what is left from above with a confidence, until the two meet. ``"slq"`` is plain
-            stochastic Lanczos quadrature with its exact interval; ``"chebyshev"`` a damped
-            polynomial filter in the memory of a few vectors, with error bars that are no proof.
-            ``"auto"`` is ``"exact"`` up to size 3,000 and ``"certified"`` above.
+        method: :class:`Exact`, :class:`Inertia`, :class:`Certified`, :class:`Quadrature` or
+            :class:`Filtered`, with their options, or their names in lower case for the defaults.
+            ``"auto"`` is exact up to size 3,000 and certified above.
         tau_ladder: further resolutions to answer in the same run.
         side: ``"positive"`` counts the eigenvalues above ``tau`` instead: the index of ``-A``.
-        confidence: of matrix-free intervals, for each tau.
-        generator: the source of probes; None for one with seed 0.
-        num_probes: probes that advance together; None for 1 (``"certified"``: fewest products) or
-            10. More make better use of a pass over the data.
-        num_steps: the most steps of a Krylov space, which is ``num_probes`` times that many vectors
-            in memory, or of the recurrence; None for 1,000 (``"certified"``) or 100.
-        max_matvecs: the most matrix-free products to spend, beside some 20 that measure the noise
-            floor; at least ``num_probes`` for ``"slq"`` and ``"chebyshev"``.
-        progress: called with the work done (columns or products) and the most there will be.
-        watch: called with the interval that a certified count is working on.
+        generator: the source of probes, where a method draws some; None for one with seed 0.
+        progress: True for a bar; or called with the work done (columns or products) and the most
+            there will be.
+        options: of the method, where it is given by name: ``method="certified", confidence=0.9`` is
+            short for ``method=Certified(confidence=0.9)``.
 
     Returns:
         The count or its interval at each resolution, with what else is known of the point.
 
     Raises:
         InputError: an argument is not allowed, or a matrix or basis does not fit into memory.
+        TypeError: the method has no such option.
         ComputationError: the products are not symmetric; or the norm is too large for float64, or
             for matrix-free methods so small or large that they cannot square it.
 
@@ -97,58 +91,51 @@ def index(
         >>> index(torch.diag(torch.tensor([3.0, 1e-12, -1e-12, -2.0])), tau=1e-6).index
         1
     """
-    if method not in get_args(Method):
-        raise InputError(f"method must be one of {', '.join(get_args(Method))}, got {method!r}")
     if side not in ("negative", "positive"):
         raise InputError(f"side must be 'negative' or 'positive', got {side!r}")
-    if not 0 < confidence < 1:
-        raise InputError(f"confidence must lie between 0 and 1, got {confidence}")
     operator = as_operator(A)
-    if side == "positive":
-        operator = -operator
-    method = settle_method(method, operator.shape[0])
-    taus = _descending(tau, tau_ladder, positive=method not in ("exact", "ldl"))
-    if method in ("exact", "ldl"):
-        return exact_index(operator, taus, method, progress)
-    num_probes = DEFAULT_PROBES[method] if num_probes is None else num_probes
-    num_steps = DEFAULT_STEPS[method] if num_steps is None else num_steps
-    for name, value in (
-        ("num_probes", num_probes),
-        ("num_steps", num_steps),
-        ("max_matvecs", max_matvecs),
-    ):
-        require_count(name, value)
-    if method != "certified" and max_matvecs < num_probes:
-        raise InputError(
-            f"max_matvecs must be at least num_probes = {num_probes} for {method!r}, which takes "
-            f"every step with all of them, got {max_matvecs}"
+    chosen = settle_method(method, operator.shape[0], **options)
+    taus = _descending(tau, tau_ladder)
+    with shown(progress, "index") as report:
+        return chosen.count(
+            operator if side == "negative" else -operator,
+            taus,
+            seeded(generator),
+            report,
         )
-    effort = Effort(
-        confidence,
-        generator or torch.Generator().manual_seed(0),
-        num_probes,
-        num_steps,
-        max_matvecs,
-        progress,
-        watch,
-    )
-    return matrix_free_index(operator, taus, method, effort)
 
 
-def settle_method(method: Method, n: int) -> Method:
-    """What ``"auto"`` means for an operator of size n; any other method stands."""
-    if method != "auto":
+def settle_method(method: Method | str, n: int, **options: Any) -> Method:
+    """The method that is meant, with its options, for an operator of size n.
+
+    Raises:
+        InputError: there is no such method, or an option is out of range.
+        TypeError: the method has no such option.
+    """
+    if not isinstance(method, str):
+        for option in options:  # they belong into the method itself
+            made = f"method={type(method).__name__}({option}=...)"
+            raise TypeError(f"index() has no argument {option!r} beside a method; use {made}")
         return method
-    return "exact" if n <= AUTO_EXACT_UP_TO else "certified"
+    method = FORMER_NAMES.get(method, method)
+    if method == "auto":
+        method = "exact" if n <= AUTO_EXACT_UP_TO else "certified"
+    if method not in METHODS:
+        known = ", ".join(["auto", *METHODS])
+        raise InputError(f"method must be one of {known}, got {method!r}")
+    kind = METHODS[method]
+    has = [f.name for f in fields(kind)]
+    for option in options:
+        if option not in has:
+            raise TypeError(
+                f"method {method!r} has no option {option!r}; it has {', '.join(has) or 'none'}"
+            )
+    return kind(**options)
 
 
-def _descending(
-    tau: float | None, ladder: Sequence[float] | None, *, positive: bool
-) -> list[float] | None:
+def _descending(tau: float | None, ladder: Sequence[float] | None) -> list[float] | None:
     """Put all resolutions asked for in descending order; None if none was."""
     taus = [*(ladder or []), *([] if tau is None else [tau])]
     for value in taus:
         require_tau(value)
-        if positive and value == 0:
-            raise InputError("tau must be above 0 for a matrix-free method, got 0.0")
     return sorted(map(float, set(taus)), reverse=True) or None

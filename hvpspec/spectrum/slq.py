@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from os import PathLike
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from hvpspec.linalg.probes import ProbeKind
 from hvpspec.linalg.quadrature import Rule, gauss
 from hvpspec.linalg.recurrence import LanczosRun
 from hvpspec.linalg.traces import Estimate
+from hvpspec.results import Result, Row, Subject, plain
 from hvpspec.spectrum.archive import damaged, read_runs, write_runs
 from hvpspec.spectrum.bulk import Outliers, split_bulk
 from hvpspec.spectrum.counting import CountResult, Distribution, count_below, gauss_distribution
@@ -31,9 +32,13 @@ from hvpspec.spectrum.smoothing import (
     smooth,
 )
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-@dataclass(frozen=True)
-class SpectralMeasure:
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SpectralMeasure(Result):
     """What Lanczos saw of a spectrum from a few random vectors; questions cost no more products.
 
     Attributes:
@@ -52,6 +57,8 @@ class SpectralMeasure:
     reorthogonalized: bool
     dtype: torch.dtype
     num_matvecs: int
+
+    _FORMAT: ClassVar[str] = "hvpspec-measure"
 
     @cached_property
     def rules(self) -> tuple[Rule, ...]:
@@ -145,7 +152,7 @@ class SpectralMeasure:
         return LogDensity(t, linthresh * t.sinh(), *smooth(rules, t, sigma), sigma, linthresh)
 
     def cdf(self, x: float | Tensor) -> Distribution:
-        """The share of eigenvalues below each x, within brackets of about two weights.
+        """The fraction of eigenvalues below each x, within brackets of about two weights.
 
         :meth:`count` has the sharpest brackets there are, at one number.
 
@@ -167,9 +174,9 @@ class SpectralMeasure:
     ) -> CountResult:
         """Count the eigenvalues below a number, with an interval that is proven.
 
-        For each probe z, quadrature brackets the part of ``|z|^2`` on the eigenvectors in question
-        (Chebyshev-Markov-Stieltjes). For Gaussian probes, the law of that part of the whole is
-        known exactly and gives the interval (:func:`~hvpspec.spectrum.chi_squared.share_interval`).
+        For each probe z, quadrature brackets the fraction of ``|z|^2`` on the eigenvectors in
+        question (Chebyshev-Markov-Stieltjes). For Gaussian probes, the law of that fraction is
+        known exactly and gives the interval (:func:`~hvpspec.spectrum.chi_squared.beta_interval`).
         What Ritz values prove on their own (Cauchy-Poincare: k of them on one side of a number
         make k eigenvalues there) is used as well. For other probes and for runs without
         reorthogonalisation there is no such law, and no interval.
@@ -268,6 +275,83 @@ class SpectralMeasure:
             scale=self._scale,
             min_gap=min_gap,
         )
+
+    def plot(self, ax: Axes | None = None) -> Figure:
+        """Draw the density of eigenvalues; see :func:`hvpspec.plotting.plot_density`.
+
+        Args:
+            ax: where to draw; None for a new figure.
+
+        Returns:
+            The figure, which a notebook shows.
+        """
+        from hvpspec.plotting import plot_density
+
+        return plot_density(self, ax=ax)
+
+    def rows(self, subject: Subject | None = None) -> list[Row]:
+        """The lines of the table, from the top of the spectrum down."""
+        kind = f"matrix-vector products, {len(self.runs)} {self.probes} probes"
+        products = "products", f"{self.num_matvecs:,}", kind
+        if self.reorthogonalized:
+            return [*self.outliers().rows(), products]
+        low, high = (float(x) for x in torch.cat(self.nodes).aminmax())
+        copies = "without outliers: copies hide them"
+        return [("spectrum", f"[{low:.3g}, {high:.3g}]", copies), products]
+
+    def to_dict(
+        self,
+        *,
+        subject: Subject | None = None,
+        seconds: float | None = None,
+        layers: Mapping[str, SpectralMeasure] | None = None,
+        gauss_newton: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Plain data, as ``hvpspec density --json`` writes them.
+
+        Args:
+            subject: what the measure is of.
+            seconds: how long it took.
+            layers: measures of diagonal blocks, by name.
+            gauss_newton: what :meth:`content` has of the Gauss-Newton matrix and its blocks.
+        """
+        whole = super().to_dict(subject=subject, seconds=seconds)
+        return {**whole, **self.content(layers), "gauss_newton": gauss_newton}
+
+    def content(self, layers: Mapping[str, SpectralMeasure] | None = None) -> dict[str, Any]:
+        """The fields of a file that tell of a matrix and of its diagonal blocks."""
+        blocks = {name: layer._content() for name, layer in layers.items()} if layers else None
+        return {**self._content(), "layers": blocks}
+
+    def _content(self) -> dict[str, Any]:
+        outliers = self.outliers() if self.reorthogonalized else None
+        names = ("bulk", "gap_below", "gap_above", "bottom", "top")
+        return {
+            "dim": self.dim,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "probes": self.probes,
+            "num_matvecs": self.num_matvecs,
+            "norm": float(torch.cat(self.nodes).abs().max()),
+            "resolution": self.resolution,
+            "reorthogonalized": self.reorthogonalized,
+            **{name: plain(getattr(outliers, name, None)) for name in names},
+            "norms": [run.norm for run in self.runs],
+            "nodes": plain(self.nodes),
+            "weights": plain(self.weights),
+        }
+
+    def _title(self) -> str:
+        return f"spectral measure of a matrix of size {self.dim:,}"
+
+    def _brief(self) -> dict[str, object]:
+        steps = max(len(run.alphas) for run in self.runs)
+        return {
+            "dim": self.dim,
+            "num_probes": len(self.runs),
+            "num_steps": steps,
+            "probes": self.probes,
+            "num_matvecs": self.num_matvecs,
+        }
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the coefficients to an npz file, whole or not at all; a file there is replaced.

@@ -5,12 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from hvpspec.errors import InputError
 from hvpspec.linalg.quadrature import Rule
+from hvpspec.results import Result
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 #: Kernels reach this many widths; 6e-7 of their mass lies beyond.
 _REACH = 5
@@ -19,8 +25,8 @@ _POINTS = 4
 _MOST_POINTS = 100_000
 
 
-@dataclass(frozen=True)
-class Density:
+@dataclass(frozen=True, eq=False, repr=False)
+class Density(Result):
     """A spectral density, normalised to integral 1 (times n: eigenvalues per unit).
 
     Attributes:
@@ -35,9 +41,23 @@ class Density:
     sem: Tensor
     sigma: float
 
+    def plot(self, ax: Axes | None = None) -> Figure:
+        """Draw the density, with a band of one standard error to either side.
 
-@dataclass(frozen=True)
-class LogDensity:
+        Args:
+            ax: where to draw; None for a new figure.
+
+        Returns:
+            The figure, which a notebook shows.
+        """
+        from hvpspec.plotting import plot_line
+
+        ends = self.values - self.sem, self.values + self.sem
+        return plot_line(self.grid, self.values, ends, "eigenvalue λ", "density", ax=ax)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LogDensity(Result):
     """A density over ``t = asinh(lambda / linthresh)``, normalised to integral 1 over t.
 
     Far from 0, t is ``sign(lambda) log |2 lambda / linthresh|``; within ``linthresh`` of 0 it is
@@ -59,6 +79,21 @@ class LogDensity:
     sem: Tensor
     sigma: float
     linthresh: float
+
+    def plot(self, ax: Axes | None = None) -> Figure:
+        """Draw the density over t, with a band of one standard error to either side.
+
+        Args:
+            ax: where to draw; None for a new figure.
+
+        Returns:
+            The figure, which a notebook shows.
+        """
+        from hvpspec.plotting import plot_line
+
+        ends = self.values - self.sem, self.values + self.sem
+        x = f"t = asinh(λ / {self.linthresh:.2g})"
+        return plot_line(self.t, self.values, ends, x, "density over t", ax=ax)
 
 
 def mean_and_sem(samples: Tensor) -> tuple[Tensor, Tensor]:

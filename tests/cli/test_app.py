@@ -52,7 +52,7 @@ def test_module_is_the_same_program():
         "index --model x.pt --max-matvecs 0",
         "index --model x.pt --confidence 2",
         "index --model x.pt --exact --probes 3",
-        "index --model x.pt --method ldl --confidence 0.5",
+        "index --model x.pt --method inertia --confidence 0.5",
         "density --model x.pt --probes 0",
         "density --model x.pt --sigma 0",
         "density --model x.pt --bins 7",

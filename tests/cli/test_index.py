@@ -46,7 +46,7 @@ def test_is_what_the_library_computes(run, workspace):
     assert content["loss"] == pytest.approx(expected.loss)
 
 
-@pytest.mark.parametrize(("method", "raw"), [("exact", 0), ("ldl", None)])
+@pytest.mark.parametrize(("method", "raw"), [("exact", 0), ("inertia", None)])
 def test_methods(run, checkpoint, method, raw):
     outcome = run(f"index --model {checkpoint} --method {method} --tau 0.001 --json index.json")
     assert not outcome.code
@@ -68,13 +68,13 @@ def _json(path):
         return json.load(file)
 
 
-@pytest.mark.parametrize("method", ["certified", "slq", "chebyshev"])
+@pytest.mark.parametrize("method", ["certified", "quadrature", "filtered"])
 def test_without_the_matrix(run, saddle, method):
     taus = "--tau 0.001 --tau 0.1 --tau 0.01"
     run(f"index {saddle} --exact {taus} --json exact.json")
     outcome = run(
         f"index {saddle} --method {method} {taus} --probes 2 --steps 30 --seed 3"
-        " --confidence 0.999 --max-matvecs 200 --json index.json --out curve.svg"
+        " --confidence 0.999 --json index.json --out curve.svg"
     )
     assert not outcome.code, outcome.err
     assert outcome.err == ""
@@ -88,7 +88,7 @@ def test_without_the_matrix(run, saddle, method):
     for name in ("raw_count", "nullity", "positive", "eigenvalues", "lambda_min", "lambda_max"):
         assert content[name] is None
     assert content["certified"] == (method == "certified")
-    assert (content["resolution"] > 0) == (method == "chebyshev")
+    assert (content["resolution"] > 0) == (method == "filtered")
     for text in ("confidence", "noise floor", "τ = 0.01", "‖H‖", "products"):
         assert text in outcome.out
     for text in ("nullity", "raw count", "λ min"):
@@ -172,11 +172,11 @@ def test_interval_below_the_noise_floor(run, checkpoint):
     [
         ("--tau -1", "tau must be a finite number of at least 0, got -1"),
         ("--method certified --tau 0", "tau must be above 0 for a matrix-free method"),
-        ("--method slq --tau -1", "tau must be a finite number of at least 0, got -1"),
+        ("--method quadrature --tau -1", "tau must be a finite number of at least 0, got -1"),
         ("--method lanczos", "'lanczos' is not one of"),
         ("--method certified --confidence 2", "2.0 does not lie between 0 and 1"),
         ("--method certified --confidence 0", "0.0 does not lie between 0 and 1"),
-        ("--method chebyshev --probes 0", "--probes"),
+        ("--method filtered --probes 0", "--probes"),
         ("--tau nan", "tau must be a finite number of at least 0, got nan"),
         ("--l2 -1", "l2 must be"),
         ("--l2 inf", "l2 must be"),
@@ -187,8 +187,12 @@ def test_interval_below_the_noise_floor(run, checkpoint):
         ("--subset 41", "subset is 41"),
         ("--net-arg in_features=3", "--net"),
         ("--net linear --net-arg in_features=3", "do not fit the network"),
-        ("--exact --method ldl", "--exact means --method exact"),
-        ("--method ldl --out curve.png", "--out needs the eigenvalues"),
+        ("--method quadrature --max-matvecs 9", "--max-matvecs belongs to --method certified"),
+        ("--method filtered --max-matvecs 9", "--max-matvecs belongs to --method certified"),
+        ("--method inertia --probes 2", "--probes has no effect on --method inertia"),
+        ("--confidence 0.9", "--confidence has no effect on --method exact"),  # what auto is here
+        ("--exact --method inertia", "--exact means --method exact"),
+        ("--method inertia --out curve.png", "--out needs the eigenvalues"),
         ("--out curve.gif", "its ending must be one of .png, .pdf, .svg"),
         ("--out missing/curve.png", "the folder missing does not exist"),
         ("--json missing/index.json", "the folder missing does not exist"),

@@ -182,7 +182,7 @@ def test_entries_that_overflow_in_between() -> None:
             result = hvpspec.index(A, tau, method=method)  # type: ignore[arg-type]
             assert result.index == (0 if tau == 1.7e308 else 1)
             assert result.norm == pytest.approx(1e308)
-    assert inertia(A, 1e300) == hvpspec.linalg.Inertia(1, 0, 1, 1e300)
+    assert inertia(A, 1e300) == hvpspec.linalg.InertiaResult(1, 0, 1, 1e300)
     assert inertia(A, 1.7e308).zero == 2
     assert eigvalsh(A).tolist() == pytest.approx([-1e308, 1e308])
 
@@ -190,9 +190,9 @@ def test_entries_that_overflow_in_between() -> None:
 def test_taus_that_overflow_or_underflow_beside_the_matrix() -> None:
     small = torch.diag(torch.tensor([-1e-310, 3e-310], dtype=torch.float64))
     assert inertia(small, 1e300).zero == 2
-    assert inertia(small, 2e-310) == hvpspec.linalg.Inertia(0, 1, 1, 2e-310)
+    assert inertia(small, 2e-310) == hvpspec.linalg.InertiaResult(0, 1, 1, 2e-310)
     large = torch.diag(torch.tensor([-1e308, 1e307], dtype=torch.float64))
-    assert inertia(large, 1e-300) == hvpspec.linalg.Inertia(1, 0, 1, 1e-300)
+    assert inertia(large, 1e-300) == hvpspec.linalg.InertiaResult(1, 0, 1, 1e-300)
     assert inertia(torch.eye(3), 1e308).zero == 3
 
 

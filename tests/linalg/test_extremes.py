@@ -135,3 +135,25 @@ def test_errors() -> None:
     for max_matvecs in (-5, 0, 3, 30.5):
         with pytest.raises(hvpspec.InputError, match=r"at least 2 k = 4.*, got"):
             eigsh(torch.eye(3), 2, max_matvecs=max_matvecs)
+
+
+def test_a_warm_start_takes_fewer_products_to_the_same_pairs() -> None:
+    values = torch.linspace(-1, 3, 2000, dtype=torch.float64) ** 3
+    moved = values + 1e-4 * torch.sin(torch.arange(2000, dtype=torch.float64))
+    before = eigsh(FunctionOperator(2000, lambda v: values * v), 4, "LA")
+    A = FunctionOperator(2000, lambda v: moved * v)
+    cold, warm = eigsh(A, 4, "LA"), eigsh(A, 4, "LA", x0=before.vectors)
+    assert bool(warm.converged.all())
+    torch.testing.assert_close(warm.values, cold.values, rtol=1e-9, atol=0)
+    assert warm.num_matvecs < 0.8 * cold.num_matvecs
+    # A start that is blind to all that is wanted is made good by the rounds that follow.
+    blind = eigsh(A, 4, "LA", x0=torch.eye(2000, dtype=torch.float64)[0])
+    torch.testing.assert_close(blind.values, cold.values, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize(
+    "x0", [torch.ones(3), torch.ones(4, 0), torch.zeros(4), torch.full((4,), torch.nan)]
+)
+def test_warm_starts_that_are_none(x0: torch.Tensor) -> None:
+    with pytest.raises(hvpspec.InputError, match="x0 must"):
+        eigsh(torch.eye(4), 1, x0=x0)

@@ -13,7 +13,7 @@ from hvpspec.report import read_json
 
 # Written by the commands before files told where they come from.
 OLD = Path(__file__).parent / "version-1"
-NOT_OF_LAYERS = {"format", "version", "hvpspec", "subject", "provenance", "notes"}
+NOT_OF_LAYERS = {"format", "version", "hvpspec", "subject", "provenance", "notes", "seconds"}
 SCHEMA = Path(__file__).parents[2] / "docs" / "json.md"
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import hvpspec
 from hvpspec import ComputationError, FunctionOperator, InputError, SymmetricOperator
+from hvpspec.results import plain
 from tests.linalg.test_dense import HOSTILE, rotated
 from tests.spectrum.test_faults import QUESTIONS, N, matrix
 
@@ -89,7 +90,7 @@ def test_what_a_product_does_to_memory_changes_no_answer(
     kind: Callable[[Function], SymmetricOperator], careless: Any, question: str
 ) -> None:
     A, ask = matrix(), QUESTIONS[question]
-    assert repr(ask(kind(careless(A)))) == repr(ask(kind(lambda v: A @ v)))
+    assert plain(ask(kind(careless(A)))) == plain(ask(kind(lambda v: A @ v)))
 
 
 @pytest.mark.parametrize("careless", CARELESS)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import beta, chi2
 
 from hvpspec import InputError
-from hvpspec.spectrum.chi_squared import chi_squared_interval, share_interval
+from hvpspec.spectrum.chi_squared import beta_interval, chi_squared_interval
 
 ETA = 0.05
 
@@ -37,7 +37,7 @@ def test_shares_likewise(s: int, n: int, upper: float, part: float) -> None:
     # r = 0 and r = n are certain of 0 and 1; within round-off of these they remain possible.
     least = 0 if lower < 1e-12 else min(fits_low, default=n)
     most = n if upper > 1 - 1e-12 else max(fits_high, default=0)
-    assert share_interval(lower, upper, s, ETA, n) == (min(least, most), max(least, most))
+    assert beta_interval(lower, upper, s, ETA, n) == (min(least, most), max(least, most))
 
 
 @pytest.mark.parametrize("s", [1, 3, 10])
@@ -51,7 +51,7 @@ def test_coverage(n: int, r: int, s: int) -> None:
     inside = squares[:, :, :r].sum((1, 2))
     whole = squares.sum((1, 2))
     allowed = trials * ETA + 4 * (trials * ETA * (1 - ETA)) ** 0.5  # 4 sigma of the binomial law
-    for interval, values in ((chi_squared_interval, inside), (share_interval, inside / whole)):
+    for interval, values in ((chi_squared_interval, inside), (beta_interval, inside / whole)):
         bounds = [interval(x, x, s, ETA, n) for x in values.tolist()]
         assert sum(not low <= r <= high for low, high in bounds) <= allowed
 
@@ -60,7 +60,7 @@ def test_shares_are_sharper_than_sums() -> None:
     """Where most of the space lies below, what is left out says more."""
     n, r, s = 1000, 900, 4
     low, high = chi_squared_interval(s * r, s * r, s, ETA, n)
-    share_low, share_high = share_interval(r / n, r / n, s, ETA, n)
+    share_low, share_high = beta_interval(r / n, r / n, s, ETA, n)
     # Standard deviations are sqrt(2 r / s) and sqrt(2 r (1 - r / n) / s).
     assert high - low > 2.5 * (share_high - share_low)
     assert share_low <= r <= share_high
@@ -70,22 +70,22 @@ def test_shares_are_sharper_than_sums() -> None:
 def test_shares_are_mirrored(s: int, n: int, a: float, b: float) -> None:
     # Shares whose complements are exact, so that the two sides see the same numbers.
     lower, upper = sorted((round(a * 1024) / 1024, round(b * 1024) / 1024))
-    low, high = share_interval(lower, upper, s, ETA, n)
-    assert share_interval(1 - upper, 1 - lower, s, ETA, n) == (n - high, n - low)
+    low, high = beta_interval(lower, upper, s, ETA, n)
+    assert beta_interval(1 - upper, 1 - lower, s, ETA, n) == (n - high, n - low)
 
 
 @pytest.mark.parametrize("n", [1, 50, 10**7])
 def test_edges(n: int) -> None:
     assert chi_squared_interval(0.0, 0.0, 3, ETA, n) == (0, 0)
-    assert share_interval(0.0, 0.0, 3, ETA, n) == (0, 0)
-    assert share_interval(1.0, 1.0, 3, ETA, n) == (n, n)
-    assert share_interval(0.0, 1.0, 3, ETA, n) == (0, n)
-    assert share_interval(0.0, 1 - 1e-16, 3, ETA, n) == (0, n)
+    assert beta_interval(0.0, 0.0, 3, ETA, n) == (0, 0)
+    assert beta_interval(1.0, 1.0, 3, ETA, n) == (n, n)
+    assert beta_interval(0.0, 1.0, 3, ETA, n) == (0, n)
+    assert beta_interval(0.0, 1 - 1e-16, 3, ETA, n) == (0, n)
     assert chi_squared_interval(0.0, 1e9, 3, ETA, n) == (0, n)
     assert chi_squared_interval(1e12, 1e12, 3, ETA, n) == (n, n)
     assert chi_squared_interval(1e-300, 1.0, 3, ETA, n)[0] == 1  # not even that of nothing
     assert chi_squared_interval(0.0, 5.0, 3, ETA, 0) == (0, 0)
-    assert share_interval(0.0, 1.0, 3, ETA, 0) == (0, 0)
+    assert beta_interval(0.0, 1.0, 3, ETA, 0) == (0, 0)
 
 
 @pytest.mark.parametrize(("s", "eta"), [(1, 1e-3), (10, 1e-9)])
@@ -104,7 +104,7 @@ def test_more_length_never_means_fewer(s: int, eta: float) -> None:
 def test_crossing_bounds_are_put_in_order() -> None:
     """A sum that neither r = 1 nor r = 2 would give with 1000 probes."""
     assert chi_squared_interval(1500.0, 1500.0, 1000, ETA, 10) == (1, 2)
-    assert share_interval(0.5, 0.5 - 1e-16, 3, ETA, 10) == share_interval(0.5, 0.5, 3, ETA, 10)
+    assert beta_interval(0.5, 0.5 - 1e-16, 3, ETA, 10) == beta_interval(0.5, 0.5, 3, ETA, 10)
 
 
 @pytest.mark.parametrize("s", [1, 8])
@@ -122,7 +122,7 @@ def test_round_off_of_the_sums_is_that_of_whole_lengths(n: int, s: int) -> None:
         chi_squared_interval(0.0, -1.2e-12 * s * n, s, ETA, n)
 
 
-@pytest.mark.parametrize("interval", [chi_squared_interval, share_interval])
+@pytest.mark.parametrize("interval", [chi_squared_interval, beta_interval])
 def test_errors(interval: Callable[..., tuple[int, int]]) -> None:
     for lower, upper in ((0.5, 0.2), (-0.1, 0.5), (math.nan, 0.5), (0.1, math.nan)):
         with pytest.raises(InputError, match="0 <= lower <= upper"):
@@ -132,4 +132,4 @@ def test_errors(interval: Callable[..., tuple[int, int]]) -> None:
     with pytest.raises(InputError, match="eta must lie between 0 and 1, got 1"):
         interval(0.1, 0.2, 3, 1.0, 10)
     with pytest.raises(InputError, match=r"at most 1, got 1\.5"):
-        share_interval(0.1, 1.5, 3, ETA, 10)
+        beta_interval(0.1, 1.5, 3, ETA, 10)

@@ -340,9 +340,9 @@ class TestEveryNetwork:
         # So far from every eigenvalue that float32 can tell.
         far = (values[None] + taus[:, None]).abs().amin(1) > 4 * SINGLE * norm
         tau = float(taus[far][0])
-        for method in ("exact", "certified"):
+        for method in (hvpspec.Exact(), hvpspec.Certified(max_matvecs=1000)):
             H = self.operator(case)
-            result = hvpspec.index(H, tau, method=method, max_matvecs=1000)
+            result = hvpspec.index(H, tau, method=method)
             assert result.index == int((values < -tau).sum()), method
             assert result.certified, method
 

@@ -1,17 +1,18 @@
 import dataclasses
-import io
 import json
 import math
 import os
 
 import pytest
 import torch
-from rich.console import Console
 
 import hvpspec
 from hvpspec import report
+from hvpspec.cli.demo import compare
 from hvpspec.errors import InputError
 from hvpspec.linalg.facts import IndexBound, PointFacts
+from hvpspec.results import Subject
+from hvpspec.spectrum import Rung, describe_gradient, relative_decrease
 
 
 @pytest.fixture
@@ -24,10 +25,9 @@ def result():
     return dataclasses.replace(found, facts=facts, noise_floor=1e-10)
 
 
-def _text(table, width=200):
-    console = Console(width=width, file=io.StringIO())
-    console.print(table)
-    return console.file.getvalue()
+@pytest.fixture(autouse=True)
+def _wide(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
 
 
 @pytest.mark.parametrize(
@@ -45,13 +45,13 @@ def _text(table, width=200):
     ],
 )
 def test_gradient_sentence(gradient_norm, norm, loss, sentence):
-    assert report.describe_gradient(gradient_norm, norm, loss).startswith(sentence)
+    assert describe_gradient(gradient_norm, norm, loss).startswith(sentence)
 
 
 def test_relative_decrease_has_no_units():
-    expected = report.relative_decrease(0.1, 5.0, 0.2)
+    expected = relative_decrease(0.1, 5.0, 0.2)
     c, s = 1e5, 1e-3  # the loss times c, the parameters divided by s
-    assert report.relative_decrease(c * s * 0.1, c * s**2 * 5.0, c * 0.2) == pytest.approx(expected)
+    assert relative_decrease(c * s * 0.1, c * s**2 * 5.0, c * 0.2) == pytest.approx(expected)
 
 
 def test_relative_decrease_is_what_a_step_brings_to_a_quadratic():
@@ -59,11 +59,11 @@ def test_relative_decrease_is_what_a_step_brings_to_a_quadratic():
     f = lambda x: float(x @ H @ x) / 2 + 1.0  # noqa: E731
     g = H @ theta
     brought = (f(theta) - f(theta - g / 4)) / f(theta)
-    assert report.relative_decrease(float(g.norm()), 4.0, f(theta)) == pytest.approx(brought)
+    assert relative_decrease(float(g.norm()), 4.0, f(theta)) == pytest.approx(brought)
 
 
 def test_index_as_json(result):
-    content = json.loads(json.dumps(report.index_to_dict(result, seconds=1.5), allow_nan=False))
+    content = json.loads(json.dumps(result.to_dict(seconds=1.5), allow_nan=False))
     assert (content["format"], content["version"]) == ("hvpspec-index", 1)
     for name in ("index", "lower", "upper", "tau", "noise_floor", "raw_count", "nullity", "dim"):
         assert content[name] == getattr(result, name)
@@ -74,20 +74,20 @@ def test_index_as_json(result):
 
 
 def test_unknown_and_infinite_are_null_in_json():
-    found = hvpspec.index(torch.zeros(3, 3), method="ldl")
-    content = report.index_to_dict(found)
+    found = hvpspec.index(torch.zeros(3, 3), method="inertia")
+    content = found.to_dict()
     for name in ("loss", "relative_decrease", "bound", "eigenvalues", "lambda_min", "subject"):
         assert content[name] is None
     facts = PointFacts(loss=0.0, gradient_norm=1.0)
-    content = report.index_to_dict(dataclasses.replace(found, facts=facts))
+    content = dataclasses.replace(found, facts=facts).to_dict()
     assert content["relative_decrease"] is None
     assert "inf" in content["critical_point"]
     json.dumps(content, allow_nan=False)
 
 
 def test_index_table(result):
-    subject = report.Subject("net", "data", 7, 4, "mse", 0.5, ("a.*",), "net.pt")
-    text = _text(report.index_table(result, subject=subject, seconds=1.5))
+    subject = Subject("net", "data", 7, 4, "mse", 0.5, ("a.*",), "net.pt")
+    text = result.summary(subject=subject, seconds=1.5)
     for part in (
         "net on data, 7 examples; 4 parameters of a.*",
         "eigenvalues below −τ, τ = 1e-06",
@@ -101,68 +101,61 @@ def test_index_table(result):
 
 
 def test_raw_count_without_round_off(result):
-    text = _text(report.index_table(dataclasses.replace(result, noise_floor=1e-15)))
+    text = str(dataclasses.replace(result, noise_floor=1e-15))
     assert "none of it round-off" in text
 
 
 def test_table_of_counts_alone():
-    text = _text(report.index_table(hvpspec.index(torch.eye(3), method="ldl")))
+    text = str(hvpspec.index(torch.eye(3), method="inertia"))
     assert "not known without the eigenvalues" in text
     assert "‖H‖" in text
     assert "upper bound  none" in text
 
 
 def test_table_of_an_interval(result):
-    unresolved = dataclasses.replace(result, index=None, lower=1, upper=3, tau=1e-11)
-    text = _text(report.index_table(unresolved))
+    text = str(dataclasses.replace(result, ladder=(Rung(1e-11, 1, 3, 2.0),)))
     assert "[1, 3]" in text
     assert "τ = 1e-11 lies below the noise floor 1e-10" in text
-    uncertified = dataclasses.replace(result, index=None, lower=1, upper=3)
-    assert "not certified" in _text(report.index_table(uncertified))
+    uncertified = dataclasses.replace(result, ladder=(Rung(1e-6, 1, 3, 2.0),))
+    assert "not certified" in str(uncertified)
 
 
 def test_table_of_a_ladder(result):
     rungs = [(1.0, 1, 1), (0.1, 2, 2), (0.01, 2, 4), (1e-11, 2, 5)]
-    ladder = tuple(hvpspec.Rung(tau, low, high, float(low)) for tau, low, high in rungs)
+    ladder = tuple(Rung(tau, low, high, float(low)) for tau, low, high in rungs)
     free = dataclasses.replace(
         result,
-        index=None,
-        lower=2,
-        upper=5,
-        tau=1e-11,
         ladder=ladder,
         method="certified",
         confidence=0.99,
-        nullity=None,
         positive=None,
-        raw_count=None,
         eigenvalues=None,
     )
-    text = _text(report.index_table(free))
+    text = str(free)
     assert "certified down to τ = 0.1, bracketed below it" in text
     for part in ("[2, 4]", "0.033 ‖H‖ · certified", "τ lies below the noise floor", "0.99"):
         assert part in text
     assert "nullity" not in text
-    content = report.index_to_dict(free)
+    content = free.to_dict()
     assert [rung["index"] for rung in content["ladder"]] == [1, 2, None, None]
-    guess = dataclasses.replace(free, method="slq")
-    assert "certified" not in _text(report.index_table(guess))
-    assert {rung["index"] for rung in report.index_to_dict(guess)["ladder"]} == {None}
+    guess = dataclasses.replace(free, method="quadrature")
+    assert "certified" not in str(guess)
+    assert {rung["index"] for rung in guess.to_dict()["ladder"]} == {None}
 
 
 def test_comparison(result):
-    rung = hvpspec.Rung
-    ladder = (rung(1.0, 1, 1, 1.0), rung(0.1, 0, 3, 1.0), rung(0.01, 2, 2, 2.0))
+    ladder = (Rung(1.0, 1, 1, 1.0), Rung(0.1, 0, 3, 1.0), Rung(0.01, 2, 2, 2.0))
     certified = dataclasses.replace(result, ladder=ladder, confidence=0.99)
-    lines = _text(report.comparison_table(certified, result, seconds=(1.0, 50.0))).splitlines()
+    lines = compare(certified, result, seconds=(1.0, 50.0)).splitlines()
     for tau, verdict in (("1 ", "agree"), ("0.1 ", "holds it"), ("0.01 ", "DISAGREE")):
         (line,) = (line for line in lines if line.strip().startswith(tau))
         assert verdict in line
 
 
 @pytest.mark.parametrize("width", [40, 80])
-def test_tables_fit_a_narrow_terminal(result, width):
-    text = _text(report.index_table(result), width)
+def test_tables_fit_a_narrow_terminal(result, width, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
+    text = str(result)
     assert max(len(line.rstrip()) for line in text.splitlines()) <= width
 
 

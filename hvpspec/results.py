@@ -1,0 +1,231 @@
+"""What every answer can do: show itself in a line, as a table and in a notebook, as plain data."""
+
+from __future__ import annotations
+
+import html
+import math
+import shutil
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from typing import Any, ClassVar
+
+from hvpspec import __version__
+
+#: Most characters of one value in a repr.
+_LONGEST = 60
+#: The last column of a table is never narrower.
+_NARROWEST = 10
+
+#: What the methods of an index were called before, in scripts and in files.
+FORMER_NAMES = {"ldl": "inertia", "slq": "quadrature", "chebyshev": "filtered"}
+
+#: A label, a value, and what it means.
+Row = Sequence[str]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a result is about, as a reader would say it.
+
+    Attributes:
+        network: name and arguments of the network.
+        data: where the examples come from.
+        num_examples: how many there are; None where only the batches know.
+        num_parameters: size of the Hessian.
+        loss: name of the loss.
+        l2: coefficient of the squared norm of the parameters.
+        params: patterns that selected the parameters; None for all.
+        model: file that the weights come from.
+        provenance: what it takes to compute the same again, as plain data; None if unknown.
+        notes: what a reader of the result should know about how it was computed.
+    """
+
+    network: str
+    data: str
+    num_examples: int | None
+    num_parameters: int
+    loss: str
+    l2: float
+    params: tuple[str, ...] | None
+    model: str
+    provenance: Mapping[str, Any] | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """One line for the head of a picture or a table."""
+        examples = f", {self.num_examples:,} examples" if self.num_examples is not None else ""
+        some = f" of {', '.join(self.params)}" if self.params else ""
+        return f"{self.network} on {self.data}{examples}; {self.num_parameters:,} parameters{some}"
+
+
+class Result:
+    """A base for frozen dataclasses that answer a question.
+
+    A subclass says what it holds by its fields; it may override :meth:`rows` (the table),
+    ``_brief`` (what ``repr`` shows) and ``_content`` (what a file holds).
+    """
+
+    #: The name of its file format; empty where it has no file of its own.
+    _FORMAT: ClassVar[str] = ""
+
+    def __repr__(self) -> str:
+        """The class and what matters most, in a line or two."""
+        shown = ", ".join(f"{name}={brief(value)}" for name, value in self._brief().items())
+        return f"{type(self).__name__}({shown})"
+
+    def __str__(self) -> str:
+        return self.summary()
+
+    def _repr_html_(self) -> str:
+        """The table, for a notebook."""
+        rows = "".join(
+            f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>"
+            for row in [*self.rows(), *closing_rows(None, self._notes)]
+        )
+        return f"<table><caption>{html.escape(self._title())}</caption>{rows}</table>"
+
+    def summary(self, *, subject: Subject | None = None, seconds: float | None = None) -> str:
+        """The table that the command prints, as text.
+
+        Args:
+            subject: what the result is about, if there is more to say than its size.
+            seconds: how long it took.
+
+        Returns:
+            Lines of aligned columns, as wide as the terminal.
+        """
+        notes = self._notes or (subject.notes if subject else ())
+        rows = [*self.rows(subject), *closing_rows(seconds, notes)]
+        return text_table(subject.title if subject else self._title(), rows)
+
+    def to_dict(
+        self, *, subject: Subject | None = None, seconds: float | None = None
+    ) -> dict[str, Any]:
+        """Plain data, as ``--json`` writes them: what is unknown or not finite is None.
+
+        Args:
+            subject: what the result is about, for a result that has a file format of its own.
+            seconds: how long it took, likewise.
+        """
+        if not self._FORMAT:
+            return self._content()
+        return {**envelope(self._FORMAT, subject), **self._content(), "seconds": seconds}
+
+    def rows(self, subject: Subject | None = None) -> list[Row]:
+        """The lines of the table, each a label, a value and what it means."""
+        return [(name, brief(value)) for name, value in self._brief().items()]
+
+    @property
+    def _notes(self) -> tuple[str, ...]:
+        """What a reader should know, where the result itself knows it."""
+        return ()
+
+    def _title(self) -> str:
+        """What stands above the table where nobody says what the result is about."""
+        return type(self).__name__
+
+    def _brief(self) -> dict[str, object]:
+        """What ``repr`` shows, by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.repr}  # type: ignore[arg-type]
+
+    def _content(self) -> dict[str, Any]:
+        """What a file holds, by name."""
+        return {f.name: plain(getattr(self, f.name)) for f in fields(self)}  # type: ignore[arg-type]
+
+
+def envelope(kind: str, subject: Subject | None) -> dict[str, Any]:
+    """What every file of results begins with: format, version, writer, and what it is about."""
+    about = asdict(subject) if subject else None
+    return {
+        "format": kind,
+        "version": 1,
+        "hvpspec": __version__,
+        "provenance": about.pop("provenance") if about else None,
+        "notes": list(about.pop("notes")) if about else [],
+        "subject": about,
+    }
+
+
+def plain(x: Any) -> Any:
+    """Turn a value into what JSON knows; numbers that are not finite become None.
+
+    >>> plain({"a": (1.0, float("nan"))})
+    {'a': [1.0, None]}
+    """
+    if isinstance(x, Result):
+        return x.to_dict()
+    if hasattr(x, "tolist"):  # a tensor or an array; neither library is imported here
+        x = x.tolist()
+    if isinstance(x, float):
+        return x if math.isfinite(x) else None
+    if isinstance(x, Mapping):
+        return {str(key): plain(value) for key, value in x.items()}
+    if isinstance(x, (list, tuple)):
+        return [plain(value) for value in x]
+    if is_dataclass(x):
+        return {f.name: plain(getattr(x, f.name)) for f in fields(x)}
+    return x if isinstance(x, (str, int, type(None))) else str(x)
+
+
+def brief(x: object) -> str:
+    """A value in a few characters: of a tensor or a long list, how large it is.
+
+    >>> brief(list(range(100)))
+    '<100 entries>'
+    """
+    if isinstance(x, float):
+        return f"{x:.6g}" if x != round(x, 6) else repr(x)
+    shape = getattr(x, "shape", None)
+    if shape is not None:
+        return f"<shape {tuple(shape)}>"
+    text = repr(x)
+    if len(text) <= _LONGEST:
+        return text
+    if isinstance(x, (list, tuple)):
+        return f"<{len(x)} entries>"
+    return f"{text[: _LONGEST - 3]}..."
+
+
+def number(x: float) -> str:
+    """A number to three digits."""
+    return f"{x:.3g}"
+
+
+def closing_rows(seconds: float | None, notes: Iterable[str]) -> list[Row]:
+    """The last lines of a command's table: the time, and what a reader should know."""
+    rows: list[Row] = [] if seconds is None else [("time", f"{seconds:.1f} s", "")]
+    return rows + [("note", "", note) for note in notes]
+
+
+def text_table(
+    title: str, rows: Iterable[Row], *, right: bool = False, width: int | None = None
+) -> str:
+    """Align rows in columns, of which the last is wrapped to the width of the terminal.
+
+    Args:
+        title: the first line.
+        rows: cells of text; shorter rows end early.
+        right: whether all columns but the last are set to the right.
+        width: most characters of a line; None for those of the terminal.
+
+    >>> print(text_table("a matrix", [("index", "1", "below 0"), ("products", "12", "")]))
+    a matrix
+     index     1   below 0
+     products  12
+    """
+    rows = [tuple(row) for row in rows]
+    width = shutil.get_terminal_size().columns if width is None else width
+    num_columns = max(map(len, rows), default=0)
+    filled = [(*row, *[""] * (num_columns - len(row))) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*filled, strict=True)][:-1]
+    # One space before each line, two between columns, and one left free at the end.
+    room = max(width - 2 - sum(w + 2 for w in widths), _NARROWEST)
+    lines = textwrap.wrap(title, max(width, _NARROWEST))
+    for *cells, last in filled:
+        padded = [f"{c:>{w}}" if right else f"{c:<{w}}" for c, w in zip(cells, widths, strict=True)]
+        for i, piece in enumerate(textwrap.wrap(last, room) or [""]):
+            before = padded if i == 0 else [" " * w for w in widths]
+            lines.append(f" {'  '.join([*before, piece])}".rstrip())
+    return "\n".join(lines)
