@@ -2,7 +2,6 @@
 
 import doctest
 import re
-import runpy
 from pathlib import Path
 
 import pytest
@@ -41,15 +40,6 @@ def test_the_library_pages_name_every_public_name() -> None:
     pages = "".join(path.read_text(encoding="utf-8") for path in (DOCS / "api").glob("*.md"))
     documented = set(re.findall(r"\.\. auto\w+:: (\w+)", pages))
     assert set(hvpspec.__all__) - documented == set()
-
-
-def test_the_paper_page_is_made_of_the_results() -> None:
-    """Nobody has changed a number by hand, or results without the page."""
-    made = runpy.run_path(str(DOCS / "paper.py"))["page"](DOCS / "results")
-    assert made == text("docs/paper.md")
-    pictures = re.findall(r"\]\((results/[^)]+)\)", made)
-    assert pictures
-    assert [name for name in pictures if not (DOCS / name).exists()] == []
 
 
 def rows() -> list[str]:

@@ -6,7 +6,6 @@ works on each weight by itself, so that every network is trained as it would be 
 
 from __future__ import annotations
 
-import io
 import pickle
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -18,10 +17,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 from torch.nn import functional as F
 
-from examples.paper.points import images_of
-from hvpspec import zoo
-from hvpspec.errors import ComputationError, InputError, first_line
-from hvpspec.files import make_folder, write_atomically
+from examples.paper.points import images_of, whole
+from hvpspec import ComputationError, InputError, zoo
 
 # Networks whose intermediate results are held at once.
 _TOGETHER = 50
@@ -100,7 +97,6 @@ def trained_ensemble(
     order = torch.Generator().manual_seed(0)
     path = out / "checkpoints" / f"{_stem(settings)}.pt"
     epochs_done = _restore(path, settings, weights, optimizer, order) if path.exists() else 0
-    make_folder(path.parent)
     # A network whose own weights are never used.
     skeleton = zoo.cnn(settings.activation)
 
@@ -189,7 +185,6 @@ def _save(
     epoch: int,
 ) -> None:
     """Keep all that training needs to go on."""
-    buffer = io.BytesIO()
     state = {
         "settings": asdict(settings),
         "epoch": epoch,
@@ -197,8 +192,8 @@ def _save(
         "optimizer": optimizer.state_dict(),
         "order": order.get_state(),
     }
-    torch.save(state, buffer)
-    write_atomically(path, buffer.getbuffer())
+    with whole(path) as temporary:
+        torch.save(state, temporary)
 
 
 def _restore(
@@ -220,5 +215,4 @@ def _restore(
         order.set_state(state["order"])
         return int(state["epoch"])
     except (OSError, EOFError, KeyError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-        cause = first_line(error)
-        raise InputError(f"cannot use {path} ({cause}); remove it, to train anew") from error
+        raise InputError(f"cannot use {path} ({error}); remove it, to train anew") from error

@@ -6,18 +6,16 @@ the factor 2. It has no negative eigenvalue, and as many zeros as columns that X
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from examples.paper.points import images_of
 from examples.paper.results import Record
-from hvpspec import zoo
-from hvpspec.curvature import HessianOperator
-from hvpspec.report import Grid
-from hvpspec.spectrum import index
+from examples.paper.tables import Table
+from hvpspec import HessianOperator, index, zoo
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,51 +88,41 @@ def measure_linear(run: LinearRun) -> Record:
     }
 
 
-def linear_grids(records: Iterable[Record]) -> list[Grid]:
+def linear_tables(lines: pd.DataFrame) -> list[Table]:
     """Show the regressions in a table.
 
     Args:
-        records: as `measure_linear` makes them.
+        lines: as `measure_linear` makes them.
     """
-    rows = [
-        (
-            r["data"],
-            f"{r['examples']:,} × {r['features']}",
-            str(r["rank_of_X"]),
-            f"{r['l2']:g}",
-            str(r["index"]),
-            str(r["raw_count"]),
-            str(r["nullity"]),
-            str(r["expected_nullity"]),
-            f"{r['grad_norm'] / r['norm']:.1e}",
-            f"{r['relative_error']:.1e}",
-            f"{r['relative_error_without_2']:.3f}",
-        )
-        for r in records
-    ]
-    grid = Grid(
-        "Linear regression",
-        (
-            "X",
-            "size",
-            "rank",
-            "λ",
-            "index",
-            "raw",
-            "nullity",
-            "n − rank",
-            "‖∇f‖ / ‖H‖",
-            "H against 2 XᵀX + 2 λI",
-            "H against XᵀX + λI",
-        ),
-        tuple(rows),
-        2,
-        "f(w) = ‖Xw − y‖² + λ‖w‖² at its least-squares solution. Every critical point is a minimum:"
-        " the index is 0, and the nullity n − rank X, or 0 with λ > 0. The last two columns are"
-        " relative differences: the paper writes XᵀX and λI, without the factor 2, which changes"
-        " no sign but doubles every eigenvalue.",
+    frame = pd.DataFrame(
+        {
+            "X": lines["data"],
+            "size": [
+                f"{rows:,} × {columns}"
+                for rows, columns in zip(lines["examples"], lines["features"], strict=True)
+            ],
+            "rank": lines["rank_of_X"].map(str),
+            "λ": lines["l2"].map("{:g}".format),
+            "index": lines["index"].map(str),
+            "raw": lines["raw_count"].map(str),
+            "nullity": lines["nullity"].map(str),
+            "n − rank": lines["expected_nullity"].map(str),
+            "‖∇f‖ / ‖H‖": (lines["grad_norm"] / lines["norm"]).map("{:.1e}".format),
+            "H against 2 XᵀX + 2 λI": lines["relative_error"].map("{:.1e}".format),
+            "H against XᵀX + λI": lines["relative_error_without_2"].map("{:.3f}".format),
+        }
     )
-    return [grid]
+    return [
+        Table(
+            "Linear regression",
+            frame,
+            2,
+            "f(w) = ‖Xw − y‖² + λ‖w‖² at its least-squares solution. Every critical point is a"
+            " minimum: the index is 0, and the nullity n − rank X, or 0 with λ > 0. The last two"
+            " columns are relative differences: the paper writes XᵀX and λI, without the factor 2,"
+            " which changes no sign but doubles every eigenvalue.",
+        )
+    ]
 
 
 def _problem(run: LinearRun) -> tuple[Tensor, Tensor]:

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping
+import os
+import secrets
+import zipfile
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from examples.paper.pooling import FixedPooling
-from hvpspec import zoo
-from hvpspec.curvature import GGNOperator, HessianOperator
-from hvpspec.curvature.choice import EngineName
-from hvpspec.errors import InputError
-from hvpspec.files import make_folder
-from hvpspec.linalg import SymmetricOperator
-from hvpspec.linalg.facts import PointFacts
-from hvpspec.linalg.operator import Progress
-from hvpspec.zoo.training import Optimizer
+from examples.paper.results import Record
+from hvpspec import GGNOperator, HessianOperator, IndexResult, InputError, index, zoo
 
-OperatorT = TypeVar("OperatorT", HessianOperator, GGNOperator)
+Optimizer = Literal["sgd", "adam", "lbfgs"]
 
 #: The paper's networks, and with what it trained each.
 OPTIMIZERS: Mapping[str, Optimizer] = {"cnn": "adam", "mlp2": "sgd", "mlp3": "sgd"}
@@ -169,7 +168,7 @@ def network_at(
         l2=l2,
         seed=point.seed,
     )
-    make_folder(out / "checkpoints")
+    (out / "checkpoints").mkdir(parents=True, exist_ok=True)
 
     def save(history: zoo.TrainingHistory) -> None:
         """Keep the weights after so many epochs as the history has."""
@@ -208,6 +207,63 @@ def images_of(data: str, data_dir: Path | None) -> zoo.Dataset:
     return found
 
 
+PointT = TypeVar("PointT", bound=Point)
+
+
+def runs_at_points(
+    kind: type[PointT],
+    nets: Sequence[str],
+    data: Sequence[str],
+    activations: Sequence[str],
+    seeds: int,
+    protocols: Sequence[Protocol],
+    **settings: Any,
+) -> list[PointT]:
+    """List runs at all combinations of some points: all of the first seed, then of the next.
+
+    Args:
+        kind: of the runs.
+        nets: names of networks.
+        data: names of data sets.
+        activations: of the networks.
+        seeds: how many, from 0.
+        protocols: of the training.
+        settings: the other fields of the runs, which all of them share.
+    """
+    return [
+        kind(
+            net=net,
+            data=source,
+            activation=activation,
+            seed=seed,
+            **protocol.training(net),
+            **settings,
+        )
+        for seed, net, source, activation, protocol in product(
+            range(seeds), nets, data, activations, protocols
+        )
+    ]
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Write a file whole or not at all, whatever ends the program.
+
+    Args:
+        path: where the file is in the end; its folder is made if it is not there.
+
+    Yields:
+        Where to write it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{secrets.token_hex(4)}-{path.name}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def hessian_at(
     model: nn.Module, data: zoo.Dataset, dtype: torch.dtype, *, l2: float = 0.0
 ) -> HessianOperator:
@@ -222,7 +278,7 @@ def hessian_at(
         l2: coefficient of the squared norm of the parameters.
     """
     near, examples, options = _prepared(model, data, dtype)
-    return _reproducible(HessianOperator, near, examples, dtype, l2=l2, **options)
+    return HessianOperator(near, nn.CrossEntropyLoss(), examples, dtype=dtype, l2=l2, **options)
 
 
 def gauss_newton_at(model: nn.Module, data: zoo.Dataset, dtype: torch.dtype) -> GGNOperator:
@@ -234,13 +290,17 @@ def gauss_newton_at(model: nn.Module, data: zoo.Dataset, dtype: torch.dtype) -> 
         dtype: to compute in.
     """
     near, examples, options = _prepared(model, data, dtype)
-    return _reproducible(GGNOperator, near, examples, dtype, **options)
+    return GGNOperator(near, nn.CrossEntropyLoss(), examples, dtype=dtype, **options)
 
 
 def _prepared(
     model: nn.Module, data: zoo.Dataset, dtype: torch.dtype
 ) -> tuple[nn.Module, Any, dict[str, Any]]:
-    """The network or what equals it near its weights, its data, and how products are made."""
+    """The network or what equals it near its weights, its data, and how products are made.
+
+    A named engine gives the same bits in every run. What tracing costs is gained by faster products
+    where there are many images.
+    """
     engine = "double-backward" if len(data) < _TRACED else "linearised"
     if not any(isinstance(module, nn.Conv2d) for module in model.modules()):
         return model, data.tensors, {"engine": engine}
@@ -249,70 +309,108 @@ def _prepared(
     images, labels = data.tensors
     chunks = [near.inputs_for(chunk) for chunk in torch.split(images.to(dtype), _CNN_CHUNK)]
     inputs = (torch.cat(parts) for parts in zip(*chunks, strict=True))
-    options = {"chunk_size": _CNN_CHUNK, "engine": engine}
-    return near, TensorDataset(*inputs, labels), options
+    return near, TensorDataset(*inputs, labels), {"chunk_size": _CNN_CHUNK, "engine": engine}
 
 
-def plain_hessian(
-    model: nn.Module, data: Any, dtype: torch.dtype, *, l2: float = 0.0
-) -> HessianOperator:
-    """The Hessian of the mean cross-entropy plus ``l2 ‖θ‖²``, through the network as it is.
+@dataclass(frozen=True, eq=False)
+class Spectrum:
+    """All eigenvalues of a float64 matrix.
 
-    Args:
-        model: the network.
-        data: as for `HessianOperator`.
-        dtype: to compute in.
-        l2: coefficient of the squared norm of the parameters.
-    """
-    return _reproducible(HessianOperator, model, data, dtype, l2=l2)
-
-
-def _reproducible(
-    kind: type[OperatorT],
-    model: nn.Module,
-    data: Any,
-    dtype: torch.dtype,
-    engine: EngineName = "double-backward",
-    **options: Any,
-) -> OperatorT:
-    """An operator of the mean cross-entropy that gives the same bits again.
-
-    Its products are made in one and the same way, whatever is fastest at the moment.
-    """
-    loss = nn.CrossEntropyLoss()
-    return kind(model, loss, data, dtype=dtype, engine=engine, **options)
-
-
-class Assembled(SymmetricOperator):
-    """An operator whose matrix is there already: asked for again, it is not assembled again.
-
-    Args:
-        A: the operator, for products and facts.
-        matrix: its matrix, shape (n, n).
+    Attributes:
+        eigenvalues: ascending, float64, shape (n,).
+        noise_floor: bound on the error of an eigenvalue.
     """
 
-    _keeps_apart = True
-
-    def __init__(self, A: SymmetricOperator, matrix: Tensor) -> None:
-        super().__init__(A.shape[0], dtype=A.dtype, device=A.device)
-        self._A, self._matrix = A, matrix
+    eigenvalues: Tensor
+    noise_floor: float
 
     @property
-    def unit_roundoff(self) -> float:
-        """That of the operator."""
-        return self._A.unit_roundoff
+    def norm(self) -> float:
+        """The largest absolute eigenvalue."""
+        return float(self.eigenvalues[[0, -1]].abs().max())
 
-    def check_symmetry(self) -> None:
-        """Check the operator."""
-        self._A.check_symmetry()
 
-    def _matmat(self, V: Tensor) -> Tensor:
-        return self._A.matmat(V)
+def spectrum_at(point: Point, images: int, *, out: Path, data_dir: Path | None) -> Spectrum:
+    """The spectrum of the Hessian at a point, read if it is kept, else computed and kept.
 
-    def to_dense(self, *, progress: Progress | None = None) -> Tensor:
-        """A copy of the matrix."""
-        return self._matrix.clone()
+    Args:
+        point: which.
+        images: the Hessian is that of the mean loss over so many first training images.
+        out: folder of the results.
+        data_dir: folder of the full data sets.
 
-    def facts(self) -> PointFacts:
-        """What is known of the operator."""
-        return self._A.facts()
+    Raises:
+        HvpspecError: the data are not found or do not suffice, training diverged, or the file
+            cannot be used.
+    """
+    path = spectrum_path(point, images, out)
+    if not path.exists():
+        model = network_at(point, out=out, data_dir=data_dir)
+        data = images_of(point.data, data_dir).subset(images)
+        save_spectrum(path, index(hessian_at(model, data, torch.float64), method="exact"))
+    return read_spectrum(path)
+
+
+def spectrum_path(point: Point, images: int, out: Path, matrix: str = "hessian") -> Path:
+    """Where the spectrum of a matrix at a point is kept, in ``spectra`` below ``out``."""
+    name = f"{point.stem}-images{images}" + ("" if matrix == "hessian" else f"-{matrix}")
+    return out / "spectra" / f"{name}.npz"
+
+
+def read_spectrum(path: Path) -> Spectrum:
+    """Read what :func:`save_spectrum` wrote.
+
+    Raises:
+        InputError: the file cannot be read or holds something else.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            return Spectrum(torch.tensor(kept["eigenvalues"]), float(kept["noise_floor"]))
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise InputError(f"cannot use {path} ({error}); remove it, to compute it anew") from error
+
+
+def save_spectrum(path: Path, result: IndexResult) -> None:
+    """Keep all eigenvalues (n,), ascending, and the noise floor in a ``.npz`` file.
+
+    Args:
+        path: the file; its folder is made if it is not there.
+        result: of the exact method.
+    """
+    assert result.eigenvalues is not None
+    content = {"eigenvalues": result.eigenvalues, "noise_floor": np.float64(result.noise_floor)}
+    with whole(path) as temporary, temporary.open("wb") as stream:
+        np.savez(stream, **content)
+
+
+#: Further resolutions of an index, in units of the norm.
+RATIOS = tuple(10.0**-k for k in range(10, 2, -1))
+
+
+def index_record(result: IndexResult) -> Record:
+    """What a line tells of an index.
+
+    Args:
+        result: of the exact method, for a float64 Hessian.
+    """
+    assert result.eigenvalues is not None  # the exact method has them
+    ladder = result.curve(torch.tensor(RATIOS, dtype=torch.float64) * result.norm)
+    return {
+        "dtype": "float64",
+        "method": result.method,
+        "dim": result.dim,
+        "tau": result.tau,
+        "index": result.index,
+        "raw_count": result.raw_count,
+        "nullity": result.nullity,
+        "grad_norm": result.gradient_norm,
+        "loss": result.loss,
+        "noise_floor": result.noise_floor,
+        "norm": result.norm,
+        "lambda_min": float(result.eigenvalues[0]),
+        "lambda_max": float(result.eigenvalues[-1]),
+        "bound": result.bound.upper if result.bound else None,
+        "ladder": {
+            f"{ratio:.0e}": int(count) for ratio, count in zip(RATIOS, ladder.counts, strict=True)
+        },
+    }

@@ -7,12 +7,14 @@ cutoffs at once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from examples.paper.points import (
     STANDARD,
@@ -20,14 +22,10 @@ from examples.paper.points import (
     hessian_at,
     images_of,
     network_at,
-    plain_hessian,
+    runs_at_points,
 )
 from examples.paper.results import Record
-from hvpspec import zoo
-from hvpspec.curvature import HessianOperator
-from hvpspec.errors import InputError
-from hvpspec.linalg.dense import live_block
-from hvpspec.linalg.operator import unit_columns
+from hvpspec import HessianOperator, InputError, zoo
 
 #: Cutoffs relative to the largest absolute eigenvalue; "floor" is n u, for the dtype's round-off u.
 CUTOFFS: Mapping[str, float | None] = {
@@ -43,6 +41,9 @@ COST = ("net", "images", "dtype", "solver", "assembly")
 # differs by round-off alone is not tried there.
 _MOST_IMAGES_FOR_PRODUCTS = 128
 _MOST_IMAGES_FOR_EIG = 1000
+
+# What can differ in counting, but for the images.
+_WAY = ("solver", "assembly", "dtype", "sample", "head")
 
 # Unit vectors that are multiplied at once.
 _COLUMNS = 256
@@ -81,12 +82,12 @@ def protocol_runs(
     epochs: Sequence[int],
     images: Sequence[int],
     dtypes: Sequence[str],
-    solvers: Sequence[str] | None = None,
-    assemblies: Sequence[str] | None = None,
+    solvers: Sequence[str] = (),
+    assemblies: Sequence[str] = (),
     samples: Sequence[str] = ("first",),
     heads: Sequence[str] = ("logits",),
 ) -> list[ProtocolRun]:
-    """List the runs of a search, those of few images first.
+    """List the runs of a search: all of the first seed first, and of few images before many.
 
     Args:
         nets: names of networks.
@@ -96,38 +97,27 @@ def protocol_runs(
         epochs: lengths of training; 0 for initial weights.
         images: numbers of images in the Hessian.
         dtypes: names of floating-point types.
-        solvers: None for ``eigvalsh``, with ``eig`` for the CNN up to 1,000 images; it takes many
+        solvers: none for ``eigvalsh``, with ``eig`` for the CNN up to 1,000 images; it takes many
             minutes on a perceptron's matrix, where ``eigvalsh-live`` stands for it.
-        assemblies: None for ``blocks``, and for the CNN up to 128 images ``products`` too.
+        assemblies: none for ``blocks``, and for the CNN up to 128 images ``products`` too.
         samples: which images.
         heads: what the networks return.
     """
-    return [
-        ProtocolRun(
-            net=net,
-            data=source,
-            activation=activation,
-            seed=seed,
-            images=count,
-            dtype=dtype,
-            assembly=assembly,
-            solver=solver,
-            sample=sample,
-            head=head,
-            **STANDARD.for_epochs(length).training(net),
+    protocols = [STANDARD.for_epochs(length) for length in epochs]
+    runs = []
+    for count, net in product(sorted(images), nets):
+        ways: Iterable[tuple[Any, ...]] = product(
+            solvers or _default_solvers(net, count),
+            assemblies or _default_assemblies(net, count),
+            dtypes,
+            samples,
+            heads,
         )
-        for seed in range(seeds)
-        for count in sorted(images)
-        for net in nets
-        for solver in solvers or _default_solvers(net, count)
-        for assembly in assemblies or _default_assemblies(net, count)
-        for dtype in dtypes
-        for sample in samples
-        for head in heads
-        for source in data
-        for activation in activations
-        for length in epochs
-    ]
+        for way in ways:
+            settings = dict(zip(_WAY, way, strict=True))
+            points = [net], data, activations, seeds, protocols
+            runs += runs_at_points(ProtocolRun, *points, images=count, **settings)
+    return sorted(runs, key=lambda run: run.seed)
 
 
 def _default_solvers(net: str, images: int) -> tuple[str, ...]:
@@ -173,7 +163,7 @@ def measure_protocol(run: ProtocolRun, *, out: Path, data_dir: Path | None) -> R
     floor = n * torch.finfo(matrix.dtype).eps / 2
     taus = {name: scale * (floor if part is None else part) for name, part in CUTOFFS.items()}
     counts = {name: int((values < -tau).sum()) for name, tau in taus.items()}
-    facts = hessian.facts()
+    bound = hessian.structural_upper_bound()
     _, accuracy = zoo.evaluate(model, data)
     return {
         "state": run.state,
@@ -182,12 +172,12 @@ def measure_protocol(run: ProtocolRun, *, out: Path, data_dir: Path | None) -> R
         "index": counts["floor"],
         "raw_count": counts["0"],
         "nullity": int((values.abs() <= taus["floor"]).sum()),
-        "grad_norm": facts.gradient_norm,
-        "loss": facts.loss,
+        "grad_norm": float(hessian.gradient().norm()),
+        "loss": hessian.loss(),
         "accuracy": accuracy,
         "norm": scale,
-        "bound": facts.index_bound.upper if facts.index_bound else None,
-        "zero_rows": live_block(matrix)[1],
+        "bound": bound.upper if bound else None,
+        "zero_rows": int((~matrix.any(0)).sum()),
         "counts": counts,
     }
 
@@ -204,16 +194,20 @@ def _sampled(data: zoo.Dataset, run: ProtocolRun) -> zoo.Dataset:
     return replace(data, inputs=data.inputs[drawn], targets=data.targets[drawn])
 
 
+def plain_hessian(model: nn.Module, data: Any, dtype: torch.dtype) -> HessianOperator:
+    """The Hessian of the mean cross-entropy, through the network as it is."""
+    loss = nn.CrossEntropyLoss()
+    return HessianOperator(model, loss, data, dtype=dtype, engine="double-backward")
+
+
 def by_products(hessian: HessianOperator) -> Tensor:
     """The matrix row by row from products, shape (n, n), symmetric up to round-off.
 
     Args:
         hessian: the operator; its product with a unit vector is a row.
     """
-    n = hessian.shape[0]
-    starts = range(0, n, _COLUMNS)
-    blocks = [unit_columns(hessian, range(i, min(i + _COLUMNS, n))) for i in starts]
-    return torch.cat([hessian.matmat(block).T for block in blocks])
+    units = torch.split(torch.eye(hessian.shape[0], dtype=hessian.dtype), _COLUMNS, dim=1)
+    return torch.cat([hessian.matmat(block).T for block in units])
 
 
 def eigenvalues(matrix: Tensor, solver: str) -> Tensor:
@@ -226,5 +220,9 @@ def eigenvalues(matrix: Tensor, solver: str) -> Tensor:
     if solver == "eig":
         real: Tensor = torch.linalg.eigvals(matrix).real
         return real
-    live, num_zero_rows = live_block(matrix) if solver == "eigvalsh-live" else (matrix, 0)
-    return torch.cat([torch.linalg.eigvalsh(live), matrix.new_zeros(num_zero_rows)])
+    if solver == "eigvalsh":
+        values: Tensor = torch.linalg.eigvalsh(matrix)
+        return values
+    live = matrix.any(0)
+    values = torch.linalg.eigvalsh(matrix[live][:, live])
+    return torch.cat([values, matrix.new_zeros(int((~live).sum()))])

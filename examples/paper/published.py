@@ -39,3 +39,18 @@ PUBLISHED: Mapping[tuple[str, str, str], Published] = {
     ("mlp3", "mnist", "random"): Published(1410.3, 235.31),
     ("mlp3", "fashion-mnist", "random"): Published(2721.9, 272.12),
 }
+
+
+def published_text(net: str, data: str, state: str) -> str:
+    """The published mean and standard deviation, if there are any.
+
+    Args:
+        net: the network.
+        data: the data set.
+        state: ``trained`` or ``random``.
+
+    >>> published_text("cnn", "mnist", "trained")
+    '232.9 ± 2.88'
+    """
+    found = PUBLISHED.get((net, data, state))
+    return f"{found.mean:,.6g} ± {found.std:.5g}" if found else "–"

@@ -7,25 +7,34 @@ eigenvalue of H: for finitely many λ, which at a resolution become finitely man
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter
 from torch import Tensor
 
-from examples.paper.points import Point, Protocol, hessian_at, images_of, network_at
+from examples.paper.figures import colours_of, interval, new_figure
+from examples.paper.points import (
+    Point,
+    Protocol,
+    Spectrum,
+    hessian_at,
+    images_of,
+    index_record,
+    network_at,
+    runs_at_points,
+    spectrum_at,
+)
 from examples.paper.results import Record
-from examples.paper.spectra_kept import Spectrum, spectrum_at
-from examples.paper.table import index_record
-from hvpspec import zoo
-from hvpspec.report import Grid
-from hvpspec.spectrum import index
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from examples.paper.tables import Table, with_labels
+from hvpspec import index, zoo
 
 #: λ at which networks are trained anew.
 RETRAINED = (0.0, 1e-5, 1e-4, 1e-3, 1e-2)
@@ -61,38 +70,13 @@ def regularised_runs(
     protocol: Protocol,
     retrained: Sequence[float],
 ) -> list[RegularisedRun]:
-    """List the runs: those at fixed weights first.
-
-    Args:
-        nets: names of networks.
-        data: names of data sets.
-        activations: of the networks.
-        seeds: how many, from 0.
-        images: in the Hessian.
-        protocol: of the training.
-        retrained: λ to train with.
-    """
-    fixed: list[tuple[Protocol, float | None]] = [
-        (protocol, None),
-        (protocol.for_epochs(0), None),
-    ]
-    return [
-        RegularisedRun(
-            net=net,
-            data=source,
-            activation=activation,
-            seed=seed,
-            images=images,
-            l2=l2,
-            **state.training(net),
-        )
-        for kind in (fixed, [(protocol, l2) for l2 in retrained])
-        for seed in range(seeds)
-        for net in nets
-        for source in data
-        for activation in activations
-        for state, l2 in kind
-    ]
+    """List the runs, see `runs_at_points`: those at fixed weights first, then for each λ."""
+    points = nets, data, activations, seeds
+    fixed = protocol, protocol.for_epochs(0)
+    runs = runs_at_points(RegularisedRun, *points, fixed, images=images, l2=None)
+    for l2 in retrained:
+        runs += runs_at_points(RegularisedRun, *points, [protocol], images=images, l2=l2)
+    return runs
 
 
 def measure_regularised(run: RegularisedRun, *, out: Path, data_dir: Path | None) -> Record:
@@ -201,113 +185,137 @@ def _cover(starts: Tensor, ends: Tensor) -> tuple[float, float]:
     return first, covered
 
 
-def regularised_grids(records: Iterable[Record]) -> list[Grid]:
+def regularised_tables(lines: pd.DataFrame) -> list[Table]:
     """Show what λ does, at fixed weights and retrained.
 
     Args:
-        records: as `measure_regularised` makes them, one for each run.
+        lines: as `measure_regularised` makes them, one for each run.
     """
-    lines = sorted(records, key=lambda r: (*_label(r), r["seed"], r["l2"] or 0.0))
-    return [
-        _fixed([r for r in lines if r["l2"] is None]),
-        _retrained([r for r in lines if r["l2"] is not None]),
-    ]
+    lines = lines.sort_values(["net", "activation", "data", "state", "images", "seed", "l2"])
+    fixed, retrained = lines[lines["l2"].isna()], lines[lines["l2"].notna()]
+    tables = []
+    if len(fixed):
+        shown = fixed.assign(
+            **{
+                f"index, λ = {l2:g}": [f"{r[f'{l2:g}']['index']:,}" for r in fixed["shown"]]
+                for l2 in SHOWN
+            }
+        )
+        columns = {
+            **{"norm": ("‖H‖", ".3g"), "tau": ("τ", ".1e"), "index": ("index", ",")},
+            **{"nullity": ("nullity", ",")},
+            "nondegenerate_from": ("non-degenerate from λ", ".1e"),
+            "degenerate_part": ("degenerate part", ".1e"),
+            "positive_from": ("positive from λ", ".3g"),
+            **{name: (name, "") for name in shown.columns if name.startswith("index, λ")},
+        }
+        tables.append(
+            Table(
+                "L + λ‖θ‖² at fixed weights",
+                _labelled(shown, columns),
+                3,
+                "The Hessian is H + 2λI, counted from the eigenvalues of H. index, nullity: without"
+                " λ. non-degenerate from λ: the smallest λ at which no eigenvalue of H lies within"
+                " τ of −2λ. positive from λ: above it, H + 2λI is positive definite beyond τ."
+                " degenerate part: of the λ below that, the part at which an eigenvalue of H lies"
+                " within τ of −2λ.",
+            )
+        )
+    if len(retrained):
+        verdict = retrained["nondegenerate"].map({True: "yes", False: "no"})
+        columns = {
+            **{"l2": ("λ", "g"), "loss": ("f", ".4g"), "data_loss": ("loss L", ".4g")},
+            **{"accuracy": ("accuracy", ".4f"), "squared_norm": ("‖θ‖²", ".4g")},
+            **{"grad_norm": ("‖∇f‖", ".2g"), "index": ("index", ",")},
+            **{"index_of_loss": ("index of L", ",.0f"), "nullity": ("nullity", ",")},
+            **{"distance": ("distance", ".1e"), "tau": ("τ", ".1e")},
+            "nondegenerate": ("non-degenerate", ""),
+        }
+        tables.append(
+            Table(
+                "L + λ‖θ‖² minimised anew",
+                _labelled(retrained.assign(nondegenerate=verdict), columns),
+                3,
+                "Trained with λ from the same initial weights. index: eigenvalues of H + 2λI below"
+                " −τ; index of L: of H there. distance: of −2λ from the spectrum of H;"
+                " non-degenerate: it is larger than τ.",
+            )
+        )
+    return tables
 
 
-def draw_regularised(records: Sequence[Record]) -> dict[str, Figure]:
+def _labelled(lines: pd.DataFrame, columns: dict[str, tuple[str, str]]) -> pd.DataFrame:
+    """Some fields as text under headings, behind what names the points."""
+    names = ["net", "activation", "data", "state", "images"]
+    text = {
+        heading: lines[field].map(lambda x, form=form: f"{x:{form}}")
+        for field, (heading, form) in columns.items()
+    }
+    seeds = lines["seed"].map(str)
+    frame = pd.DataFrame({name: lines[name] for name in names} | {"seed": seeds} | text)
+    return with_labels(frame, ["state", "images", "seed"])
+
+
+def draw_regularised(lines: pd.DataFrame) -> dict[str, Figure]:
     """Draw index and nullity against λ: curves at fixed weights, marks for those retrained.
 
     Args:
-        records: as `measure_regularised` makes them.
+        lines: as `measure_regularised` makes them.
 
     Returns:
-        The figure ``regularised``.
+        The figure ``regularised``, with a row for each network and data set.
     """
-    from examples.paper.plot_regularised import LambdaCurve, plot_regularised
-
-    drawn = [
-        LambdaCurve(
-            row=f"{r['net']} on {r['data']}, Hessian of {r['images']:,} images",
-            label=f"{r['activation']}, {r['state'] if r['l2'] is None else 'retrained with λ'}",
-            lambdas=r["lambdas"] if r["l2"] is None else [r["l2"]],
-            indices=r["indices"] if r["l2"] is None else [r["index"]],
-            nullities=r["nullities"] if r["l2"] is None else [r["nullity"]],
-        )
-        for r in sorted(records, key=lambda r: (_label(r), r["l2"] is not None))
+    lines = lines.sort_values(["net", "activation", "data", "state", "images"], kind="stable")
+    fixed = lines["l2"].isna()
+    lines = lines.assign(
+        label=lines["activation"] + ", " + lines["state"].where(fixed, "retrained with λ")
+    ).sort_values("l2", na_position="first", kind="stable")
+    colours = colours_of(lines["label"])
+    # Hollow and of several sizes: where counts agree, one mark is seen inside the other.
+    marked = lines.loc[lines["l2"].notna(), "label"].unique()
+    marks: dict[str, dict[str, Any]] = {
+        label: {"marker": "s", "ms": 10 - 4 * (i % 2), "mfc": "none", "mew": 1.8, "ls": "none"}
+        for i, label in enumerate(marked)
+    }
+    positive = [x for r in lines.to_dict("records") for x in _counted(r)[0] if x > 0]
+    left = min(positive, default=1e-8) / 3  # where λ = 0 is drawn
+    rows = list(lines.groupby(["net", "data", "images"]))
+    figure = new_figure(len(rows), 2)
+    panels = figure.subplots(len(rows), 2, squeeze=False, sharex=True)
+    for i, ((net, data, images), own) in enumerate(rows):
+        for line in own.to_dict("records"):
+            lambdas, *counts = _counted(line)
+            for ax, values in zip(panels[i], counts, strict=True):
+                style = marks.get(line["label"], {"lw": 1.6})
+                ax.plot(
+                    [max(x, left) for x in lambdas], values, color=colours[line["label"]], **style
+                )
+        for ax, what in zip(panels[i], ("index", "nullity"), strict=True):
+            ax.set_xscale("log")
+            # ReLU networks have tens of negative eigenvalues where smooth ones have thousands.
+            ax.set_yscale("symlog", linthresh=1)
+            ax.yaxis.set_major_formatter(FuncFormatter(lambda count, _: f"{count:,.0f}"))
+            ax.set_ylim(bottom=0)
+            ax.set_ylabel(what)
+            ax.grid(alpha=0.25)
+            ax.set_title(f"{net} on {data}, Hessian of {images:,} images", fontsize=10)
+    handles = [
+        Line2D([], [], color=colour, label=label, **marks.get(label, {}))
+        for label, colour in colours.items()
     ]
-    taus, seeds = [r["tau"] for r in records], [r["seed"] for r in records]
-    return {"regularised": plot_regularised(drawn, taus=taus, seeds=seeds)}
-
-
-def _label(record: Record) -> tuple[str, ...]:
-    """Name a point but for its seed."""
-    network = f"{record['net']} {record['activation']}"
-    return network, record["data"], record["state"], f"{record['images']:,}"
-
-
-def _fixed(records: Sequence[Record]) -> Grid:
-    """What λ does at fixed weights."""
-    rows = [
-        (
-            *_label(r),
-            str(r["seed"]),
-            f"{r['norm']:.3g}",
-            f"{r['tau']:.1e}",
-            f"{r['index']:,}",
-            f"{r['nullity']:,}",
-            f"{r['nondegenerate_from']:.1e}",
-            f"{r['degenerate_part']:.1e}",
-            f"{r['positive_from']:.3g}",
-            *(f"{r['shown'][f'{l2:g}']['index']:,}" for l2 in SHOWN),
-        )
-        for r in records
-    ]
-    return Grid(
-        "L + λ‖θ‖² at fixed weights",
-        (
-            *("network", "data", "state", "images", "seed", "‖H‖", "τ", "index", "nullity"),
-            *("non-degenerate from λ", "degenerate part", "positive from λ"),
-            *(f"index, λ = {l2:g}" for l2 in SHOWN),
-        ),
-        tuple(rows),
-        3,
-        "The Hessian is H + 2λI, counted from the eigenvalues of H. index, nullity: without λ."
-        " non-degenerate from λ: the smallest λ at which no eigenvalue of H lies within τ of −2λ."
-        " positive from λ: above it, H + 2λI is positive definite beyond τ. degenerate part: of the"
-        " λ below that, the part at which an eigenvalue of H lies within τ of −2λ.",
+    figure.legend(handles=handles, loc="outside upper center", ncols=3, fontsize=9)
+    seeds = ", ".join(map(str, sorted(lines["seed"].unique())))
+    figure.supxlabel(
+        "λ of L + λ‖θ‖² (logarithmic; λ = 0 at the left end); counts logarithmic from 1 on\n"
+        "index: eigenvalues of H + 2λI below −τ; nullity: within ±τ;"
+        f" τ = {interval(lines['tau'])} (noise floors); seed {seeds}",
+        fontsize=10,
     )
+    return {"regularised": figure}
 
 
-def _retrained(records: Sequence[Record]) -> Grid:
-    """Where training with λ ends."""
-    rows = [
-        (
-            *_label(r),
-            str(r["seed"]),
-            f"{r['l2']:g}",
-            f"{r['loss']:.4g}",
-            f"{r['data_loss']:.4g}",
-            f"{r['accuracy']:.4f}",
-            f"{r['squared_norm']:.4g}",
-            f"{r['grad_norm']:.2g}",
-            f"{r['index']:,}",
-            f"{r['index_of_loss']:,}",
-            f"{r['nullity']:,}",
-            f"{r['distance']:.1e}",
-            f"{r['tau']:.1e}",
-            "yes" if r["nondegenerate"] else "no",
-        )
-        for r in records
-    ]
-    return Grid(
-        "L + λ‖θ‖² minimised anew",
-        (
-            *("network", "data", "state", "images", "seed", "λ", "f", "loss L", "accuracy"),
-            *("‖θ‖²", "‖∇f‖", "index", "index of L", "nullity", "distance", "τ", "non-degenerate"),
-        ),
-        tuple(rows),
-        3,
-        "Trained with λ from the same initial weights. index: eigenvalues of H + 2λI below −τ;"
-        " index of L: of H there. distance: of −2λ from the spectrum of H; non-degenerate: it is"
-        " larger than τ.",
-    )
+def _counted(line: Any) -> tuple[list[float], list[int], list[int]]:
+    """The λ of a line, ascending, with the index and the nullity at each."""
+    if pd.isna(line["l2"]):
+        return line["lambdas"], line["indices"], line["nullities"]
+    return [line["l2"]], [line["index"]], [line["nullity"]]

@@ -2,321 +2,266 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+
+import pandas as pd
 
 from examples.paper.points import STANDARD
 from examples.paper.protocols import CUTOFFS, ProtocolRun
 from examples.paper.published import PUBLISHED, SOURCE
-from examples.paper.results import Record
-from examples.paper.statistics import Spread, spread
-from hvpspec.report import Grid
+from examples.paper.tables import Table, summary, texts
 
-#: Network, data set and state: a number that was published.
-Cell = tuple[str, str, str]
+#: Network, data set and state: what a published number is of.
+CELL = ["net", "data", "state"]
+#: What tells a way of counting, the same for all networks.
+WAY = ["activation", "head", "dtype", "assembly", "solver", "sample", "images"]
+#: A way of counting after so many epochs, with a cutoff.
+SCORE = [*WAY, "epochs", "cutoff"]
 
-_WAY = ("activation", "head", "images", "dtype", "assembly", "solver", "sample")
 _NETS = tuple(dict.fromkeys(net for net, _, _ in PUBLISHED))
-_HEADINGS = (
-    *("activation", "head", "dtype", "assembly", "solver", "sample"),
-    *("images", "epochs", "cutoff", "seeds"),
-)
-_SCORES = ("within 1 std", "within 2 std", *_NETS, "median distance")
 _NUM_WORDS = 6
 _NUM_SHOWN = 10
+# Lines that are older than these fields lack them.
+_OLDER = {"sample": ProtocolRun.sample, "head": ProtocolRun.head}
 
 
-@dataclass(frozen=True)
-class Score:
-    """One way of counting, held against what was published.
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Every way of counting, held against what was published.
 
     Attributes:
-        activation: of the networks.
-        head: what they return.
-        images: in the Hessian.
-        dtype: of matrix and solver.
-        assembly: of the matrix.
-        solver: of its eigenvalues.
-        sample: which images.
-        cutoff: one of `CUTOFFS`.
-        epochs: of the trained networks.
-        spreads: for each published number that was computed, the counts of the seeds.
-        seeds: the least number of seeds in one of these means.
+        counts: for each of `SCORE` and `CELL` the mean count over so many ``seeds``, its ``text``,
+            and its ``distance`` from the published mean in published standard deviations.
+        ways: for each of `SCORE`, best first: the least number of ``seeds`` of a mean; how many of
+            the means there are (``total``); how many of them are ``within_1`` and ``within_2``
+            published standard deviations, and the ``median`` distance.
     """
 
-    activation: str
-    head: str
-    images: int
-    dtype: str
-    assembly: str
-    solver: str
-    sample: str
-    cutoff: str
-    epochs: int
-    spreads: dict[Cell, Spread]
-    seeds: int
+    counts: pd.DataFrame
+    ways: pd.DataFrame
 
-    @property
-    def counts(self) -> dict[Cell, float]:
-        """The mean counts."""
-        return {cell: spread.mean for cell, spread in self.spreads.items()}
+    def counts_of(self, way: pd.Series) -> pd.DataFrame:
+        """The counts of one of the ``ways``, in the order of the published numbers."""
+        own = self.counts[(self.counts[SCORE] == way[SCORE]).all(axis=1)].set_index(CELL)
+        return own.loc[[cell for cell in PUBLISHED if cell in own.index]].reset_index()
 
-    @property
-    def distances(self) -> dict[Cell, float]:
-        """The distance of each count from the published mean, in published deviations."""
-        return {
-            cell: abs(count - PUBLISHED[cell].mean) / PUBLISHED[cell].std
-            for cell, count in self.counts.items()
-        }
+    def most_complete(self) -> pd.Series:
+        """Of the ways that count most of the published numbers, that which agrees with most.
 
-    def within(self, deviations: float, net: str | None = None) -> int:
-        """How many counts lie within so many published deviations of the published mean.
-
-        Args:
-            deviations: 1 for within the published spread.
-            net: of this network alone; None for all.
+        One seed agrees by chance where several do not, so that ways with several come first; of
+        those that agree with as many, the one with most seeds is taken.
         """
-        found = self.distances.items()
-        return sum(distance <= deviations for (name, *_), distance in found if net in (None, name))
-
-    @property
-    def median_distance(self) -> float:
-        """Half of the counts are nearer than this, in published deviations."""
-        return statistics.median(self.distances.values())
+        order = self.ways.assign(several=self.ways["seeds"] > 1)
+        order = order[["total", "several", "within_1", "seeds"]]
+        best = order.sort_values(list(order.columns), ascending=False, kind="stable").index[0]
+        return self.ways.loc[best]
 
 
-def scores(records: Iterable[Record]) -> list[Score]:
-    """Score every way of counting, best first.
-
-    A way is an activation, head, images, dtype, assembly, solver, length of training and cutoff,
-    the same for all networks. Its random states are shared by all lengths of training.
+def scores(lines: pd.DataFrame) -> Scores:
+    """Score every way of counting.
 
     Args:
-        records: as `measure_protocol` makes them, one for each run; those on data without a
-            published number are left out.
+        lines: as `measure_protocol` makes them, one for each run; those on data without a published
+            number are left out.
 
     Returns:
-        Ordered by how many counts lie within one published deviation, then within two, then by the
-        median distance.
+        Ways ordered by how many counts lie within one published deviation, then within two, then by
+        the median distance.
     """
-    by_way: dict[tuple[Any, ...], dict[int, dict[Cell, list[Record]]]] = {}
-    for record in records:
-        cell = cell_of(record)
-        if cell in PUBLISHED:
-            lengths = by_way.setdefault(_way_of(record), {})
-            lengths.setdefault(record["epochs"], {}).setdefault(cell, []).append(record)
-    found = []
-    for way, lengths in by_way.items():
-        random = lengths.pop(0, {})
-        # A search without training still has its random states.
-        for epochs, trained in lengths.items() or [(0, {})]:
-            cells = random | trained
-            for cutoff in CUTOFFS:
-                spreads = {
-                    cell: spread([record["counts"][cutoff] for record in group])
-                    for cell, group in cells.items()
-                }
-                seeds = min(map(len, cells.values()))
-                settings: dict[str, Any] = dict(zip(_WAY, way, strict=True))
-                found.append(
-                    Score(**settings, cutoff=cutoff, epochs=epochs, spreads=spreads, seeds=seeds)
-                )
-    return sorted(
-        found, key=lambda score: (-score.within(1), -score.within(2), score.median_distance)
+    published = pd.DataFrame(
+        [(*cell, number.mean, number.std) for cell, number in PUBLISHED.items()],
+        columns=[*CELL, "published", "deviation"],
     )
+    lines = with_defaults(lines).merge(published, on=CELL)
+    # The initial weights belong to every length of training.
+    trained, random = lines[lines["epochs"] > 0], lines[lines["epochs"] == 0]
+    lengths = trained[[*WAY, "epochs"]].drop_duplicates()
+    begun = random.drop(columns="epochs").merge(lengths, on=WAY, how="left")
+    lines = pd.concat([begun.fillna({"epochs": 0}).astype({"epochs": int}), trained])
+    cutoffs = pd.DataFrame(lines["counts"].tolist(), columns=list(CUTOFFS), index=lines.index)
+    long = pd.concat([lines, cutoffs], axis=1).melt(
+        [*WAY, "epochs", *CELL, "published", "deviation"],
+        list(CUTOFFS),
+        var_name="cutoff",
+        value_name="count",
+    )
+    groups = long.groupby([*SCORE, *CELL, "published", "deviation"], sort=False)["count"]
+    counts = groups.agg(mean="mean", std="std", seeds="size").reset_index()
+    spread = counts["std"].map(" ± {:,.1f}".format).where(counts["seeds"] > 1, "")
+    counts["text"] = counts["mean"].map("{:,.1f}".format) + spread
+    counts["distance"] = (counts["mean"] - counts["published"]).abs() / counts["deviation"]
+    counts["within_1"], counts["within_2"] = counts["distance"] <= 1, counts["distance"] <= 2
+    ways = counts.groupby(SCORE, sort=False).agg(
+        seeds=("seeds", "min"),
+        total=("distance", "size"),
+        within_1=("within_1", "sum"),
+        within_2=("within_2", "sum"),
+        median=("distance", "median"),
+    )
+    ways = ways.reset_index().sort_values(
+        ["within_1", "within_2", "median"], ascending=[False, False, True], kind="stable"
+    )
+    return Scores(counts, ways.reset_index(drop=True))
 
 
-def most_complete(found: Sequence[Score]) -> Score:
-    """Of the ways that count most of the published numbers, the one that agrees with most of them.
-
-    One seed agrees by chance where several do not, so that ways with several come first; of those
-    that agree with as many, the one with most seeds is taken.
-
-    Args:
-        found: at least one, as :func:`scores` orders them.
-    """
-    return max(found, key=lambda s: (len(s.counts), s.seeds > 1, s.within(1), s.seeds))
-
-
-def with_table(records: Iterable[Record], table: Iterable[Record]) -> list[Record]:
+def with_table(lines: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     """Add the table's runs to those of a search: its counts are those of one more way.
 
     They are of the whole matrix, by ``eigvalsh`` in float64; "floor" is their noise floor, which is
-    n u and the error of assembly. Runs of the search come first where both have one.
+    n u and the error of assembly. Runs of the search count where both have one.
 
     Args:
-        records: as `measure_protocol` makes them.
+        lines: as `measure_protocol` makes them.
         table: as `measure_index` makes them; those of short training are left out.
     """
-    way = {"assembly": "blocks", "solver": "eigvalsh", "sample": "first"}
-    found = [
-        {
-            **record,
-            **way,
-            "counts": {"0": record["raw_count"], "floor": record["index"], **record["ladder"]},
-        }
-        for record in table
-        if record["protocol"] == STANDARD.name
-    ]
-    return list({_point_of(record): record for record in [*found, *records]}.values())
-
-
-def _side_by_side(records: Sequence[Record], score: Score) -> Grid:
-    """The published numbers beside those of one way, and what these consist of."""
-    rows = []
-    for cell in score.counts:
-        group = [r for r in records if cell_of(r) == cell and belongs(r, score)]
-        # Lines from before rows of zeros were counted do not tell.
-        told = all("zero_rows" in r for r in group)
-        rows.append(
-            (
-                *cell,
-                str(len(group)),
-                _published(cell),
-                _count(score, cell),
-                spread([r["counts"]["floor"] for r in group]).text(),
-                *(
-                    spread([r[name] - r["zero_rows"] for r in group]).text(",.0f") if told else "–"
-                    for name in ("dim", "nullity")
-                ),
-            )
+    if table.empty:
+        return with_defaults(lines)
+    table = table[table["protocol"] == STANDARD.name]
+    counts = [
+        {"0": raw, "floor": index, **ladder}
+        for raw, index, ladder in zip(
+            table["raw_count"], table["index"], table["ladder"], strict=True
         )
-    way = f"{score.activation}, {score.head}, {score.images:,} {score.sample} images, {score.dtype}"
-    return Grid(
-        "Published and counted",
-        (
-            *("network", "data", "state", "seeds", "published", "counted", "below −n u ‖H‖"),
-            *("rows not zero", "eigenvalues zero in these"),
-        ),
-        tuple(rows),
-        3,
-        f"Mean ± standard deviation over the seeds: {way}, {score.epochs} epochs, {score.assembly},"
-        f" {score.solver}, below {score.cutoff}; a star marks means within the published spread."
-        " rows not zero: of the matrix. eigenvalues zero in these: within"
-        " ±n u ‖H‖, but for those of rows of zeros.",
-    )
+    ]
+    way = {"assembly": "blocks", "solver": "eigvalsh", "sample": "first"}
+    counted = table.assign(**way, counts=counts)
+    found = pd.concat([with_defaults(counted), with_defaults(lines)])
+    run = [*WAY, "net", "data", "seed", "epochs"]
+    return found.drop_duplicates(run, keep="last", ignore_index=True)
 
 
-def score_grids(records: Iterable[Record]) -> list[Grid]:
-    """Show the best ways, what they count, then the scores of all ways, and all counts.
+def with_defaults(lines: pd.DataFrame) -> pd.DataFrame:
+    """Give lines the fields that they are too old for."""
+    missing = {name: value for name, value in _OLDER.items() if name not in lines}
+    return lines.assign(**missing).fillna(_OLDER)
+
+
+def belonging(lines: pd.DataFrame, way: pd.Series) -> pd.DataFrame:
+    """Those lines that a way counts."""
+    lines = with_defaults(lines)
+    same = (lines[WAY] == way[WAY]).all(axis=1)
+    return lines[same & lines["epochs"].isin([0, way["epochs"]])]
+
+
+def score_tables(lines: pd.DataFrame) -> list[Table]:
+    """Show the best ways, what the most complete one counts, then all scores, and all counts.
 
     Args:
-        records: as for :func:`scores`.
+        lines: as for :func:`scores`.
     """
-    records = list(records)
-    found = scores(records)
-    published = tuple(PUBLISHED)
-    rows = tuple(_row(score) for score in found)
-    means = map(_published, published)
-    counts = [(*_way(score), *(_count(score, cell) for cell in published)) for score in found]
-    best = [_best(found, net) for net in _NETS if any(_of(score, net) for score in found)]
+    found = scores(lines)
+    if found.ways.empty:
+        return []
+    headings = _headings(found.ways)
+    scored = pd.concat([headings, _agreement(found.ways)], axis=1)
+    by_net = found.counts.groupby([*SCORE, "net"], sort=False).agg(
+        total=("within_1", "size"), within_1=("within_1", "sum"), within_2=("within_2", "sum")
+    )
+    alone = []
+    for net in _NETS:
+        of_net = by_net[by_net.index.get_level_values("net") == net].droplevel("net")
+        own = found.ways[SCORE].join(of_net, on=SCORE).fillna(dict.fromkeys(of_net.columns, 0))
+        scored[net] = _part(own, "within_1")
+        if own["total"].any():
+            best = own.sort_values(["within_1", "within_2"], ascending=False, kind="stable").iloc[
+                :1
+            ]
+            best = pd.concat([headings.loc[best.index], _agreement(best)], axis=1)
+            alone.append(best.assign(network=net))
+    scored["median distance"] = texts(found.ways["median"], ".2f")
+    alone_frame = pd.concat(alone)
     return [
-        Grid(
+        Table(
             "Best ways of counting",
-            (*_HEADINGS, *_SCORES),
-            rows[:_NUM_SHOWN],
+            scored[:_NUM_SHOWN],
             _NUM_WORDS,
-            f"The first of {len(found):,} ways, held against {len(published)} published means"
+            f"The first of {len(scored):,} ways, held against {len(PUBLISHED)} published means"
             f" ({SOURCE}). within 1 std: of the counts that were computed, those no farther from"
             " the published mean than the published standard deviation; then the same by network."
             " median distance: in published standard deviations. cutoff: relative to the largest"
             " absolute eigenvalue; floor is n u. With so many ways, some numbers agree by chance.",
         ),
-        Grid(
+        Table(
             "Best way for each network alone",
-            ("network", *_HEADINGS, *_SCORES[:2]),
-            tuple(best),
+            alone_frame[["network", *alone_frame.columns.drop("network")]],
             _NUM_WORDS + 1,
             "The way with the most of the network's own numbers within the published spread.",
         ),
-        *([_side_by_side(records, most_complete(found))] if found else []),
-        Grid("All ways", (*_HEADINGS, *_SCORES), rows, _NUM_WORDS),
-        Grid(
-            "All counts",
-            (*_HEADINGS, *(" ".join(cell) for cell in published)),
-            (("published", *[""] * (len(_HEADINGS) - 1), *means), *counts),
-            _NUM_WORDS,
-            "Mean ± standard deviation over the seeds; a star marks means within the published"
-            " spread.",
-        ),
+        _side_by_side(lines, found),
+        Table("All ways", scored, _NUM_WORDS),
+        _all_counts(found, headings),
     ]
 
 
-def _way_of(record: Record) -> tuple[Any, ...]:
-    """What tells the way of a line."""
-    # Lines that are older than these fields.
-    older = {"sample": ProtocolRun.sample, "head": ProtocolRun.head}
-    return tuple({**older, **record}[name] for name in _WAY)
+def _headings(ways: pd.DataFrame) -> pd.DataFrame:
+    """Name ways of counting."""
+    named = ways[[*SCORE, "seeds"]].copy()
+    named["images"] = named["images"].map("{:,}".format)
+    return named.astype(str)
 
 
-def _point_of(record: Record) -> tuple[Any, ...]:
-    """What tells a run: its way, and where it was."""
-    return (*_way_of(record), *(record[name] for name in ("net", "data", "seed", "epochs")))
+def _part(found: pd.DataFrame, within: str) -> pd.Series:
+    """So many of how many."""
+    return found[within].astype(int).map(str) + "/" + found["total"].astype(int).map(str)
 
 
-def cell_of(record: Record) -> Cell:
-    """The number that a line could have been published as.
-
-    Args:
-        record: of a run.
-    """
-    return record["net"], record["data"], record["state"]
+def _agreement(found: pd.DataFrame) -> pd.DataFrame:
+    """How many counts agree."""
+    columns = {f"within {i} std": _part(found, f"within_{i}") for i in (1, 2)}
+    return pd.DataFrame(columns)
 
 
-def belongs(record: Record, score: Score) -> bool:
-    """Whether a line is one of those that a score counts.
-
-    Args:
-        record: of a run.
-        score: a way of counting.
-    """
-    way = tuple(getattr(score, name) for name in _WAY)
-    return _way_of(record) == way and record["epochs"] in (0, score.epochs)
-
-
-def _way(score: Score) -> tuple[str, ...]:
-    """Name a way of counting."""
-    return (
-        *(score.activation, score.head, score.dtype, score.assembly, score.solver, score.sample),
-        *(f"{score.images:,}", str(score.epochs), score.cutoff, str(score.seeds)),
+def _side_by_side(lines: pd.DataFrame, found: Scores) -> Table:
+    """The published numbers beside those of one way, and what these consist of."""
+    way = found.most_complete()
+    own = belonging(lines, way)
+    own = own.assign(
+        floor=own["counts"].map(lambda counts: counts["floor"]),
+        rows=own["dim"] - own["zero_rows"],
+        zeros=own["nullity"] - own["zero_rows"],
+    )
+    told = summary(own, CELL, {"floor": ",.1f", "rows": ",.0f", "zeros": ",.0f"})
+    frame = found.counts_of(way).merge(told, on=CELL)
+    shown = {
+        **{"network": frame["net"], "data": frame["data"], "state": frame["state"]},
+        **{"seeds": frame["runs"], "published": _published(frame), "counted": _marked(frame)},
+        **{"below −n u ‖H‖": frame["floor"], "rows not zero": frame["rows"]},
+        "eigenvalues zero in these": frame["zeros"],
+    }
+    return Table(
+        "Published and counted",
+        pd.DataFrame(shown),
+        3,
+        f"Mean ± standard deviation over the seeds: {way['activation']}, {way['head']},"
+        f" {way['images']:,} {way['sample']} images, {way['dtype']}, {way['epochs']} epochs,"
+        f" {way['assembly']}, {way['solver']}, below {way['cutoff']}; a star marks means within the"
+        " published spread. rows not zero: of the matrix. eigenvalues zero in these: within"
+        " ±n u ‖H‖, but for those of rows of zeros.",
     )
 
 
-def _of(score: Score, net: str) -> int:
-    """How many of a network's numbers were computed."""
-    return sum(name == net for name, *_ in score.counts)
-
-
-def _row(score: Score) -> tuple[str, ...]:
-    """One way of counting and how well it does."""
-    total = len(score.counts)
-    by_net = [f"{score.within(1, net)}/{_of(score, net)}" for net in _NETS]
-    ends = f"{score.within(1)}/{total}", f"{score.within(2)}/{total}"
-    return (*_way(score), *ends, *by_net, f"{score.median_distance:.2f}")
-
-
-def _best(found: Sequence[Score], net: str) -> tuple[str, ...]:
-    """The way that does best for one network."""
-    with_net = [score for score in found if _of(score, net)]
-    best = max(with_net, key=lambda score: (score.within(1, net), score.within(2, net)))
-    total = _of(best, net)
-    return (
-        net,
-        *_way(best),
-        f"{best.within(1, net)}/{total}",
-        f"{best.within(2, net)}/{total}",
+def _all_counts(found: Scores, headings: pd.DataFrame) -> Table:
+    """Every count of every way, the published numbers above them."""
+    published = {" ".join(cell): f"{p.mean:,.1f} ± {p.std:,.1f}" for cell, p in PUBLISHED.items()}
+    net, data, state = (found.counts[name] for name in CELL)
+    counts = found.counts.assign(cell=net + " " + data + " " + state, text=_marked(found.counts))
+    wide = counts.pivot(index=SCORE, columns="cell", values="text")
+    wide = found.ways[SCORE].join(wide.reindex(columns=list(published)), on=SCORE)
+    first = pd.DataFrame([dict.fromkeys(headings, "") | {"activation": "published"} | published])
+    frame = pd.concat([headings, wide[list(published)].astype(object).fillna("–")], axis=1)
+    return Table(
+        "All counts",
+        pd.concat([first, frame]),
+        _NUM_WORDS,
+        "Mean ± standard deviation over the seeds; a star marks means within the published spread.",
     )
 
 
-def _published(cell: Cell) -> str:
-    """A published number."""
-    return f"{PUBLISHED[cell].mean:,.1f} ± {PUBLISHED[cell].std:,.1f}"
+def _published(counts: pd.DataFrame) -> pd.Series:
+    """Published numbers."""
+    return counts["published"].map("{:,.1f}".format) + counts["deviation"].map(" ± {:,.1f}".format)
 
 
-def _count(score: Score, cell: Cell) -> str:
-    """A count, marked if it agrees."""
-    if cell not in score.counts:
-        return "–"
-    return score.spreads[cell].text() + ("*" if score.distances[cell] <= 1 else "")
+def _marked(counts: pd.DataFrame) -> pd.Series:
+    """Counts, marked if they agree."""
+    return counts["text"] + counts["within_1"].map({True: "*", False: ""})

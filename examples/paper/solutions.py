@@ -2,37 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import torch
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 from numpy.typing import NDArray
 from scipy.spatial.distance import pdist, squareform
 
+from examples.paper.curves import rank_correlation
 from examples.paper.ensemble import (
     Ensemble,
     EnsembleSettings,
     network_with,
     trained_ensemble,
 )
-from examples.paper.points import hessian_at, images_of
+from examples.paper.figures import interval, new_figure
+from examples.paper.points import hessian_at, images_of, index_record
 from examples.paper.results import Record
-from examples.paper.statistics import over, rank_correlation, spread
-from examples.paper.table import index_record
-from hvpspec.report import Grid
-from hvpspec.spectrum import index
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from examples.paper.tables import Table, summary, texts, with_labels
+from hvpspec import index
 
 #: Fields of a run that decide how long it takes.
 COST = ("images", "indexed")
 
-_CELL = tuple(field.name for field in fields(EnsembleSettings))
+_CELL = [field.name for field in fields(EnsembleSettings)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,113 +147,127 @@ def principal_components(points: NDArray[np.float64]) -> Placed:
     )
 
 
-def solution_grids(records: Iterable[Record]) -> list[Grid]:
+def solution_tables(lines: pd.DataFrame) -> list[Table]:
     """Summarise the ensembles.
 
     Args:
-        records: as `measure_solution` makes them.
+        lines: as `measure_solution` makes them.
     """
-    rows, sampled = [], []
-    for group in _ensembles(records):
-        first = group[0]
-        label = (f"cnn {first['activation']}", first["data"])
-        trained = (f"{len(group):,}", f"{first['images']:,}", str(first["epochs"]))
-        losses = [r["loss"] for r in group]
-        one, two = first["explained"][:2]
-        rows.append(
-            (
-                *label,
-                *trained,
-                spread(losses).text(".4f"),
-                f"{min(losses):.4f}–{max(losses):.4f}",
-                over(group, "accuracy", ".4f"),
-                f"{one:.1%}",
-                f"{two:.1%}",
-                over(group, "mean_distance", ".3f"),
-                f"{min(r['nearest'] for r in group):.3f}",
-                over(group, "moved", ".3f"),
-            )
-        )
-        indexed = [r for r in group if r["indexed"]]
-        if indexed:
-            correlation = rank_correlation(
-                [r["loss"] for r in indexed], [r["index"] for r in indexed]
-            )
-            sampled.append(
-                (
-                    *label,
-                    *(f"{len(indexed):,}", f"{first['images']:,}"),
-                    over(indexed, "index"),
-                    over(indexed, "raw_count"),
-                    over(indexed, "nullity"),
-                    str(indexed[0]["bound"]),
-                    over(indexed, "grad_norm", ".2g"),
-                    over(indexed, "tau", ".1e"),
-                    "–" if correlation is None else f"{correlation:.2f}",
-                )
-            )
-    return [
-        Grid(
+    lines = once(lines)
+    forms = {"loss": ".4f", "accuracy": ".4f", "mean_distance": ".3f", "moved": ".3f"}
+    frame = summary(lines, ["net", *_CELL], forms)
+    groups = lines.groupby(_CELL)
+    lowest, highest = groups["loss"].min(), groups["loss"].max()
+    first = groups["explained"].first()
+    shown = {
+        "networks": frame["runs"],
+        "images": frame["images"],
+        "epochs": frame["epochs"].map(str),
+        "loss": frame["loss"],
+        "from–to": [f"{a:.4f}–{b:.4f}" for a, b in zip(lowest, highest, strict=True)],
+        "accuracy": frame["accuracy"],
+        **{f"PC {i + 1}": [f"{parts[i]:.1%}" for parts in first] for i in range(2)},
+        "distance": frame["mean_distance"],
+        "smallest": groups["nearest"].min().map("{:.3f}".format).tolist(),
+        "moved": frame["moved"],
+    }
+    solutions = frame[["net", "activation", "data"]].assign(**shown)
+    tables = [
+        Table(
             "Solutions",
-            (
-                *("network", "data", "networks", "images", "epochs", "loss", "from–to"),
-                *("accuracy", "PC 1", "PC 2", "distance", "smallest", "moved"),
-            ),
-            tuple(rows),
+            with_labels(solutions, ["networks", "images"]),
             2,
             "Mean ± standard deviation over networks that Adam trained on the same batches from"
             " different initial weights. PC: part of the variance of the final weights in their"
             " first two principal components. distance: Euclidean, between two of them; moved: from"
             " a network's own initial weights.",
-        ),
-        Grid(
-            "Index of a sample",
-            (
-                *("network", "data", "networks", "images", "index", "raw", "nullity", "bound"),
-                *("‖∇f‖", "τ", "rank correlation with loss"),
-            ),
-            tuple(sampled),
-            2,
-            "Of the float64 Hessian over the images trained on: eigenvalues below −τ, τ the noise"
-            " floor of each; raw: computed eigenvalues below 0; Spearman's correlation.",
-        ),
+        )
     ]
+    indexed = lines[lines["indexed"]]
+    if len(indexed):
+        forms = {
+            **{"index": ",.1f", "raw_count": ",.1f", "nullity": ",.1f"},
+            **{"grad_norm": ".2g", "tau": ".1e"},
+        }
+        by = ["net", "data", "activation", "images"]
+        frame = summary(indexed, by, forms)
+        found = [rank_correlation(own) for _, own in indexed.groupby(by)]
+        frame["correlation"] = texts(pd.Series(found), ".2f")
+        frame.insert(8, "bound", f"{indexed['bound'].iloc[0]:.0f}")
+        headings = {
+            **{"runs": "networks", "raw_count": "raw", "grad_norm": "‖∇f‖", "tau": "τ"},
+            "correlation": "rank correlation with loss",
+        }
+        tables.append(
+            Table(
+                "Index of a sample",
+                with_labels(frame.rename(columns=headings), ["networks", "images"]),
+                2,
+                "On the images they were trained on; τ is the noise floor of each, and no index"
+                " can exceed the bound.",
+            )
+        )
+    return tables
 
 
-def draw_solutions(records: Sequence[Record]) -> dict[str, Figure]:
+def draw_solutions(lines: pd.DataFrame) -> dict[str, Figure]:
     """Draw the networks of each ensemble in the plane, coloured by loss.
 
     Args:
-        records: as `measure_solution` makes them.
+        lines: as `measure_solution` makes them.
 
     Returns:
         The figure ``solutions``.
     """
-    from examples.paper.plot_solutions import SolutionMap, plot_solutions
-
-    maps = [
-        SolutionMap(
-            title=f"cnn {group[0]['activation']} on {group[0]['data']}:"
-            f" {len(group):,} networks, {group[0]['images']:,} images",
-            first=[r["pc1"] for r in group],
-            second=[r["pc2"] for r in group],
-            explained=(group[0]["explained"][0], group[0]["explained"][1]),
-            losses=[r["loss"] for r in group],
-            indices=[r["index"] if r["indexed"] else None for r in group],
+    lines = once(lines)
+    ensembles = [own for _, own in lines.groupby(_CELL)]
+    columns = min(2, len(ensembles))
+    rows = math.ceil(len(ensembles) / columns)
+    figure = new_figure(rows, columns)
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for ax, own in zip(panels, ensembles, strict=False):
+        points = ax.scatter(
+            own["pc1"],
+            own["pc2"],
+            c=own["loss"],
+            cmap="viridis",
+            # Networks that learned nothing would else leave one colour to all others.
+            norm=LogNorm(),
+            s=np.where(own["indexed"], 34, 16),
+            linewidths=np.where(own["indexed"], 0.9, 0),
+            edgecolors="black",
         )
-        for group in _ensembles(records)
-    ]
-    taus = [r["tau"] for r in records if r["indexed"]]
-    return {"solutions": plot_solutions(maps, taus=(min(taus), max(taus)) if taus else None)}
+        for line in own[own["indexed"]].to_dict("records"):
+            at, text = (line["pc1"], line["pc2"]), f"{line['index']:.0f}"
+            ax.annotate(text, at, xytext=(4, 3), textcoords="offset points", fontsize=7)
+        bar = figure.colorbar(points, ax=ax, label="train loss (logarithmic)")
+        bar.ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        bar.ax.yaxis.set_major_formatter(ScalarFormatter())
+        bar.ax.yaxis.set_minor_locator(NullLocator())
+        first = own.iloc[0]
+        one, two = first["explained"][:2]
+        ax.set_xlabel(f"first principal component ({one:.1%} of the variance)")
+        ax.set_ylabel(f"second ({two:.1%})")
+        ax.set_aspect("equal", adjustable="datalim")
+        ax.grid(alpha=0.25)
+        what = f"{first['net']} {first['activation']} on {first['data']}"
+        ax.set_title(f"{what}: {len(own):,} networks, {first['images']:,} images", fontsize=10)
+    for ax in panels[len(ensembles) :]:
+        ax.remove()
+    note = "one point per initialisation (seeds from 0)"
+    if lines["indexed"].any():
+        note += (
+            "; numbers at ringed points: their index at τ, the noise floor,"
+            f" {interval(lines['tau'].dropna())}"
+        )
+    figure.supxlabel(note, fontsize=10 if columns == 2 else 9)
+    return {"solutions": figure}
 
 
-def _ensembles(records: Iterable[Record]) -> list[list[Record]]:
-    """The networks of each ensemble, each once: where there are two lines, that with the index."""
-    groups: dict[tuple[object, ...], dict[int, Record]] = {}
-    for record in sorted(records, key=lambda r: (r["seed"], r["indexed"])):
-        cell = tuple(record[name] for name in _CELL)
-        groups.setdefault(cell, {})[record["seed"]] = record
-    return [list(groups[cell].values()) for cell in sorted(groups)]
+def once(lines: pd.DataFrame) -> pd.DataFrame:
+    """Each network once, by seed: where there are two lines, that with the index."""
+    ordered = lines.sort_values([*_CELL, "seed", "indexed"])
+    return ordered.drop_duplicates([*_CELL, "seed"], keep="last")
 
 
 @lru_cache(maxsize=1)

@@ -52,14 +52,6 @@ class Status(Generic[RunT]):
     outcome: Record | Exception | None = None
 
 
-@dataclass(frozen=True)
-class Failure(Generic[RunT]):
-    """A run that has no result."""
-
-    run: RunT
-    error: Exception
-
-
 def sweep(
     runs: Sequence[RunT],
     measure: Measure[RunT],
@@ -68,7 +60,7 @@ def sweep(
     cost: Sequence[str] = (),
     jobs: int = 1,
     watch: Callable[[Status[RunT]], None] | None = None,
-) -> list[Failure[RunT]]:
+) -> list[tuple[RunT, Exception]]:
     """Carry out those runs that have no line in a file yet, and append theirs.
 
     A line holds the fields of the run, what was measured, ``seconds``, ``threads`` and
@@ -83,7 +75,7 @@ def sweep(
         watch: called at the start and after every run.
 
     Returns:
-        The runs that failed, of which the others know nothing.
+        The runs that failed, of which the others know nothing, with their errors.
 
     Raises:
         InputError: ``jobs`` is not positive, or the file cannot be used.
@@ -100,7 +92,7 @@ def sweep(
     pending = [run for run in dict.fromkeys(runs) if run not in earlier]
     total = len(dict.fromkeys(runs))
     left = dict.fromkeys(pending)
-    failures: list[Failure[RunT]] = []
+    failures: list[tuple[RunT, Exception]] = []
 
     def report(run: RunT | None = None, outcome: Record | Exception | None = None) -> None:
         """Tell the watcher."""
@@ -113,7 +105,7 @@ def sweep(
     for run, outcome in _outcomes(pending, partial(_timed, measure), jobs):
         del left[run]
         if isinstance(outcome, Exception):
-            failures.append(Failure(run, outcome))
+            failures.append((run, outcome))
         else:
             append(path, outcome)
             clock.note(run, outcome)

@@ -1,4 +1,4 @@
-"""The paper's table of indices: three networks, two data sets, trained and random."""
+"""The paper's table of indices, and its three claims: before and after training."""
 
 from __future__ import annotations
 
@@ -7,27 +7,39 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 import torch
 
 from examples.paper.points import (
-    Assembled,
     Point,
     Protocol,
     hessian_at,
     images_of,
+    index_record,
     network_at,
+    runs_at_points,
+    save_spectrum,
+    spectrum_path,
 )
+from examples.paper.published import NAMES, SOURCE, published_text
 from examples.paper.results import Record
-from examples.paper.spectra_kept import save_spectrum, spectrum_path
-from hvpspec import zoo
-from hvpspec.spectrum import IndexResult
-from hvpspec.spectrum.exact import exact_index
-
-#: Further resolutions, in units of the norm.
-RATIOS = tuple(10.0**-k for k in range(3, 11))
+from examples.paper.tables import Table, mean_std, summary, texts, with_labels
+from hvpspec import index, zoo
+from hvpspec.spectrum import Exact
 
 #: Fields of a run that decide how long it takes.
 COST = ("net", "images", "epochs")
+
+#: A resolution at which the last claim is looked at, too, in units of the norm.
+COARSE = "1e-04"
+
+# Runs that differ in nothing but the seed.
+_CELL = (
+    *("net", "activation", "data", "state", "images"),
+    *("dtype", "protocol", "epochs", "optimizer", "lr", "batch_size"),
+)
+_LABELS = ("state", "images", "runs")
+_NUM_WORDS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,31 +61,9 @@ def table_runs(
     images: int,
     protocol: Protocol,
 ) -> list[TableRun]:
-    """List the runs of the table: all of the first seed, then all of the next.
-
-    Args:
-        nets: names of networks.
-        data: names of data sets.
-        activations: of the networks.
-        seeds: how many, from 0.
-        images: in the Hessian.
-        protocol: of the training.
-    """
-    return [
-        TableRun(
-            net=net,
-            data=source,
-            activation=activation,
-            seed=seed,
-            images=images,
-            **state.training(net),
-        )
-        for seed in range(seeds)
-        for net in nets
-        for source in data
-        for activation in activations
-        for state in (protocol, protocol.for_epochs(0))
-    ]
+    """List the runs of the table, trained and at random weights; see `runs_at_points`."""
+    protocols = (protocol, protocol.for_epochs(0))
+    return runs_at_points(TableRun, nets, data, activations, seeds, protocols, images=images)
 
 
 def measure_index(run: TableRun, *, out: Path, data_dir: Path | None) -> Record:
@@ -95,10 +85,7 @@ def measure_index(run: TableRun, *, out: Path, data_dir: Path | None) -> Record:
     model = network_at(run, out=out, data_dir=data_dir)
     trained = time.perf_counter()
     data = images_of(run.data, data_dir).subset(run.images)
-    hessian = hessian_at(model, data, torch.float64)
-    matrix = hessian.to_dense()
-    assembled = time.perf_counter()
-    result = exact_index(Assembled(hessian, matrix), None, "exact", None, whole=True)
+    result = index(hessian_at(model, data, torch.float64), method=Exact(keep_zero_rows=True))
     counted = time.perf_counter()
     if run.seed == 0:
         save_spectrum(spectrum_path(run, run.images, out), result)
@@ -107,40 +94,124 @@ def measure_index(run: TableRun, *, out: Path, data_dir: Path | None) -> Record:
         "state": run.state,
         **index_record(result),
         "accuracy": accuracy,
-        "stages": {
-            "training": round(trained - start, 3),
-            "assembly": round(assembled - trained, 3),
-            "eigenvalues": round(counted - assembled, 3),
-        },
+        "stages": {"training": round(trained - start, 3), "index": round(counted - trained, 3)},
     }
 
 
-def index_record(result: IndexResult) -> Record:
-    """What a line tells of an index.
+def table_tables(lines: pd.DataFrame) -> list[Table]:
+    """The counts beside the published numbers, the points, further resolutions, and the claims.
 
     Args:
-        result: of the exact method, for a float64 Hessian.
+        lines: as `measure_index` makes them, one for each run.
     """
-    assert result.eigenvalues is not None  # the exact method has them
-    ladder = result.curve(torch.tensor(RATIOS, dtype=torch.float64) * result.norm)
-    return {
-        "dtype": "float64",
-        "method": result.method,
-        "dim": result.dim,
-        "tau": result.tau,
-        "index": result.index,
-        "raw_count": result.raw_count,
-        "nullity": result.nullity,
-        "grad_norm": result.gradient_norm,
-        "loss": result.loss,
-        "noise_floor": result.noise_floor,
-        "norm": result.norm,
-        "lambda_min": float(result.eigenvalues[0]),
-        "lambda_max": float(result.eigenvalues[-1]),
-        "bound": result.bound.upper if result.bound else None,
-        # The ladder ascends in tau.
-        "ladder": {
-            f"{ratio:.0e}": int(count)
-            for ratio, count in zip(sorted(RATIOS), ladder.counts, strict=True)
-        },
+    ratios = sorted(lines["ladder"].iloc[0], key=float, reverse=True)
+    lines = with_ladder(lines)
+    claims = claims_table(lines)
+    return [*_counts_and_points(lines, ratios), *([claims] if len(claims.frame) else [])]
+
+
+def with_ladder(lines: pd.DataFrame) -> pd.DataFrame:
+    """Give each resolution of the ladder a field of its own."""
+    return lines.join(pd.DataFrame(lines["ladder"].tolist(), index=lines.index))
+
+
+def before_and_after(lines: pd.DataFrame) -> pd.DataFrame:
+    """Each trained run, with the fields of the same run at random weights as ``…_before``.
+
+    Args:
+        lines: of runs before and after training.
+    """
+    same = ["net", "data", "activation", "seed", "images", "dtype"]
+    trained, random = (lines[lines["state"] == state] for state in ("trained", "random"))
+    return trained.merge(random, on=same, suffixes=("", "_before"))
+
+
+def claims_table(lines: pd.DataFrame) -> Table:
+    """What the paper claims of the index: that it is high, similar over runs, and has risen.
+
+    Args:
+        lines: of the table, with a field for each resolution.
+    """
+    rows = []
+    for (images, activation, net, data), pairs in before_and_after(lines).groupby(
+        ["images", "activation", "net", "data"]
+    ):
+        after, before, first = pairs["index"], pairs["index_before"], pairs.iloc[0]
+        higher = {"": after > before, COARSE: pairs[COARSE] > pairs[f"{COARSE}_before"]}
+        rows.append(
+            {
+                "network": f"{NAMES[net]}, {activation}",
+                "data": data,
+                "images": f"{images:,}",
+                "runs": str(len(pairs)),
+                "index, trained": mean_std(after),
+                "random": mean_std(before),
+                "bound": "–" if pd.isna(first["bound"]) else f"{first['bound']:,.0f}",
+                "of n": f"{after.mean() / first['dim']:.1%}",
+                "std / mean": "–" if len(pairs) == 1 else f"{after.std() / after.mean():.1%}",
+                "higher": f"{higher[''].sum()} of {len(pairs)}",
+                f"higher at {COARSE} ‖H‖": f"{higher[COARSE].sum()} of {len(pairs)}",
+            }
+        )
+    return Table(
+        "The three claims",
+        pd.DataFrame(rows),
+        2,
+        "Mean ± standard deviation over the seeds, at the noise floor. bound: of the index, from"
+        " the network's structure. of n: the trained index as part of the parameters. std / mean:"
+        " of the trained index. higher: runs that end at a higher index than they start from, at"
+        f" the noise floor, and of eigenvalues below −{COARSE} ‖H‖.",
+    )
+
+
+def _counts_and_points(lines: pd.DataFrame, ratios: Sequence[str]) -> list[Table]:
+    """The tables with a row for each cell."""
+    forms = {
+        **{"raw_count": ",.1f", "index": ",.1f", "nullity": ",.1f", "grad_norm": ".3g"},
+        **{"loss": ".4g", "accuracy": ".4f", "norm": ".3g", "tau": ".2g"},
+        **dict.fromkeys(ratios, ",.1f"),
     }
+    cells = summary(lines.assign(bound=lines["bound"].astype(float)), [*_CELL, "bound"], forms)
+    cells["published"] = [
+        published_text(*cell) for cell in cells[["net", "data", "state"]].itertuples(index=False)
+    ]
+    cells["bound"] = texts(cells["bound"], ",.0f")
+    cells["training"] = cells.apply(_training, axis=1)
+    cells = with_labels(cells, _LABELS)
+    headings = {"raw_count": "raw", "grad_norm": "‖∇f‖", "loss": "loss f", "norm": "‖H‖"}
+    cells = cells.rename(columns={**headings, "tau": "τ", **{r: f"{r} ‖H‖" for r in ratios}})
+
+    def table(title: str, shown: Sequence[str], note: str) -> Table:
+        """Some of the columns."""
+        return Table(title, cells[["network", "data", *_LABELS, *shown]], _NUM_WORDS, note)
+
+    return [
+        table(
+            "Negative eigenvalues",
+            ("published", "raw", "index", "bound", "nullity"),
+            f"Mean ± standard deviation over the seeds. published: {SOURCE}. raw: computed"
+            " eigenvalues below 0, of the whole matrix. index: those below −τ, τ the noise floor of"
+            " each run. bound: no index can be higher, by the network's structure. nullity:"
+            " eigenvalues within ±τ.",
+        ),
+        table(
+            "Points",
+            ("training", "‖∇f‖", "loss f", "accuracy", "‖H‖", "τ"),
+            "Loss, accuracy and gradient are of the images whose Hessian it is.",
+        ),
+        table(
+            "Index by resolution",
+            [f"{ratio} ‖H‖" for ratio in ratios],
+            "Eigenvalues below −τ for τ relative to the norm.",
+        ),
+    ]
+
+
+def _training(cell: pd.Series) -> str:
+    """Say how a point was come by."""
+    if cell["state"] == "random":
+        return "none"
+    return (
+        f"{cell['optimizer']} {cell['lr']:g}, batch {cell['batch_size']:.0f},"
+        f" {cell['epochs']} epochs"
+    )

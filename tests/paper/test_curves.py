@@ -2,12 +2,13 @@
 
 import json
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
 import hvpspec
-from examples.paper.curves import curve_grids, curve_runs, draw_curves, measure_curve, trajectories
+from examples.paper.curves import curve_runs, curve_tables, draw_curves, measure_curve, trajectories
 from examples.paper.points import network_at
 from hvpspec import zoo
 
@@ -78,19 +79,23 @@ def line(optimizer, seed, epochs, loss, index):
     }
 
 
-LINES = [
-    line("sgd", 0, 2, 0.5, 30),
-    line("sgd", 0, 1, 1.0, 40),
-    line("adam", 0, 1, 0.7, 60),
-    line("sgd", 1, 1, 1.5, 20),
-    line(None, 0, 0, 2.0, 50),
-    line(None, 1, 0, 2.5, 10),
-]
+LINES = pd.DataFrame(
+    [
+        line("sgd", 0, 2, 0.5, 30),
+        line("sgd", 0, 1, 1.0, 40),
+        line("adam", 0, 1, 0.7, 60),
+        line("sgd", 1, 1, 1.5, 20),
+        line(None, 0, 0, 2.0, 50),
+        line(None, 1, 0, 2.5, 10),
+    ]
+)
 
 
 def test_trajectories_begin_at_the_initial_weights_of_their_seed():
-    found = {(key[3], key[-1]): lines for key, lines in trajectories(LINES).items()}
-    told = {key: [(r["epochs"], r["index"]) for r in lines] for key, lines in found.items()}
+    told = {
+        key: list(zip(own["epochs"], own["index"], strict=True))
+        for key, own in trajectories(LINES).groupby(["optimizer", "seed"])
+    }
     assert told == {
         ("sgd", 0): [(0, 50), (1, 40), (2, 30)],
         ("adam", 0): [(0, 50), (1, 60)],
@@ -99,18 +104,19 @@ def test_trajectories_begin_at_the_initial_weights_of_their_seed():
 
 
 def test_tables_by_hand():
-    points, correlations = curve_grids(LINES)
-    rows = {row[2:6]: dict(zip(points.headings, row, strict=True)) for row in points.rows}
-    assert rows["sgd", "100", "1", "2"]["index"] == "30.0 ± 14.1"  # of 40 and 20: 10 root 2
-    assert rows["initial weights", "100", "0", "2"]["index"] == "30.0 ± 28.3"
+    points, correlations = curve_tables(LINES)
+    indices = points.frame.set_index(["optimizer", "images", "epoch", "runs"])["index"]
+    assert indices["sgd", "100", "1", "2"] == "30.0 ± 14.1"  # of 40 and 20: 10 root 2
+    assert indices["(initial)", "100", "0", "2"] == "30.0 ± 28.3"
     # Falls with the loss for seed 0 of sgd, grows as it falls for the others.
-    assert [row[2:] for row in correlations.rows] == [
-        ("sgd", "100", "2", "0.00 ± 1.41"),
-        ("adam", "100", "1", "-1.00"),
+    assert correlations.frame.iloc[:, 2:].to_numpy().tolist() == [
+        ["adam", "100", "1", "-1.00"],
+        ["sgd", "100", "2", "0.00 ± 1.41"],
     ]
     # Nothing goes together with an index that never changes.
-    _, none = curve_grids([line("sgd", 0, 1, 1.0, 5), line("sgd", 0, 2, 0.5, 5)])
-    assert none.rows[0][2:] == ("sgd", "100", "0", "–")
+    same = [line("sgd", 0, 1, 1.0, 5), line("sgd", 0, 2, 0.5, 5), line(None, 0, 0, 2.0, 5)]
+    _, none = curve_tables(pd.DataFrame(same))
+    assert none.frame.iloc[0, 2:].tolist() == ["sgd", "100", "0", "–"]
 
 
 def test_the_figure():
@@ -124,4 +130,4 @@ def test_the_figure():
     assert len(drawn) == 3
     assert "10^{-12}" in figure.get_supxlabel()
     assert "(0, 1)" in figure.get_supxlabel()
-    assert draw_curves([line(None, 0, 0, 2.0, 50)]) == {}
+    assert draw_curves(LINES[LINES["epochs"] == 0]) == {}

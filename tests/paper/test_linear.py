@@ -1,9 +1,10 @@
 """Linear regression: everything that is measured is known beforehand."""
 
+import pandas as pd
 import pytest
 import torch
 
-from examples.paper.linear import LINEAR_RUNS, LinearRun, linear_grids, measure_linear
+from examples.paper.linear import LINEAR_RUNS, LinearRun, linear_tables, measure_linear
 
 
 @pytest.mark.parametrize("run", LINEAR_RUNS)
@@ -29,11 +30,9 @@ def test_eigenvalues_of_a_regression_solved_by_hand():
 
 
 def test_the_table():
-    (grid,) = linear_grids(
-        [{**vars(LINEAR_RUNS[1]), **measure_linear(LINEAR_RUNS[1])}],
-    )
-    (row,) = grid.rows
-    shown = dict(zip(grid.headings, row, strict=True))
+    line = {**vars(LINEAR_RUNS[1]), **measure_linear(LINEAR_RUNS[1])}
+    (table,) = linear_tables(pd.DataFrame([line]))
+    (shown,) = table.frame.to_dict("records")
     assert (shown["size"], shown["rank"], shown["index"], shown["nullity"]) == (
         *("200 × 40", "25"),
         *("0", "15"),

@@ -2,22 +2,23 @@
 
 from dataclasses import asdict, replace
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
-from examples.paper.points import plain_hessian
 from examples.paper.protocols import (
     CUTOFFS,
     ProtocolRun,
     by_products,
     eigenvalues,
     measure_protocol,
+    plain_hessian,
     protocol_runs,
 )
 from examples.paper.published import PUBLISHED
 from examples.paper.results import finished
-from examples.paper.scoring import most_complete, score_grids, scores, with_table
+from examples.paper.scoring import CELL, score_tables, scores, with_table
 from hvpspec import HessianOperator, InputError, zoo
 
 
@@ -167,6 +168,12 @@ CNN = ("cnn", "mnist", "trained")
 RANDOM = ("cnn", "mnist", "random")
 
 
+def scored(records):
+    """The scores of some lines, and the ways by epochs and cutoff."""
+    found = scores(pd.DataFrame(records))
+    return found, {(w["epochs"], w["cutoff"]): w for _, w in found.ways.iterrows()}
+
+
 def test_scores_by_hand():
     # Published: 232.9 ± 2.88 trained, 182.91 ± 80.17 random.
     records = [
@@ -175,34 +182,37 @@ def test_scores_by_hand():
         line(CNN, {"0": 238, "1e-05": 52}, epochs=5),
         line(RANDOM, {"0": 103, "1e-05": 50}),
     ]
-    found = {(score.epochs, score.cutoff): score for score in scores(records)}
-    assert len(found) == 2 * len(CUTOFFS)
-    long = found[20, "0"]
-    assert long.counts == {CNN: 235, RANDOM: 103}
-    assert long.seeds == 1
+    found, ways = scored(records)
+    assert len(ways) == len(found.ways) == 2 * len(CUTOFFS)
+    long, short, coarse = ways[20, "0"], ways[5, "0"], ways[20, "1e-05"]
+    counts = found.counts_of(long).set_index(CELL)
+    assert counts["mean"].to_dict() == {RANDOM: 103, CNN: 235}
+    assert counts["text"].to_dict() == {RANDOM: "103.0", CNN: "235.0 ± 7.1"}
+    assert (long["seeds"], long["total"]) == (1, 2)
     # 2.1 / 2.88 and 79.91 / 80.17: both within one.
-    assert long.distances[CNN] == pytest.approx(2.1 / 2.88)
-    assert long.distances[RANDOM] == pytest.approx(79.91 / 80.17)
-    assert (long.within(1), long.within(2), long.within(1, "cnn"), long.within(1, "mlp2")) == (
-        *(2, 2),
-        *(2, 0),
-    )
-    assert long.median_distance == pytest.approx((2.1 / 2.88 + 79.91 / 80.17) / 2)
+    assert counts["distance"][CNN] == pytest.approx(2.1 / 2.88)
+    assert counts["distance"][RANDOM] == pytest.approx(79.91 / 80.17)
+    assert (long["within_1"], long["within_2"]) == (2, 2)
+    assert long["median"] == pytest.approx((2.1 / 2.88 + 79.91 / 80.17) / 2)
     # 5.1 / 2.88 is within two; the random state is the same.
-    short = found[5, "0"]
-    assert (short.within(1), short.within(2)) == (1, 2)
+    assert (short["within_1"], short["within_2"]) == (1, 2)
     # 180.9 / 2.88 and 132.91 / 80.17 = 1.66.
-    assert (found[20, "1e-05"].within(1), found[20, "1e-05"].within(2)) == (0, 1)
-    best, second, *_ = scores(records)
-    assert (best, second) == (long, short)
+    assert (coarse["within_1"], coarse["within_2"]) == (0, 1)
+    best, second = (found.ways.loc[i] for i in (0, 1))
+    assert best.equals(long)
+    assert second.equals(short)
 
 
 def test_a_count_one_deviation_away_is_within():
-    exact = PUBLISHED[CNN].mean + PUBLISHED[CNN].std
-    (score, *_) = scores([line(CNN, {"0": exact})])
-    assert score.distances[CNN] == pytest.approx(1)
-    assert score.within(1.0001) == 1
-    assert score.within(0.9999) == 0
+    edge = PUBLISHED[CNN].mean + PUBLISHED[CNN].std
+    for count, within in ((edge - 1e-4, 1), (edge + 1e-4, 0)):
+        _, ways = scored([line(CNN, {"0": count})])
+        assert ways[20, "0"]["within_1"] == within
+
+
+def test_a_search_without_training_still_has_its_random_states():
+    _, ways = scored([line(RANDOM, {"0": 183})])
+    assert ways[0, "0"]["within_1"] == 1
 
 
 def test_ways_of_counting_are_kept_apart():
@@ -215,8 +225,8 @@ def test_ways_of_counting_are_kept_apart():
         line(CNN, {"0": 6}, activation="relu"),
         line(RANDOM, {"0": 7}, images=1),
     ]
-    found = [score for score in scores(records) if score.cutoff == "0"]
-    assert sorted(next(iter(score.counts.values())) for score in found) == [1, 2, 3, 4, 5, 6, 7]
+    counts = scores(pd.DataFrame(records)).counts
+    assert sorted(counts[counts["cutoff"] == "0"]["mean"]) == [1, 2, 3, 4, 5, 6, 7]
 
 
 def test_every_way_is_in_the_tables_and_the_best_in_front():
@@ -226,30 +236,32 @@ def test_every_way_is_in_the_tables_and_the_best_in_front():
         line(("mlp2", "mnist", "trained"), {"0": 1, "1e-03": 1980}),
         line(CNN, {"0": 5}, activation="relu"),
     ]
-    best, alone, beside, every, counts = score_grids(records)
-    assert len(every.rows) == len(counts.rows) - 1 == 2 * len(CUTOFFS)
-    assert best.rows == every.rows[:10]
-    top = dict(zip(every.headings, every.rows[0], strict=True))
+    best, alone, beside, every, counts = (t.frame for t in score_tables(pd.DataFrame(records)))
+    assert len(every) == len(counts) - 1 == 2 * len(CUTOFFS)
+    assert best.equals(every[:10])
+    top = every.iloc[0]
     assert (top["activation"], top["cutoff"], top["within 1 std"]) == ("tanh", "0", "2/3")
     assert (top["cnn"], top["mlp2"], top["mlp3"]) == ("2/2", "0/1", "0/0")
-    assert [row[0] for row in alone.rows] == ["cnn", "mlp2"]
-    by_net = {row[0]: dict(zip(alone.headings, row, strict=True)) for row in alone.rows}
-    assert (by_net["mlp2"]["cutoff"], by_net["mlp2"]["within 1 std"]) == ("1e-03", "1/1")
-    first = dict(zip(counts.headings, counts.rows[1], strict=True))
+    assert alone["network"].tolist() == ["cnn", "mlp2"]
+    by_net = alone.set_index("network").loc["mlp2"]
+    assert (by_net["cutoff"], by_net["within 1 std"]) == ("1e-03", "1/1")
+    published, first = counts.iloc[0], counts.iloc[1]
     assert (first["cnn mnist trained"], first["mlp2 mnist trained"]) == ("233.0*", "1.0")
     assert first["mlp3 mnist trained"] == "–"
-    assert counts.rows[0][-1] == "2,721.9 ± 272.1"
+    assert published["mlp3 fashion-mnist random"] == "2,721.9 ± 272.1"
     # Of the ways that count most of the numbers, the best.
-    assert [row[:3] for row in beside.rows] == [RANDOM, CNN, ("mlp2", "mnist", "trained")]
-    of_cnn = dict(zip(beside.headings, beside.rows[1], strict=True))
+    assert [tuple(row) for row in beside.iloc[:, :3].to_numpy()] == [
+        *(CNN, RANDOM, ("mlp2", "mnist", "trained"))
+    ]
+    of_cnn = beside.iloc[0]
     assert (of_cnn["published"], of_cnn["counted"]) == ("232.9 ± 2.9", "233.0*")
     assert (of_cnn["rows not zero"], of_cnn["eigenvalues zero in these"]) == ("542", "400")
 
 
 def test_data_without_a_published_number_are_not_scored():
-    records = [line(("cnn", "mnist-sample", "trained"), {"0": 233})]
-    assert scores(records) == []
-    assert all(len(grid.rows) <= 1 for grid in score_grids(records))  # but for headings
+    lines = pd.DataFrame([line(("cnn", "mnist-sample", "trained"), {"0": 233})])
+    assert scores(lines).ways.empty
+    assert score_tables(lines) == []
 
 
 def test_heads_are_kept_apart(tmp_path):
@@ -263,7 +275,7 @@ def test_heads_are_kept_apart(tmp_path):
     assert logits.stem != softmax.stem
     assert {"head": "logits"}.items() <= asdict(logits).items()
     of_both = [line(CNN, {}, head="softmax"), line(CNN, {})]  # the second is from before heads
-    assert {score.head for score in scores(of_both)} == {"logits", "softmax"}
+    assert set(scores(pd.DataFrame(of_both)).ways["head"]) == {"logits", "softmax"}
     with pytest.raises(InputError, match="head is 'probits'; it must be one of logits, softmax"):
         measure_protocol(replace(logits, head="probits"), out=tmp_path, data_dir=None)
 
@@ -272,10 +284,10 @@ def test_a_way_with_several_seeds_is_the_most_complete_one():
     several = [line(CNN, {"0": 300}, images=8, seed=seed) for seed in range(3)]
     better = [line(CNN, {"0": 234}, images=10, seed=seed) for seed in range(2)]
     one = [line(CNN, {"0": 233}, images=16)]
-    more = [line(CNN, {"0": 232}, images=1, seed=seed) for seed in range(3)]
-    assert most_complete(scores([*several, *better, *one])).images == 10
-    assert most_complete(scores([*several, *better, *one, *more])).images == 1
-    assert most_complete(scores(one)).images == 16
+    chosen = scores(pd.DataFrame([*one, *several, *better])).most_complete()
+    assert (chosen["images"], chosen["seeds"]) == (10, 2)
+    chosen = scores(pd.DataFrame([*one, *several])).most_complete()
+    assert (chosen["images"], chosen["seeds"]) == (8, 3)
 
 
 def of_table(protocol, **changes):
@@ -287,14 +299,16 @@ def of_table(protocol, **changes):
 
 
 def test_the_tables_runs_are_one_more_way():
-    table = [of_table("standard"), of_table("quick", seed=1)]
-    (added,) = with_table([], table)
+    table = pd.DataFrame([of_table("standard"), of_table("quick", seed=1)])
+    (added,) = with_table(pd.DataFrame(), table).to_dict("records")
     assert added["counts"] == {"0": 45, "floor": 21, **added["ladder"]}
     way = {"assembly": "blocks", "solver": "eigvalsh", "sample": "first"}
     assert way.items() <= added.items()
-    counted = {score.cutoff: score.counts[CNN] for score in scores([added])}
-    assert (counted["0"], counted["floor"], counted["1e-05"]) == (45, 21, 25)
+    found = scores(pd.DataFrame([added])).counts.set_index("cutoff")["mean"]
+    assert (found["0"], found["floor"], found["1e-05"]) == (45, 21, 25)
     own = line(CNN, {"0": 46}, **way, images=60_000, dtype="float64")
-    assert with_table([own], table) == [own]  # the same run
-    other = line(CNN, {"0": 46}, **way, images=60_000, dtype="float64", seed=2)
-    assert with_table([other], table) == [added, other]
+    both = with_table(pd.DataFrame([own]), table)
+    assert both["counts"].tolist() == [own["counts"]]  # the same run
+    other = {**own, "seed": 2}
+    assert with_table(pd.DataFrame([other]), table)["seed"].tolist() == [0, 2]
+    assert with_table(pd.DataFrame([own]), pd.DataFrame())["seed"].tolist() == [0]

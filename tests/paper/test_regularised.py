@@ -2,19 +2,19 @@
 
 import json
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
-from examples.paper.points import Protocol
+from examples.paper.points import Protocol, Spectrum, read_spectrum
 from examples.paper.regularised import (
     by_lambda,
     draw_regularised,
     measure_regularised,
-    regularised_grids,
     regularised_runs,
+    regularised_tables,
 )
-from examples.paper.spectra_kept import Spectrum, read_spectrum
 from hvpspec import HessianOperator, zoo
 from hvpspec.errors import InputError
 
@@ -112,14 +112,18 @@ def test_tables_and_figure(tmp_path):
     for run in runs([0.05]):
         measured = measure_regularised(run, out=tmp_path, data_dir=None)
         records.append({**vars(run), **measured})
-    fixed, retrained = regularised_grids(records)
-    assert [row[:3] for row in fixed.rows] == [
-        ("cnn tanh", "mnist-sample", "random"),
-        ("cnn tanh", "mnist-sample", "trained"),
+    lines = pd.DataFrame(records)
+    fixed, retrained = regularised_tables(lines)
+    assert fixed.frame[["network", "data", "state"]].to_numpy().tolist() == [
+        ["cnn tanh", "mnist-sample", "random"],
+        ["cnn tanh", "mnist-sample", "trained"],
     ]
-    (row,) = retrained.rows
-    assert dict(zip(retrained.headings, row, strict=True))["λ"] == "0.05"
-    figure = draw_regularised(records)["regularised"]
+    shown = records[1]["shown"]["0.01"]["index"]
+    assert fixed.frame["index, λ = 0.01"].iloc[0] == f"{shown:,}"
+    (row,) = retrained.frame.to_dict("records")
+    assert (row["λ"], row["index"]) == ("0.05", f"{records[2]['index']:,}")
+    assert [table.title for table in regularised_tables(lines[:2])] == [fixed.title]
+    figure = draw_regularised(lines)["regularised"]
     indices, nullities = figure.axes
     assert (indices.get_ylabel(), nullities.get_ylabel()) == ("index", "nullity")
     assert len(indices.lines) == len(nullities.lines) == 3

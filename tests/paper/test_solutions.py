@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -12,8 +13,8 @@ from examples.paper.solutions import (
     draw_solutions,
     measure_solution,
     principal_components,
-    solution_grids,
     solution_runs,
+    solution_tables,
 )
 from hvpspec import HessianOperator, zoo
 from hvpspec.errors import InputError
@@ -125,14 +126,13 @@ def test_tables_and_figure(done):
     _, records = done
     # A line without the index beside one with it: the network counts once, with its index.
     extra = {key: records[0][key] for key in records[1]} | {"indexed": False}
-    solutions, sample = solution_grids([extra, *records])
-    (row,) = solutions.rows
-    assert row[:5] == ("cnn tanh", "mnist-sample", "3", "12", "2")
-    (row,) = sample.rows
-    assert dict(zip(sample.headings, row, strict=True))["index"] == f"{records[0]['index']:.1f}"
-    figure = draw_solutions(records)["solutions"]
+    lines = pd.DataFrame([extra, *records])
+    solutions, sample = solution_tables(lines)
+    (row,) = solutions.frame.to_numpy().tolist()
+    assert row[:5] == ["cnn tanh", "mnist-sample", "3", "12", "2"]
+    assert sample.frame["index"].tolist() == [f"{records[0]['index']:.1f}"]
+    figure = draw_solutions(lines)["solutions"]
     points = figure.axes[0].collections[0].get_offsets()
     assert np.asarray(points) == pytest.approx(np.array([[r["pc1"], r["pc2"]] for r in records]))
     assert [text.get_text() for text in figure.axes[0].texts] == [str(records[0]["index"])]
-    without = solution_grids(records[1:])[1]
-    assert without.rows == ()
+    assert [table.title for table in solution_tables(lines[2:])] == [solutions.title]

@@ -2,19 +2,19 @@
 
 import json
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
-from examples.paper.points import Protocol
+from examples.paper.points import Protocol, Spectrum, read_spectrum, spectrum_path
 from examples.paper.spectra import (
     draw_spectra,
     measure_spectra,
-    spectra_grids,
     spectra_runs,
+    spectra_tables,
     spectrum_record,
 )
-from examples.paper.spectra_kept import Spectrum, read_spectrum, spectrum_path
 from hvpspec import GGNOperator, HessianOperator, zoo
 
 
@@ -47,7 +47,7 @@ def test_every_matrix_has_the_eigenvalues_of_the_library(done):
     told = {name: found for r in records for name, found in r["spectra"].items()}
     assert list(told) == list(expected)
     for name, matrix in expected.items():
-        path = spectrum_path(runs[0], 4, out, None if name == "hessian" else name)
+        path = spectrum_path(runs[0], 4, out, name)
         eigenvalues = torch.linalg.eigvalsh(matrix)
         kept = read_spectrum(path)
         # Both matrices sum over the pixels of all images, in different orders.
@@ -82,17 +82,18 @@ def test_a_spectrum_by_hand():
 
 def test_tables_and_figures(done):
     out, _, records = done
-    spectra, differences = spectra_grids(records)
-    assert [row[3] for row in spectra.rows] == [
+    lines = pd.DataFrame(records)
+    spectra, differences = spectra_tables(lines)
+    assert spectra.frame["matrix"].tolist() == [
         *("hessian", "gauss-newton", "conv1", "conv2", "output"),
     ]
-    assert differences.rows[0][2:] == (
+    assert differences.frame.iloc[0, 2:].tolist() == [
         "4",
         f"{records[1]['relative_difference']:.3f}",
         f"{records[1]['trace']:.4g}",
         f"{records[1]['trace_hessian']:.4g}",
-    )
-    figures = draw_spectra(records, out=out)
+    ]
+    figures = draw_spectra(lines, out=out)
     assert list(figures) == [f"spectra-tanh-{kind}" for kind in ("linear", "symlog", "parts")]
     (histogram,) = figures["spectra-tanh-symlog"].axes
     assert histogram.get_xscale() == "symlog"
@@ -100,4 +101,4 @@ def test_tables_and_figures(done):
     (ranks,) = figures["spectra-tanh-parts"].axes
     assert len(ranks.lines) == 10  # both signs of five matrices
     # Without the Hessian there is no histogram.
-    assert list(draw_spectra(records[1:], out=out)) == ["spectra-tanh-parts"]
+    assert list(draw_spectra(lines[1:], out=out)) == ["spectra-tanh-parts"]

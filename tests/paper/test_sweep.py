@@ -78,12 +78,12 @@ def test_goes_on_after_a_kill_within_a_line(tmp_path):
 def test_a_failure_ends_nothing_and_is_tried_again(tmp_path):
     path = tmp_path / "x.jsonl"
     seen: list[Status[Run]] = []
-    (failure,) = sweep(RUNS, Measure(refused=RUNS[1:2]), path, watch=seen.append)
-    assert failure.run == RUNS[1]
-    assert str(failure.error) == "1 diverged"
+    ((run, error),) = sweep(RUNS, Measure(refused=RUNS[1:2]), path, watch=seen.append)
+    assert run == RUNS[1]
+    assert str(error) == "1 diverged"
     assert len(read(path)) == 3
     assert [(s.done, s.failed) for s in seen] == [(0, 0), (1, 0), (1, 1), (2, 1), (3, 1)]
-    assert seen[2].outcome is failure.error
+    assert seen[2].outcome is error
     measure = Measure()
     assert sweep(RUNS, measure, path) == []
     assert measure.asked == RUNS[1:2]
@@ -120,9 +120,9 @@ def test_processes_side_by_side(tmp_path):
     path = tmp_path / "x.jsonl"
     unknown = LinearRun(data="nothing", examples=6, features=4, rank=None)
     runs = [small(0), unknown, small(1), small(2)]
-    (failure,) = sweep(runs, measure_linear, path, jobs=2)
-    assert failure.run == unknown
-    assert isinstance(failure.error, InputError)
+    ((run, error),) = sweep(runs, measure_linear, path, jobs=2)
+    assert run == unknown
+    assert isinstance(error, InputError)
     assert sorted(r["seed"] for r in read(path)) == [0, 1, 2]
     # Another process has another number of threads, and round-off of its own.
     alone = measure_linear(small(1))

@@ -3,15 +3,16 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
 import hvpspec
 from examples.paper.points import QUICK, STANDARD, Protocol, hessian_at, network_at
-from examples.paper.statistics import spread
-from examples.paper.summary import published_text, table_grids
-from examples.paper.table import measure_index, table_runs
+from examples.paper.published import published_text
+from examples.paper.table import claims_table, measure_index, table_runs, table_tables
+from examples.paper.tables import mean_std
 from hvpspec import zoo
 
 
@@ -107,14 +108,10 @@ def test_the_matrix_is_of_the_precision_asked_for(tmp_path):
         assert hessian_at(model, data, dtype).to_dense().dtype == dtype
 
 
-def test_spread_by_hand():
-    # (1 + 4 + 16) / 3 = 7; deviations -6, -3, 9: (36 + 9 + 81) / 2 = 63.
-    three = spread([1, 4, 16])
-    assert (three.mean, three.num_runs) == (7, 3)
-    assert three.std == pytest.approx(63**0.5)
-    assert three.text(".2f") == "7.00 ± 7.94"
-    assert spread([5]).std is None
-    assert spread([1234.5]).text() == "1,234.5"
+def test_mean_and_deviation_by_hand():
+    # (1 + 4 + 16) / 3 = 7; deviations -6, -3, 9: (36 + 9 + 81) / 2 = 63, and its root.
+    assert mean_std(pd.Series([1, 4, 16]), ".2f") == "7.00 ± 7.94"
+    assert mean_std(pd.Series([1234.5])) == "1,234.5"
 
 
 def line(net, data, state, seed, raw, **changes):
@@ -124,9 +121,9 @@ def line(net, data, state, seed, raw, **changes):
         **{"images": 10_000, "dtype": "float64", "protocol": "standard"},
         **{"epochs": 20 if trained else 0, "optimizer": "adam" if trained else None},
         **{"lr": 1e-3 if trained else None, "batch_size": 64 if trained else None},
-        **{"raw_count": raw, "index": 50, "nullity": 7},
+        **{"raw_count": raw, "index": 50, "nullity": 7, "dim": 552},
         **{"bound": 52, "grad_norm": 0.5, "loss": 0.25, "accuracy": 0.9, "norm": 2.0},
-        **{"tau": 1e-12, "ladder": {"1e-03": 40, "1e-06": raw}},
+        **{"tau": 1e-12, "ladder": {"1e-03": 40, "1e-04": raw}},
         **changes,
     }
 
@@ -139,8 +136,9 @@ def test_cells_of_the_table():
         line("cnn", "mnist", "trained", 0, 99, images=60_000),
         line("mlp2", "mnist-sample", "trained", 0, 80, bound=None),
     ]
-    counts, points, ladder = table_grids(records)
-    rows = {row[:5]: dict(zip(counts.headings, row, strict=True)) for row in counts.rows}
+    counts, points, ladder = table_tables(pd.DataFrame(records))[:3]
+    names = ["network", "data", "state", "images", "runs"]
+    rows = {tuple(row[n] for n in names): row for row in counts.frame.to_dict("records")}
     assert len(rows) == 4
     trained = rows["cnn relu", "mnist", "trained", "10,000", "2"]
     assert trained["raw"] == "72.0 ± 2.8"  # (4 + 4) / 1 = 8, and its root
@@ -151,11 +149,31 @@ def test_cells_of_the_table():
     assert rows["cnn relu", "mnist", "trained", "60,000", "1"]["raw"] == "99.0"
     sample = rows["mlp2 relu", "mnist-sample", "trained", "10,000", "1"]
     assert (sample["published"], sample["bound"]) == ("–", "–")
-    assert [row[:5] for row in points.rows] == [row[:5] for row in ladder.rows] == list(rows)
-    assert points.rows[0][5:7] == ("none", "0.5")
-    assert points.rows[1][5] == "adam 0.001, batch 64, 20 epochs"
-    assert ladder.headings[5:] == ("1e-03 ‖H‖", "1e-06 ‖H‖")
-    assert ladder.rows[1][5:] == ("40.0 ± 0.0", "72.0 ± 2.8")
+    assert points.frame[names].equals(counts.frame[names])
+    assert ladder.frame[names].equals(counts.frame[names])
+    assert points.frame.iloc[0, 5:7].tolist() == ["none", "0.5"]
+    assert points.frame["training"][1] == "adam 0.001, batch 64, 20 epochs"
+    assert ladder.frame.columns[5:].tolist() == ["1e-03 ‖H‖", "1e-04 ‖H‖"]
+    assert ladder.frame.iloc[1, 5:].tolist() == ["40.0 ± 0.0", "72.0 ± 2.8"]
+
+
+def test_claims_by_hand():
+    ends = {"1e-04": 10}
+    records = [
+        line("cnn", "mnist", "random", 0, 60, **ends, index=51),
+        line("cnn", "mnist", "trained", 0, 70, **ends, index=20),
+        line("cnn", "mnist", "random", 1, 60, **ends, index=49),
+        line("cnn", "mnist", "trained", 1, 70, **ends, index=30),
+        line("cnn", "mnist", "trained", 2, 70, **ends, index=99),  # nothing to compare it with
+        line("mlp2", "mnist", "random", 0, 60, **ends, index=40, bound=None),
+        line("mlp2", "mnist", "trained", 0, 60, **{**ends, "1e-04": 11}, index=40, bound=None),
+    ]
+    cnn, mlp = claims_table(pd.DataFrame(records)).frame.to_dict("records")
+    assert (cnn["network"], mlp["network"]) == ("CNN, relu", "2-MLP, relu")
+    assert (cnn["index, trained"], cnn["random"]) == ("25.0 ± 7.1", "50.0 ± 1.4")
+    assert (cnn["higher"], cnn["bound"], cnn["of n"]) == ("0 of 2", "52", "4.5%")
+    assert (cnn["std / mean"], mlp["std / mean"]) == ("28.3%", "–")
+    assert (mlp["higher"], mlp["higher at 1e-04 ‖H‖"], mlp["bound"]) == ("0 of 1", "1 of 1", "–")
 
 
 def test_published_numbers():
