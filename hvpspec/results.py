@@ -6,11 +6,16 @@ import html
 import math
 import shutil
 import textwrap
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from hvpspec import __version__
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 #: Most characters of one value in a repr.
 _LONGEST = 60
@@ -133,6 +138,28 @@ class Result:
     def _content(self) -> dict[str, Any]:
         """What a file holds, by name."""
         return {f.name: plain(getattr(self, f.name)) for f in fields(self)}  # type: ignore[arg-type]
+
+
+class Drawn(Result):
+    """A result that has a picture, which a subclass draws in ``_draw``."""
+
+    def plot(self, ax: Axes | None = None) -> Figure:
+        """Draw the result.
+
+        Args:
+            ax: where to draw; None for a new figure.
+
+        Returns:
+            The figure, which a notebook shows.
+
+        Raises:
+            InputError: this result holds too little for a picture.
+        """
+        return self._draw(ax)
+
+    @abstractmethod
+    def _draw(self, ax: Axes | None) -> Figure:
+        """Draw into given axes, or into a new figure."""
 
 
 def envelope(kind: str, subject: Subject | None) -> dict[str, Any]:

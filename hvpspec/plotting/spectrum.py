@@ -23,13 +23,13 @@ from hvpspec.plotting.figures import (
     power_of_ten,
     short,
 )
-from hvpspec.results import Result
+from hvpspec.results import Drawn
 
 Scale = Literal["linear", "symlog", "both"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class SpectrumHistogram(Result):
+class SpectrumHistogram(Drawn):
     """Eigenvalues counted in bins, those within the noise floor apart.
 
     No bin holds eigenvalues of both signs.
@@ -50,15 +50,7 @@ class SpectrumHistogram(Result):
 
     _FORMAT: ClassVar[str] = "hvpspec-density"
 
-    def plot(self, ax: Axes | None = None) -> Figure:
-        """Draw the histogram; see :func:`draw_spectrum`.
-
-        Args:
-            ax: where to draw; None for a new figure.
-
-        Returns:
-            The figure, which a notebook shows.
-        """
+    def _draw(self, ax: Axes | None) -> Figure:
         figure, ax = figure_of(ax)
         draw_spectrum(ax, self)
         return figure

@@ -13,7 +13,7 @@ from torch import Tensor
 from hvpspec.errors import InputError
 from hvpspec.linalg.quadrature import Rule, mass_bracket
 from hvpspec.linalg.recurrence import LanczosRun
-from hvpspec.results import Result
+from hvpspec.results import Drawn, Result
 from hvpspec.spectrum.chi_squared import beta_interval
 from hvpspec.spectrum.smoothing import mean_and_sem
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Distribution(Result):
+class Distribution(Drawn):
     """The fraction of eigenvalues below each of some numbers.
 
     Attributes:
@@ -41,15 +41,7 @@ class Distribution(Result):
     upper: Tensor
     sem: Tensor
 
-    def plot(self, ax: Axes | None = None) -> Figure:
-        """Draw the fraction below each x, within its bracket.
-
-        Args:
-            ax: where to draw; None for a new figure.
-
-        Returns:
-            The figure, which a notebook shows.
-        """
+    def _draw(self, ax: Axes | None) -> Figure:
         from hvpspec.plotting import plot_line
 
         ends = self.lower, self.upper
@@ -86,21 +78,9 @@ def gauss_distribution(
 ) -> Distribution:
     """The mass below each x, bracketed by the Gauss rules alone, cheap on a long grid.
 
-    Args:
-        runs: one per probe.
-        rules: their Gauss rules.
-        x: shape (k,).
-        resolution: nodes this near to an x are inside the upper end and outside the lower.
-
-    Returns:
-        Mean brackets, their middle and its standard error.
-
-    Raises:
-        InputError: an x is not finite.
-
-    Reference:
-        The Chebyshev-Markov-Stieltjes inequalities: the mass below a node lies between the weights
-        before it, without and with its own; Szego, Orthogonal Polynomials, section 3.41.
+    By the Chebyshev-Markov-Stieltjes inequalities, the mass below a node lies between the weights
+    before it, without and with its own. Nodes within ``resolution`` of an x are inside the upper
+    end and outside the lower.
     """
     if not bool(torch.isfinite(x).all()):
         raise InputError("x must be finite")
@@ -125,17 +105,7 @@ def count_below(
 ) -> CountResult:
     """Count the eigenvalues below a number; see :meth:`SpectralMeasure.count`.
 
-    Args:
-        runs: one per probe.
-        rules: their Gauss rules.
-        below: the number.
-        dim: n.
-        resolution: eigenvalues are known up to this.
-        confidence: of the interval.
-        provable: whether the probes are Gaussian and the bases orthogonal.
-
-    Raises:
-        InputError: a number is out of range.
+    An interval is provable where the probes are Gaussian and the bases orthogonal.
     """
     if not math.isfinite(below):
         raise InputError(f"below must be finite, got {below}")

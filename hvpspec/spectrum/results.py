@@ -12,7 +12,7 @@ from torch import Tensor
 from hvpspec.errors import InputError
 from hvpspec.linalg.dense import require_tau
 from hvpspec.linalg.facts import IndexBound, PointFacts
-from hvpspec.results import Result, Row, Subject, number
+from hvpspec.results import Drawn, Result, Row, Subject, number
 from hvpspec.spectrum.criticality import describe_gradient, relative_decrease
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ _HOW = {
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class IndexCurve(Result):
+class IndexCurve(Drawn):
     """The number of eigenvalues below ``-tau`` as a function of ``tau``.
 
     Attributes:
@@ -43,15 +43,7 @@ class IndexCurve(Result):
     counts: Tensor
     noise_floor: float
 
-    def plot(self, ax: Axes | None = None) -> Figure:
-        """Draw the curve, over the logarithm of tau.
-
-        Args:
-            ax: where to draw; None for a new figure.
-
-        Returns:
-            The figure, which a notebook shows.
-        """
+    def _draw(self, ax: Axes | None) -> Figure:
         from hvpspec.plotting import plot_line
 
         x, y = "resolution τ", "number of eigenvalues λ < −τ"
@@ -81,7 +73,7 @@ class Rung(Result):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class IndexResult(Result):
+class IndexResult(Drawn):
     """How many directions go down, at a resolution.
 
     Attributes:
@@ -206,18 +198,7 @@ class IndexResult(Result):
         counts = torch.searchsorted(self.eigenvalues, -taus)
         return IndexCurve(taus, counts, self.noise_floor)
 
-    def plot(self, ax: Axes | None = None) -> Figure:
-        """Draw the index as a function of tau; see :func:`hvpspec.plotting.plot_index_curve`.
-
-        Args:
-            ax: where to draw; None for a new figure.
-
-        Returns:
-            The figure, which a notebook shows.
-
-        Raises:
-            InputError: the method is "inertia", which counts at one tau alone.
-        """
+    def _draw(self, ax: Axes | None) -> Figure:
         from hvpspec.plotting import plot_index_curve
 
         return plot_index_curve(self, ax=ax)

@@ -19,7 +19,7 @@ from hvpspec.linalg.probes import ProbeKind
 from hvpspec.linalg.quadrature import Rule, gauss
 from hvpspec.linalg.recurrence import LanczosRun
 from hvpspec.linalg.traces import Estimate
-from hvpspec.results import Result, Row, Subject, plain
+from hvpspec.results import Drawn, Row, Subject, plain
 from hvpspec.spectrum.archive import damaged, read_runs, write_runs
 from hvpspec.spectrum.bulk import Outliers, split_bulk
 from hvpspec.spectrum.counting import CountResult, Distribution, count_below, gauss_distribution
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class SpectralMeasure(Result):
+class SpectralMeasure(Drawn):
     """What Lanczos saw of a spectrum from a few random vectors; questions cost no more products.
 
     Attributes:
@@ -276,15 +276,7 @@ class SpectralMeasure(Result):
             min_gap=min_gap,
         )
 
-    def plot(self, ax: Axes | None = None) -> Figure:
-        """Draw the density of eigenvalues; see :func:`hvpspec.plotting.plot_density`.
-
-        Args:
-            ax: where to draw; None for a new figure.
-
-        Returns:
-            The figure, which a notebook shows.
-        """
+    def _draw(self, ax: Axes | None) -> Figure:
         from hvpspec.plotting import plot_density
 
         return plot_density(self, ax=ax)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hvpspec.errors import InputError
 from hvpspec.linalg.quadrature import Rule
-from hvpspec.results import Result
+from hvpspec.results import Drawn
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,7 +26,7 @@ _MOST_POINTS = 100_000
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Density(Result):
+class Density(Drawn):
     """A spectral density, normalised to integral 1 (times n: eigenvalues per unit).
 
     Attributes:
@@ -41,15 +41,7 @@ class Density(Result):
     sem: Tensor
     sigma: float
 
-    def plot(self, ax: Axes | None = None) -> Figure:
-        """Draw the density, with a band of one standard error to either side.
-
-        Args:
-            ax: where to draw; None for a new figure.
-
-        Returns:
-            The figure, which a notebook shows.
-        """
+    def _draw(self, ax: Axes | None) -> Figure:
         from hvpspec.plotting import plot_line
 
         ends = self.values - self.sem, self.values + self.sem
@@ -57,7 +49,7 @@ class Density(Result):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LogDensity(Result):
+class LogDensity(Drawn):
     """A density over ``t = asinh(lambda / linthresh)``, normalised to integral 1 over t.
 
     Far from 0, t is ``sign(lambda) log |2 lambda / linthresh|``; within ``linthresh`` of 0 it is
@@ -80,15 +72,7 @@ class LogDensity(Result):
     sigma: float
     linthresh: float
 
-    def plot(self, ax: Axes | None = None) -> Figure:
-        """Draw the density over t, with a band of one standard error to either side.
-
-        Args:
-            ax: where to draw; None for a new figure.
-
-        Returns:
-            The figure, which a notebook shows.
-        """
+    def _draw(self, ax: Axes | None) -> Figure:
         from hvpspec.plotting import plot_line
 
         ends = self.values - self.sem, self.values + self.sem
