@@ -10,13 +10,13 @@ from matplotlib.figure import Figure
 
 #: Colours that are apart for all readers (Okabe and Ito).
 SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_PANEL = (5.2, 4.0)  # inches
+_PANEL, _WIDE_PANEL = (5.2, 4.0), (9.0, 4.2)  # inches
 
 
 def new_figure(rows: int, columns: int) -> Figure:
-    """An empty figure with room for panels."""
-    size = (_PANEL[0] * columns, _PANEL[1] * rows)
-    figure = Figure(size, dpi=110, layout="constrained")
+    """An empty figure with room for panels; a single column is wide enough for the notes."""
+    width, height = _WIDE_PANEL if columns == 1 else _PANEL
+    figure = Figure((width * columns, height * rows), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 

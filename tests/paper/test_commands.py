@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from examples.paper.commands import app
+
 EXPERIMENTS = ["table", "protocols", "curves", "regularised", "spectra", "solutions", "linear"]
 QUICK = "table --quick --net cnn --images 10"
 
@@ -187,6 +189,12 @@ def test_help(run, command):
     outcome = run(f"{command} --help")
     assert not outcome.code
     assert command in outcome.out
+
+
+def test_the_readme_tells_of_every_command():
+    page = (Path(__file__).parents[2] / "examples" / "paper" / "README.md").read_text()
+    assert [name for name in EXPERIMENTS if f"| `{name}` |" not in page] == []
+    assert {command.callback.__name__ for command in app.registered_commands} == set(EXPERIMENTS)
 
 
 def test_a_file_of_another_experiment_is_not_touched(run, tmp_path):
