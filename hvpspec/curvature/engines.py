@@ -6,7 +6,7 @@ Each first prepares what does not depend on the vectors, which can be kept from 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hvpspec.curvature.data import Batch
 from hvpspec.curvature.graph import nodes, refuse_known_faults
-from hvpspec.curvature.linearise import Linear, linearise
+from hvpspec.curvature.linearise import linearise
 from hvpspec.curvature.matrices import Matrix, ProductGraph
 from hvpspec.curvature.objective import Point
 from hvpspec.curvature.parameters import add_parts_, aligned
@@ -111,14 +111,14 @@ class _Residuals:
     """What linearised products with one chunk's share of the matrix have in common.
 
     Attributes:
-        linear: the product for chunks of this shape.
+        multiply: the product for chunks of this shape, of the tensors and a vector's parts.
+        tensors: what it takes beside vectors.
         share: of the chunk in the objective.
-        tensors: what the product takes beside vectors.
     """
 
-    linear: Linear
-    share: float
+    multiply: Callable[..., Sequence[Tensor]]
     tensors: list[Tensor]
+    share: float
 
 
 class Linearised(Engine):
@@ -150,8 +150,10 @@ class Linearised(Engine):
         if not batch.is_plain:  # a trace would keep the objects of one chunk for all
             raise TypeError("a chunk holds objects that are not tensors")
         self._width = width
-        linear = self._trace(batch)
-        self._traces = {_kinds(batch): linear.compiled() if compiled else linear}
+        first, second = self._trace(batch)
+        if compiled:
+            second = torch.compile(second, dynamic=False, fullgraph=True)
+        self._traces = {_kinds(batch): (first, second)}
 
     def takes(self, batch: Batch) -> bool:
         """Whether a chunk has shapes that were traced, or will be."""
@@ -164,13 +166,13 @@ class Linearised(Engine):
         kinds = _kinds(batch)
         if kinds not in self._traces:  # a shorter last chunk, which is not worth compiling
             self._traces[kinds] = self._trace(batch)
-        linear = self._traces[kinds]
+        first, second = self._traces[kinds]
         with torch.no_grad():
-            loss, *residuals = linear.first(*self.leaves.values(), *batch.leaves)
+            loss, *residuals = first(*self.leaves.values(), *batch.leaves)
         self.point.check(k, float(loss))
         share = self.point.share(k)
         # A mean over no target is 0/0, and so are its derivatives.
-        return _Residuals(linear, share, residuals) if share else None
+        return _Residuals(second, residuals, share) if share else None
 
     def add_product_(self, total: Tensor, prepared: _Residuals, V: Tensor) -> None:
         """Evaluate what does."""
@@ -179,14 +181,14 @@ class Linearised(Engine):
         with torch.no_grad():
             # Contiguous, as when it was traced.
             contiguous = [part.contiguous() for part in vectors.values()]
-            parts = prepared.linear.second(*prepared.tensors, *contiguous)
+            parts = prepared.multiply(*prepared.tensors, *contiguous)
         add_parts_(total, space, dict(zip(vectors, parts, strict=True)), prepared.share)
 
     def size(self, prepared: _Residuals) -> int:
         """The bytes of the intermediate results that are kept."""
         return bytes_of(prepared.tensors)
 
-    def _trace(self, batch: Batch) -> Linear:
+    def _trace(self, batch: Batch) -> tuple[Callable[..., Any], Callable[..., Any]]:
         """Trace the product with the matrix of a chunk's loss."""
         names, objective, parameters = list(self.leaves), self.point.objective, self.tensors
 

@@ -1,8 +1,9 @@
-"""Tensor operations in forms that are faster on a CPU, for the shapes that derivatives bring.
+"""Convolutions of few channels, in forms that are faster on a CPU.
 
-PyTorch's own are made for training: many channels, one weight. A block of vectors multiplies one
-input with many weights, and PyTorch's convolutions with few channels run at a few per cent of the
-speed of others. Each form here gives the same result up to the order of summation.
+PyTorch's are made for many channels; with few they run at a few per cent of the speed of others. Of
+the paper's CNN with one channel, linearised products take 0.1 of the time of double backward with
+these forms and 0.35 without; of CNNs with 4 and 8 channels, 0.53 and 0.75. Each form gives the same
+result up to the order of summation.
 """
 
 from __future__ import annotations
@@ -15,42 +16,8 @@ from torch import Tensor
 
 _aten = torch.ops.aten
 
-# Matrices with so many rows (or columns) are multiplied at full speed.
-_WIDE = 64
-
 # Convolutions with so many pairs of channels, 16 with 16 say, are as fast as others.
 _MANY = 256
-
-
-def bmm(A: Tensor, B: Tensor) -> Tensor:
-    """Multiply batches of matrices, as one product where all of one side are the same matrix.
-
-    An input of a layer meets a block of vectors this way: (b, N, p) with stride 0 by (b, p, D).
-    Read once, not b times, it takes a fraction of the time where the other side is narrow; where it
-    is not, copies cost more than that saves.
-    """
-    if _is_same_left(A, B):
-        return _side_by_side(A, B).contiguous()
-    if _is_same_right(A, B):
-        return (A.reshape(-1, A.shape[2]) @ B[0]).view(*A.shape[:2], B.shape[2])
-    return torch.bmm(A, B)
-
-
-def _is_same_left(A: Tensor, B: Tensor) -> bool:
-    """Whether one matrix, on the left, is best multiplied with all others side by side."""
-    return len(A) > 1 and A.stride(0) == 0 and B.shape[2] < _WIDE
-
-
-def _is_same_right(A: Tensor, B: Tensor) -> bool:
-    """Whether one matrix, on the right, is best multiplied with all others in one."""
-    return len(A) > 1 and B.stride(0) == 0 and (A.shape[1] < _WIDE or A.is_contiguous())
-
-
-def _side_by_side(A: Tensor, B: Tensor) -> Tensor:
-    """The products of one matrix, A[0], with those of B, shape (b, N, D), not contiguous."""
-    b, inner, columns = B.shape
-    wide = A[0] @ B.permute(1, 0, 2).reshape(inner, b * columns)
-    return wide.view(-1, b, columns).permute(1, 0, 2)
 
 
 def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:
@@ -141,7 +108,6 @@ def _output_shape(x: Tensor, weight: Tensor, geometry: Sequence[Any]) -> tuple[i
 
 #: What takes the place of operations in a graph.
 FASTER: dict[Callable[..., Any], Callable[..., Any]] = {
-    _aten.bmm.default: bmm,
     _aten.convolution.default: convolution,
     _aten.convolution_backward.default: convolution_backward,
 }

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence, Set
-from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -29,26 +28,9 @@ Product = Callable[
 ]
 
 
-@dataclass(frozen=True)
-class Linear:
-    """A product with a matrix in two parts, of which the first does not depend on the vector.
-
-    Attributes:
-        first: takes parameters and data, returns the value and what ``second`` needs.
-        second: takes that and the vector's parts, returns the product's parts.
-    """
-
-    first: Callable[..., Any]
-    second: Callable[..., Any]
-
-    def compiled(self) -> Linear:
-        """The same with its second part compiled, when it is first called."""
-        return replace(self, second=torch.compile(self.second, dynamic=False, fullgraph=True))
-
-
 def linearise(
     product: Product, arguments: Sequence[Tensor], num_parameters: int, width: int | None
-) -> Linear:
+) -> tuple[fx.GraphModule, fx.GraphModule]:
     """Trace ``v -> A v`` for a matrix A that depends on parameters and data.
 
     Args:
@@ -57,6 +39,11 @@ def linearise(
             shapes.
         num_parameters: how many of the arguments are parameters.
         width: the number of vectors multiplied at once; None for one without a leading dimension.
+
+    Returns:
+        A function of parameters and data that returns the value and residuals, all that depends on
+        no vector; and a function of residuals and the vector's parts that returns the product's
+        parts, with a leading dimension for blocks.
 
     Raises:
         Exception: whatever an operation raises that cannot be traced.
@@ -102,7 +89,7 @@ class _PlainZeros(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-def _split(traced: fx.GraphModule, num_vectors: int) -> Linear:
+def _split(traced: fx.GraphModule, num_vectors: int) -> tuple[fx.GraphModule, fx.GraphModule]:
     """Part a graph into what depends on its last inputs, the vectors, and what does not."""
     graph = traced.graph
     _refuse_writing(graph)
@@ -135,7 +122,7 @@ def _split(traced: fx.GraphModule, num_vectors: int) -> Linear:
     second.output(tuple(copies[part] for part in parts))
     for part in (first, second):
         part.eliminate_dead_code()
-    return Linear(fx.GraphModule(traced, first), fx.GraphModule(traced, second))
+    return fx.GraphModule(traced, first), fx.GraphModule(traced, second)
 
 
 def _dependent(graph: fx.Graph, vectors: Sequence[fx.Node]) -> set[fx.Node]:

@@ -224,14 +224,14 @@ class Products:
                 size=bytes_of(tensors),
             )
         made = self._ways[width].made if width in self._ways else 0
-        engine: Engine | None = plain
+        engine: Engine = plain
         prepared: Any = graph
         for name, at_once in self._candidates(self._cost, width, made):
             if name == "double-backward":
-                engine, prepared = plain, graph
-            else:
-                engine, prepared = self._try(name, at_once, plain, graph, k, batch)
-            if engine is not None:
+                break
+            found = self._try(name, at_once, plain, graph, k, batch)
+            if found is not None:
+                engine, prepared = found
                 break
         way = _Way(name, engine, at_once, made)
         if self._engine == "auto" and engine is plain:
@@ -266,14 +266,14 @@ class Products:
         graph: ProductGraph,
         k: int,
         batch: Batch,
-    ) -> tuple[Engine | None, Any]:
+    ) -> tuple[Engine, Any] | None:
         """Compare an engine with double backward on a chunk.
 
         Returns:
-            The engine, and what it prepared; None for both where it cannot be used, which is noted.
+            The engine, and what it prepared; None where it cannot be used, which is noted.
         """
         if (name, at_once) in self._notes:
-            return None, None
+            return None
         point = self._point
         # Not the vectors that are to be multiplied: the matrix may be zero where they lie.
         generator = torch.Generator().manual_seed(0)
@@ -295,7 +295,7 @@ class Products:
                 raise
             reason = f"not possible here ({first_line(error)})"
             self._notes[name, at_once] = f"{name}, {at_once} at once: {reason}"
-            return None, None
+            return None
         # To half the digits, which is far beyond round-off; where the product cancels, to the
         # round-off of a loss.
         eps = 2 * point.unit_roundoff
@@ -309,7 +309,7 @@ class Products:
                 stacklevel=2,
             )
             self._notes[name, at_once] = f"{name}, {at_once} at once: differs from double backward"
-            return None, None
+            return None
         return engine, prepared
 
 
@@ -319,7 +319,7 @@ def _add_product_(total: Tensor, engine: Engine, prepared: Any, V: Tensor, at_on
         for v, into in zip(V, total, strict=True):
             engine.add_product_(into, prepared, v)
         return
-    for rows, into in zip(V.split(at_once), total.split(at_once), strict=True):
+    for rows, into in zip(torch.split(V, at_once), torch.split(total, at_once), strict=True):
         if len(rows) == at_once:
             engine.add_product_(into, prepared, rows)
         else:  # a block of another width would need a trace of its own

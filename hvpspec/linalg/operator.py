@@ -126,7 +126,7 @@ class SymmetricOperator(ABC):
             raise NonFiniteError(self._non_finite_message())
         return product
 
-    def expect(self, num_vectors: int, width: int) -> None:
+    def expect(self, num_vectors: int, width: int) -> None:  # noqa: B027 - most need not know
         """Announce products, for which an operator may prepare; it changes no result.
 
         Args:
