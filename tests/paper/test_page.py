@@ -50,7 +50,7 @@ def test_the_tables_and_pictures_of_the_page_are_those_of_the_results():
     assert len(tables) == 2
     assert [found for found in tables if found not in results] == []
     pictures = re.findall(r"\]\((results/[^)]+)\)", text)
-    assert len(pictures) > 9
+    assert len(pictures) == 9
     assert [name for name in pictures if not (DOCS / name).exists()] == []
 
 
