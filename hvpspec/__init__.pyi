@@ -1,5 +1,11 @@
-__version__: str
-
+from . import curvature as curvature
+from . import errors as errors
+from . import linalg as linalg
+from . import plotting as plotting
+from . import recording as recording
+from . import report as report
+from . import spectrum as spectrum
+from . import zoo as zoo
 from .curvature import GGNOperator as GGNOperator
 from .curvature import HessianOperator as HessianOperator
 from .curvature import Loss as Loss
@@ -38,3 +44,5 @@ from .spectrum import Rung as Rung
 from .spectrum import SpectralMeasure as SpectralMeasure
 from .spectrum import index as index
 from .spectrum import spectral_measure as spectral_measure
+
+__version__: str

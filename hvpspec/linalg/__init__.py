@@ -8,6 +8,7 @@ or plots.
 from hvpspec.linalg.dense import InertiaResult, eigvalsh, inertia
 from hvpspec.linalg.extremes import Eigenpairs, eigsh
 from hvpspec.linalg.facts import IndexBound, PointFacts
+from hvpspec.linalg.krylov import LanczosRun, lanczos
 from hvpspec.linalg.noise import Noise, measure_noise
 from hvpspec.linalg.operator import (
     AffineOperator,
@@ -19,7 +20,6 @@ from hvpspec.linalg.operator import (
 )
 from hvpspec.linalg.probes import draw_probes
 from hvpspec.linalg.quadrature import Rule, gauss, gauss_radau, mass_below
-from hvpspec.linalg.recurrence import LanczosRun, lanczos
 from hvpspec.linalg.traces import Estimate, diagonal, frobenius_norm, trace
 
 __all__ = [

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from hvpspec.errors import InputError
-from hvpspec.linalg.krylov import KrylovSpace
+from hvpspec.linalg.krylov import KrylovSpace, require_scale
 from hvpspec.linalg.operator import SymmetricOperator, as_operator
 from hvpspec.linalg.probes import draw_probes, require_count, seeded
-from hvpspec.linalg.recurrence import require_scale
 from hvpspec.progress import Progress, shown
 from hvpspec.results import Result, Row, Subject
 

@@ -1,16 +1,170 @@
-"""A growing orthonormal basis of a block Krylov space, and the operator compressed to it."""
+"""Lanczos: a recurrence for independent start vectors, and the Krylov space of a block.
+
+Both make each product orthogonal first to what the recurrence says, whose coefficients are those of
+``T``, and then to the whole basis (:func:`project_out_`), which removes round-off.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from os import PathLike
 
 import torch
 from torch import Tensor
 
-from hvpspec.errors import InputError
-from hvpspec.linalg.memory import available_memory, require_memory
+from hvpspec.errors import ComputationError, InputError
+from hvpspec.linalg.memory import available_memory, give_back_freed, on_disk, require_memory
 from hvpspec.linalg.operator import SymmetricOperator
-from hvpspec.linalg.recurrence import breakdown_tolerance, length, lengths, project_out_
+from hvpspec.linalg.probes import require_count
+from hvpspec.linalg.ranks import ALONE, Ranks
+from hvpspec.progress import Progress
+
+
+@dataclass(frozen=True)
+class LanczosRun:
+    """What m steps from one start vector z leave behind.
+
+    With the basis Q (rows) and ``T = tridiag(betas[:-1], alphas, betas[:-1])`` there holds
+    ``A Q^T = Q^T T + betas[-1] q e_m^T`` with the unit vector q = ``next_vector``.
+
+    Attributes:
+        alphas: diagonal of T, float64, shape (m,), on the CPU.
+        betas: off-diagonal of T and, as the last entry, the norm of the residual, shape (m,).
+        norm: Euclidean norm of z.
+        exhausted: whether the residual is zero to round-off, so that T is A on an invariant
+            subspace that contains z, and everything said of z is exact.
+        basis: Q, shape (m, n), None if it was not kept. Of several processes each has its share of
+            the columns, :meth:`hvpspec.linalg.ranks.Ranks.share`.
+        next_vector: q, shape (n,), zero if exhausted, None if the basis was not kept; shared out
+            in the same way.
+    """
+
+    alphas: Tensor
+    betas: Tensor
+    norm: float
+    exhausted: bool
+    basis: Tensor | None = field(default=None, repr=False)
+    next_vector: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def scale(self) -> float:
+        """The size of the products, by which a breakdown is judged."""
+        return float((self.alphas.abs() + self.betas).max())
+
+    @property
+    def T(self) -> Tensor:
+        """The tridiagonal matrix, shape (m, m)."""
+        off = self.betas[:-1]
+        return torch.diag(self.alphas) + torch.diag(off, 1) + torch.diag(off, -1)
+
+
+def lanczos(
+    A: SymmetricOperator,
+    Z: Tensor,
+    num_steps: int,
+    *,
+    reorthogonalize: bool = True,
+    basis_folder: str | PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> tuple[LanczosRun, ...]:
+    """Run Lanczos from each column of a block, with one block product a step.
+
+    Coefficients are accumulated in float64 whatever the operator's dtype. A residual below
+    ``10 u ||T||`` is a breakdown: an invariant subspace has been found, and that run ends there.
+    Where several processes share the operator, each keeps its share of every vector's entries.
+
+    Args:
+        A: the operator.
+        Z: start vectors as columns, shape (n, k).
+        num_steps: how many steps, at least 1; more than n are not made.
+        reorthogonalize: keep every residual orthogonal to the whole basis, of ``k (m + 1) n``
+            numbers, shared out among processes. Without it memory is O(k n) and copies of
+            converged eigenvalues appear, which share the weight of one: good for densities, not for
+            counts.
+        basis_folder: where the basis lies on a disk instead of in memory, on CPUs.
+        progress: called with the number of products done and the most there will be.
+
+    Returns:
+        One run per column.
+
+    Raises:
+        InputError: Z is no block, a start vector is zero, ``num_steps`` is too small, or the basis
+            does not fit.
+
+    Reference:
+        Golub & Meurant, Matrices, Moments and Quadrature, ch. 4; Parlett, The Symmetric Eigenvalue
+        Problem, ch. 13 and section 6.9 (twice is enough).
+
+    Example:
+        >>> from hvpspec import DenseOperator
+        >>> A = DenseOperator(torch.diag(torch.tensor([1.0, 2.0, 4.0])))
+        >>> run, = lanczos(A, torch.ones(3, 1), 3)
+        >>> torch.linalg.eigvalsh(run.T).round(decimals=5), run.exhausted
+        (tensor([1., 2., 4.], dtype=torch.float64), True)
+    """
+    require_count("num_steps", num_steps)
+    if Z.ndim != 2:
+        raise InputError(
+            f"Z must hold start vectors as columns, shape (n, k), got {tuple(Z.shape)}"
+        )
+    n, k = Z.shape
+    num_steps = min(num_steps, n)
+    norms = torch.linalg.vector_norm(Z, dim=0, dtype=torch.float64)
+    if bool((norms == 0).any()):
+        raise InputError("a start vector is zero; Lanczos needs a direction to start from")
+    # Row j of a basis is q_j; the recurrence alone needs two, which take turns.
+    kept = num_steps + 1 if reorthogonalize else 2
+    ranks, own = A.ranks, A.ranks.share(n)
+    bases = _lanczos_bases(A, k, kept, basis_folder)
+    for i in range(k):
+        bases[i, 0] = Z[own, i].double() / norms[i]
+    del Z  # the caller may have let go of it
+    alphas = torch.zeros(k, num_steps, dtype=torch.float64)
+    betas = torch.zeros(k, num_steps, dtype=torch.float64)
+    num_done, ended, scales = [0] * k, [False] * k, [0.0] * k
+
+    for j in range(num_steps):
+        active = [i for i in range(k) if not ended[i]]
+        if not active:
+            break
+        q, before, following = (bases[:, (j + shift) % kept] for shift in (0, -1, 1))
+        W = _multiply(A, q if len(active) == k else q[active])
+        for w, i in zip(W, active, strict=True):
+            # Each term is taken off what the one before left (Paige 1972): of all orders the one
+            # in which round-off grows least.
+            if j:
+                w.sub_(before[i], alpha=float(betas[i, j - 1]))
+            alpha = ranks.sum(dot(w, q[i]))
+            w.sub_(q[i], alpha=alpha)
+            if reorthogonalize:
+                _, beta = project_out_(w, bases[i, : j + 1], ranks)
+            else:
+                beta = length(w, ranks)
+            alphas[i, j], betas[i, j], num_done[i] = alpha, beta, j + 1
+            scales[i] = max(scales[i], abs(alpha) + beta)
+            # After n steps a basis kept orthogonal is complete; one with copies is not.
+            complete = reorthogonalize and j + 1 == n
+            ended[i] = complete or beta <= breakdown_tolerance(A, scales[i])
+            if ended[i]:
+                following[i].zero_()
+            else:
+                torch.div(w, beta, out=following[i])
+        del W, w  # before the next product is made
+        if progress is not None:
+            progress(sum(num_done), k * num_steps)
+    return tuple(
+        LanczosRun(
+            alphas[i, :m],
+            betas[i, :m],
+            float(norms[i]),
+            ended[i],
+            bases[i, :m] if reorthogonalize else None,
+            bases[i, m] if reorthogonalize else None,
+        )
+        for i, m in enumerate(num_done)
+    )
 
 
 class KrylovSpace:
@@ -55,40 +209,32 @@ class KrylovSpace:
         limit: str = "capacity",
     ) -> None:
         n, width = start.shape
-        self._A, self._ranks, self._own = A, A.ranks, A.ranks.share(n)
+        self._A, self._ranks = A, A.ranks
         share = self._ranks.share_size(n)
-        self.deflated = torch.empty(0, share, dtype=A.dtype, device=A.device)
-        if deflated is not None:
-            self.deflated = deflated
+        if deflated is None:
+            deflated = torch.empty(0, share, dtype=A.dtype, device=A.device)
+        self.deflated = deflated
         # No more rows exist than the complement of D has dimensions.
-        self.capacity = min(capacity, n - len(self.deflated))
+        self.capacity = min(capacity, n - len(deflated))
         rows = self.capacity + width
-        vector = share * A.dtype.itemsize
-        fit = available_memory(A.device) // max(1, vector)
-        with self._ranks.together():
-            require_memory(
-                rows * vector,
-                f"a basis of {rows} vectors of length {share}",
-                A.device,
-                f"a smaller {limit} (a basis of {fit} fits), or fewer parameters (params=...)",
-            )
-        self._basis = torch.empty(rows, share, dtype=A.dtype, device=A.device)
+        fit = available_memory(A.device) // max(1, share * A.dtype.itemsize)
+        remedy = f"a smaller {limit} (a basis of {fit} fits), or fewer parameters (params=...)"
+        what = f"a basis of {rows} vectors of length {share}"
+        self._basis = _in_memory((rows, share), A, what, remedy)
         self._T = torch.zeros(rows, rows, dtype=torch.float64)
-        self._C = torch.zeros(len(self.deflated), rows, dtype=torch.float64)
-        self._scale = 0.0
-        self.dropped = 0.0
-        self._local = 0
-        self.size = self._known = 0
-        block = start.T[:, self._own].to(A.dtype).clone()
-        project_out_(block, self.deflated, self._ranks)
+        self._C = torch.zeros(len(deflated), rows, dtype=torch.float64)
+        self._scale = self.dropped = 0.0
+        # Rows of the basis: those before size are V, those from there to _known are next, and those
+        # before _local are coupled to no product that is still to be made.
+        self._local = self.size = self._known = 0
+        block = start.T[:, self._ranks.share(n)].to(A.dtype).clone()
         norms = torch.linalg.vector_norm(start, dim=0, dtype=torch.float64)
         block /= torch.where(norms == 0, 1, norms)[:, None].to(A.dtype)
         # A direction of D leaves nothing but the round-off of its projection.
-        added, self.start = self._append(block, 100 * A.unit_roundoff)
-        if not added:
+        self.start = self._append(block, 100 * A.unit_roundoff)
+        if not len(self.start):
             raise InputError("the start vectors lie in the span of what is deflated")
         self.start *= norms.cpu()
-        self._known = added
         self.dropped = 0.0  # of start vectors nothing is claimed
 
     @property
@@ -123,25 +269,23 @@ class KrylovSpace:
 
     def expand(self) -> int:
         """Multiply ``next`` and extend the basis; return the number of products."""
-        rows = slice(self.size, self._known)
-        block = self._ranks.whole(self._basis[rows], self.dim)
-        W = self._A.matmat(block.T).T[:, self._own].clone()
-        self._C[:, rows] = project_out_(W, self.deflated, self._ranks).double().cpu()
+        rows, before = slice(self.size, self._known), slice(self._local, self.size)
+        Q = self._basis[rows]
+        W = _multiply(self._A, Q)
         self._scale = max(self._scale, *lengths(W, self._ranks))
-        # The recurrence first, in float64: what the full pass then removes is round-off.
-        recent = slice(self._local, self._known)
-        coefficients = torch.zeros(self._known, len(W), dtype=torch.float64)
-        local = self._ranks.sum_(self._basis[recent].double() @ W.double().T)
-        W -= (local.T @ self._basis[recent].double()).to(W.dtype)
-        coefficients[recent] = local.cpu()
-        coefficients += project_out_(W, self._basis[: self._known], self._ranks).double().cpu()
-        self._T[: self._known, rows] = coefficients
-        self._T[rows, : self._known] = coefficients.T
-        # Two computed halves of the diagonal block differ by round-off.
-        self._T[rows, rows] = (self._T[rows, rows] + self._T[rows, rows].T) / 2
+        if len(self.deflated):
+            for row, w in enumerate(W, start=self.size):
+                self._C[:, row] = project_out_(w, self.deflated, self._ranks)[0]
+        # The recurrence, as in `lanczos`: what the last step left over, or of a restart what
+        # couples to all that was kept; then the diagonal block.
+        W -= self._T[before, rows].T.to(W) @ self._basis[before]
+        diagonal = torch.tensor([[dot(w, q) for q in Q] for w in W], dtype=torch.float64)
+        diagonal = self._ranks.sum_(diagonal.to(W.device))
+        W -= diagonal.to(W.dtype) @ Q
+        # Its two halves, which are computed apart, differ by round-off.
+        self._T[rows, rows] = ((diagonal + diagonal.T) / 2).cpu()
         self._local, self.size = self.size, self._known
-        added, R = self._append(W, breakdown_tolerance(self._A, self._scale))
-        self._known += added
+        R = self._append(W, breakdown_tolerance(self._A, self._scale))
         self._T[self.size : self._known, rows] = R
         self._T[rows, self.size : self._known] = R.T
         return len(W)
@@ -173,30 +317,136 @@ class KrylovSpace:
         self._C[:, :k] = C
         self._local, self.size, self._known = 0, k, k + width
 
-    def _append(self, W: Tensor, tolerance: float) -> tuple[int, Tensor]:
-        """Orthonormalise rows behind the basis; return their number and W in terms of them.
+    def _append(self, W: Tensor, tolerance: float) -> Tensor:
+        """Put rows behind the basis, orthonormal to it and to D; return W in terms of them.
 
         Rows of W with a remainder below ``tolerance``, and those beyond the dimension, are dropped.
         """
         begin = self._known
-        room = self._A.shape[0] - len(self.deflated) - begin
         R = torch.zeros(len(W), len(W), dtype=torch.float64)
-        added = 0
         for i, w in enumerate(W):
-            own = self._basis[begin : begin + added]
-            R[:added, i] += project_out_(w, own, self._ranks).double().cpu()
-            remainder = length(w, self._ranks)
-            if remainder <= tolerance or added == room:
+            removed, left = project_out_(w, self._basis[: self._known], self._ranks)
+            # Once more, now that w is shorter: the round-off of the first projection counts in
+            # proportion to what is left.
+            if len(self.deflated):
+                _, left = project_out_(w, self.deflated, self._ranks)
+            added = self._known - begin
+            R[:added, i] = removed[begin:]
+            if left <= tolerance or len(self.deflated) + self._known == self.dim:
                 # V is orthogonal to it, so that the columns of all of these make a matrix of norm
                 # at most this, and with its transpose too.
-                self.dropped = math.hypot(self.dropped, remainder)
+                self.dropped = math.hypot(self.dropped, left)
                 continue
-            w /= remainder
-            # A short remainder carries relatively large round-off along everything before it.
-            project_out_(w, self.deflated, self._ranks)
-            project_out_(w, self._basis[: begin + added], self._ranks)
-            w /= length(w, self._ranks)
-            self._basis[begin + added] = w
-            R[added, i] = remainder
-            added += 1
-        return added, R[:added]
+            torch.div(w, left, out=self._basis[self._known])
+            R[added, i] = left
+            self._known += 1
+        return R[: self._known - begin]
+
+
+def project_out_(w: Tensor, basis: Tensor, ranks: Ranks = ALONE) -> tuple[Tensor, float]:
+    """Make a vector orthogonal to orthonormal rows, in place.
+
+    Classical Gram-Schmidt: unlike the modified one it takes two products with a matrix instead of
+    m dots, and one message between processes. Each pass leaves round-off of the size of what it
+    removed, so a second one is made where the first removed more than it left (Kahan and Parlett:
+    twice is enough).
+
+    Args:
+        w: shape (n,).
+        basis: orthonormal rows, shape (m, n).
+        ranks: the processes, each of which has its share of the entries of both.
+
+    Returns:
+        The coefficients that were removed, shape (m,), and the norm of what is left.
+    """
+    removed = ranks.sum_(basis @ w)
+    w.addmv_(basis.T, removed, alpha=-1)
+    left = length(w, ranks)
+    if norm(removed) > left:
+        again = ranks.sum_(basis @ w)
+        w.addmv_(basis.T, again, alpha=-1)
+        removed, left = removed + again, length(w, ranks)
+    return removed, left
+
+
+def breakdown_tolerance(A: SymmetricOperator, scale: float) -> float:
+    """The residual norm that is round-off of products of size ``scale``."""
+    return 10 * A.unit_roundoff * scale
+
+
+def require_scale(norm: float, dtype: torch.dtype) -> None:
+    """Raise ComputationError where lengths of products and of their round-off are not to be had.
+
+    They are roots of sums of squares in float64, which underflow or overflow. Products below the
+    smallest normal number of their own type are rounded by more than ``u`` times their size. Zero
+    is exact.
+    """
+    double = torch.finfo(torch.float64)
+    most = math.sqrt(double.max) * double.eps
+    least = max(1 / most, torch.finfo(dtype).smallest_normal)
+    if norm != 0 and not least <= norm <= most:
+        raise ComputationError(
+            f"products of size {norm:.0e} are out of range, since they or their squares underflow "
+            f"or overflow in {dtype}; scale the matrix, or the loss"
+        )
+
+
+def dot(x: Tensor, y: Tensor) -> float:
+    """``<x, y>`` of two vectors, accumulated in float64 without copies of all of them."""
+    pieces = zip(torch.split(x, _piece(x)), torch.split(y, _piece(y)), strict=True)
+    return float(sum(a.double() @ b.double() for a, b in pieces))
+
+
+def norm(x: Tensor) -> float:
+    """The Euclidean norm of all entries, accumulated in float64 without a copy of all of them."""
+    pieces = (piece.double() for piece in torch.split(x.flatten(), _piece(x)))
+    return math.sqrt(sum(a @ a for a in pieces))
+
+
+def length(w: Tensor, ranks: Ranks) -> float:
+    """The norm of a vector of which each process has a share."""
+    return lengths([w], ranks)[0]
+
+
+def lengths(rows: Iterable[Tensor], ranks: Ranks) -> list[float]:
+    """The norms of some vectors of which each process has a share, in one message."""
+    own = [norm(w) for w in rows]
+    return own if ranks.size == 1 else [math.sqrt(s) for s in ranks.sums([x**2 for x in own])]
+
+
+def _piece(x: Tensor) -> int:
+    """Entries converted at once: few enough for a CPU's cache, and many for each call to a GPU."""
+    return 2**16 if x.device.type == "cpu" else 2**24
+
+
+def _multiply(A: SymmetricOperator, rows: Tensor) -> Tensor:
+    """This process's share of the products with vectors of which it has a share, as rows."""
+    n = A.shape[0]
+    return A.matmat(A.ranks.whole(rows, n).T).T[:, A.ranks.share(n)].contiguous()
+
+
+def _in_memory(shape: tuple[int, ...], A: SymmetricOperator, what: str, remedy: str) -> Tensor:
+    """Memory for vectors; it is not cleared, so that it is taken only as it fills."""
+    with A.ranks.together():
+        require_memory(math.prod(shape) * A.dtype.itemsize, what, A.device, remedy)
+    give_back_freed()  # of which a basis, in one piece, could take nothing
+    return torch.empty(shape, dtype=A.dtype, device=A.device)
+
+
+def _lanczos_bases(
+    A: SymmetricOperator, k: int, m: int, folder: str | PathLike[str] | None
+) -> Tensor:
+    """Memory for k bases of m vectors, or a file; where they do not fit, say what would."""
+    share = A.ranks.share_size(A.shape[0])
+    if folder is not None:
+        if A.device.type != "cpu":
+            raise InputError(f"basis_folder is for operators on the CPU, and this is on {A.device}")
+        return on_disk((k, m, share), A.dtype, folder)
+    vectors = available_memory(A.device) // max(1, share * A.dtype.itemsize)
+    steps, probes = vectors // k - 1, vectors // m
+    fits = [f"num_steps={steps}"] * (steps > 0)
+    fits += [f"{probes} probes at a time (block_size={probes})"] * (0 < probes < k)
+    others = "reorthogonalize=False, or a basis_folder on a disk"
+    remedy = f"{' or '.join(fits)}, which fit, or {others}" if fits else others
+    what = f"a Lanczos basis of {k} x {m} vectors of length {share}"
+    return _in_memory((k, m, share), A, what, remedy)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+from hvpspec.linalg.krylov import lanczos, require_scale
 from hvpspec.linalg.operator import SymmetricOperator
 from hvpspec.linalg.probes import draw_probes, seeded
-from hvpspec.linalg.recurrence import lanczos, require_scale
 from hvpspec.results import Result
 
 #: Steps of the Lanczos run that finds the norm; its top Ritz value is then within a few per cent.

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
 from hvpspec.errors import InputError
-from hvpspec.linalg.recurrence import LanczosRun
+
+if TYPE_CHECKING:
+    from hvpspec.linalg.krylov import LanczosRun
 
 
 @dataclass(frozen=True)

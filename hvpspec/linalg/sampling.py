@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from hvpspec.errors import InputError
+from hvpspec.linalg.krylov import require_scale
 from hvpspec.linalg.memory import require_memory
 from hvpspec.linalg.operator import SymmetricOperator, as_operator, unit_columns
 from hvpspec.linalg.probes import ProbeKind, draw_probes, seeded
 from hvpspec.linalg.ranks import Ranks
-from hvpspec.linalg.recurrence import require_scale
 from hvpspec.linalg.sketch import entries, inner, qr
 from hvpspec.linalg.tiles import largest_entry
 from hvpspec.progress import Progress, shown

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from hvpspec.errors import InputError, first_line
 from hvpspec.files import write_atomically
-from hvpspec.linalg.recurrence import LanczosRun
+from hvpspec.linalg.krylov import LanczosRun
 
 _FORMAT = "hvpspec spectral measure 1"
 _KINDS = {"lengths": "i8", "alphas": "f8", "betas": "f8", "norms": "f8", "exhausted": "?"}

@@ -9,7 +9,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from hvpspec.linalg.recurrence import LanczosRun
+from hvpspec.linalg.krylov import LanczosRun
 from hvpspec.results import Result, Row, Subject, number
 
 #: An eigenvalue is resolved when its error bound is this part of the distance to its neighbour.

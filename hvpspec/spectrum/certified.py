@@ -16,11 +16,10 @@ from typing import ClassVar
 
 import torch
 
-from hvpspec.linalg.krylov import KrylovSpace
+from hvpspec.linalg.krylov import KrylovSpace, LanczosRun, lanczos
 from hvpspec.linalg.operator import DenseOperator, SymmetricOperator
 from hvpspec.linalg.probes import draw_probes, require_count
 from hvpspec.linalg.quadrature import mass_bracket
-from hvpspec.linalg.recurrence import LanczosRun, lanczos
 from hvpspec.spectrum.chi_squared import chi_squared_interval
 from hvpspec.spectrum.deflation import Deflated, compression, harvest, refit
 from hvpspec.spectrum.matrix_free import MatrixFree, Question

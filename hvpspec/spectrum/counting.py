@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from hvpspec.errors import InputError
+from hvpspec.linalg.krylov import LanczosRun
 from hvpspec.linalg.quadrature import Rule, mass_bracket
-from hvpspec.linalg.recurrence import LanczosRun
 from hvpspec.results import Drawn, Result
 from hvpspec.spectrum.chi_squared import beta_interval
 from hvpspec.spectrum.smoothing import mean_and_sem

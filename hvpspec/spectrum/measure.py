@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hvpspec.errors import InputError
+from hvpspec.linalg.krylov import LanczosRun, lanczos, require_scale
 from hvpspec.linalg.operator import SymmetricOperator, as_operator
 from hvpspec.linalg.probes import (
     ProbeKind,
@@ -19,7 +20,6 @@ from hvpspec.linalg.probes import (
     seeded,
 )
 from hvpspec.linalg.ranks import Ranks
-from hvpspec.linalg.recurrence import LanczosRun, lanczos, require_scale
 from hvpspec.progress import Progress, shown
 from hvpspec.spectrum.slq import SpectralMeasure
 

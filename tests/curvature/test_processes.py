@@ -30,9 +30,8 @@ from hvpspec import (
     HessianOperator,
     InputError,
 )
-from hvpspec.linalg.krylov import KrylovSpace
+from hvpspec.linalg.krylov import KrylovSpace, lanczos
 from hvpspec.linalg.ranks import ALONE, Ranks
-from hvpspec.linalg.recurrence import lanczos
 from tests.processes import SERVER
 
 # Far longer than anything here takes, and than a test waits for a process that hangs.

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hvpspec import FunctionOperator, InputError
+from hvpspec.linalg.krylov import LanczosRun, lanczos
 from hvpspec.linalg.quadrature import Rule, gauss, gauss_radau, mass_below
-from hvpspec.linalg.recurrence import LanczosRun, lanczos
 
 U = torch.finfo(torch.float64).eps / 2
 

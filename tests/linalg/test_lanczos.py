@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,10 +12,10 @@ import torch
 from torch import Tensor
 
 from hvpspec import DenseOperator, FunctionOperator, InputError, NonFiniteError
+from hvpspec.linalg.krylov import LanczosRun, dot, lanczos, norm
 from hvpspec.linalg.operator import SymmetricOperator
 from hvpspec.linalg.probes import draw_probes
 from hvpspec.linalg.quadrature import gauss
-from hvpspec.linalg.recurrence import LanczosRun, dot, lanczos, norm
 from tests.linalg.test_dense import HOSTILE, rotated
 
 U = torch.finfo(torch.float64).eps / 2
@@ -259,7 +261,7 @@ def test_what_would_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     """The numbers that the message names do fit, and one more does not."""
     A, Z = DenseOperator(rotated(torch.linspace(-1, 2, 30))), starts(30, 4)
     for room, steps, probes in ((50, 11, 2), (21, 4, 1), (10, 1, 0), (4, 0, 0)):
-        for module in ("memory", "recurrence"):
+        for module in ("memory", "krylov"):
             monkeypatch.setattr(
                 f"hvpspec.linalg.{module}.available_memory", lambda device, room=room: room * 30 * 8
             )
@@ -280,11 +282,16 @@ def test_what_would_fit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_module_hides_a_function() -> None:
-    import hvpspec.linalg.recurrence
-    import hvpspec.linalg.traces
-
-    assert hvpspec.linalg.lanczos is lanczos
-    assert callable(hvpspec.linalg.trace)
+    """Rooms are there after `import hvpspec`, and load nothing that pictures or commands need."""
+    script = (
+        "import sys, hvpspec\n"
+        "rooms = hvpspec.linalg, hvpspec.spectrum, hvpspec.recording, hvpspec.curvature\n"
+        "import hvpspec.linalg.krylov\n"
+        "assert callable(hvpspec.linalg.lanczos) and callable(hvpspec.linalg.trace)\n"
+        "print({'matplotlib', 'typer', 'torchvision'} & set(sys.modules))"
+    )
+    printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert printed.stdout == "set()\n", printed.stderr
 
 
 def test_errors() -> None:
