@@ -43,7 +43,7 @@ def sweep_bar(describe: Callable[[Any], str]) -> Iterator[Callable[[Status[Any]]
         describe: names a run.
 
     Yields:
-        What `hvpspec.experiments.sweep` calls as ``watch``.
+        What `sweep` calls as ``watch``.
     """
     with _progress() as progress:
         console = progress.console
