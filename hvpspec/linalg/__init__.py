@@ -6,6 +6,7 @@ or plots.
 """
 
 from hvpspec.linalg.dense import InertiaResult, eigvalsh, inertia
+from hvpspec.linalg.estimates import Estimate, diagonal, frobenius_norm, trace
 from hvpspec.linalg.extremes import Eigenpairs, eigsh
 from hvpspec.linalg.facts import IndexBound, PointFacts
 from hvpspec.linalg.krylov import LanczosRun, lanczos
@@ -20,7 +21,6 @@ from hvpspec.linalg.operator import (
 )
 from hvpspec.linalg.probes import draw_probes
 from hvpspec.linalg.quadrature import Rule, gauss, gauss_radau, mass_below
-from hvpspec.linalg.traces import Estimate, diagonal, frobenius_norm, trace
 
 __all__ = [
     "AffineOperator",

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from hvpspec.errors import InputError
+from hvpspec.linalg.estimates import Estimate
 from hvpspec.linalg.krylov import LanczosRun
 from hvpspec.linalg.probes import ProbeKind
 from hvpspec.linalg.quadrature import Rule, gauss
-from hvpspec.linalg.traces import Estimate
 from hvpspec.results import Drawn, Row, Subject, plain
 from hvpspec.spectrum.archive import damaged, read_runs, write_runs
 from hvpspec.spectrum.bulk import Outliers, split_bulk

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from hvpspec import ComputationError, DenseOperator, FunctionOperator, InputError
+from hvpspec.linalg.estimates import Estimate, diagonal, frobenius_norm, trace
 from hvpspec.linalg.probes import ProbeKind, draw_probes
-from hvpspec.linalg.traces import Estimate, diagonal, frobenius_norm, trace
 from tests.linalg.test_dense import HOSTILE, rotated
 
 TRACE_METHODS = ["hutchinson", "hutch++", "xtrace"]
