@@ -205,6 +205,8 @@ class _Search:
             start = draw_probes(
                 "gaussian", n, 1, self.generator, dtype=A.dtype, device=A.device, ranks=A.ranks
             )
+        # A restart keeps 1.5 count + 15 of these, so that 0.5 count + 15 are new: with much fewer, a
+        # small count would hardly converge.
         space = KrylovSpace(A, start, 2 * count + 30, found, limit="k")
         while True:
             for _ in range(_STEPS_BETWEEN_LOOKS):
@@ -216,6 +218,7 @@ class _Search:
             theta, S, residuals = space.ritz()
             self.norm = max(self.norm, float(theta.abs().max()))
             best = wanted(theta, count, self.which)
+            # One Ritz value more than wanted, so that what bounds them from within has been seen.
             done = len(theta) > count and bool((residuals[best] <= self.tol * self.norm).all())
             if done or space.width == 0 or self.spent >= self.max_matvecs:
                 # An invariant subspace is known whole, and all of it is of use.
