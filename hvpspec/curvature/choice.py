@@ -35,10 +35,12 @@ _SHARE = 0.1
 UNANNOUNCED = 0.25
 
 # Vectors taken at once save calls of operations but no arithmetic, and larger intermediate results
-# leave the cache. So a block is taken at once where calls are at least a tenth of the arithmetic
-# (blocks of 8 by double backward: 0.53 and 0.6 of the time with 0.4 and 0.3, perceptrons; 0.93 to
-# 1.5 below 0.1, convolutions and a transformer).
-_OVERHEAD = 0.1
+# leave the cache. By double backward a block is taken at once where calls are at least a tenth of
+# the arithmetic (blocks of 8: 0.5 of the time with 1.4 and 0.6, perceptrons; 0.93 to 1.5 below 0.1,
+# convolutions and transformers), linearised from a fiftieth on (0.5 of the time of single vectors
+# with 0.07, 0.73 with 0.03, 1.4 with 0.009, all of them convolutions).
+_BATCHED = 0.1
+_LINEARISED = 0.02
 # The C library takes pieces of memory beyond 32 MB from the system each time, which clears them
 # first (mallopt(3), M_MMAP_THRESHOLD); smaller ones stay in the cache. Linearised, a block of 8
 # with results of 51 MB took 1.6 times as long as one vector after the other.
@@ -76,7 +78,7 @@ class Cost:
         calls: seconds for calling operations, whatever their size.
         arithmetic: seconds for what they do.
         num_nodes: of the gradient's graph.
-        largest: bytes of the largest tensor that the graph saves.
+        largest: bytes of the largest tensor that the graph saves, data and parameters apart.
         size: bytes of all of them.
     """
 
@@ -102,7 +104,7 @@ def choose(cost: Cost, num_products: float, device: torch.device) -> EngineName:
     """
     if cost.num_nodes * _SECONDS_PER_NODE <= _SHARE * num_products * cost.seconds:
         return "linearised"
-    if device.type != "cpu" or cost.calls >= _OVERHEAD * cost.arithmetic:
+    if device.type != "cpu" or cost.calls >= _BATCHED * cost.arithmetic:
         return "batched"
     return "double-backward"
 
@@ -114,6 +116,8 @@ def most_at_once(cost: Cost, width: int, device: torch.device) -> int:
     most = min(_MOST_VECTORS, free // (4 * max(1, cost.size)))
     if device.type == "cpu":
         most = min(most, _LARGEST // max(1, cost.largest))
+        if cost.calls < _LINEARISED * cost.arithmetic:
+            most = 1
     num_parts = math.ceil(width / max(1, most))
     return math.ceil(width / num_parts)
 

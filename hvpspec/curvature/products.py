@@ -215,12 +215,17 @@ class Products:
             return None, None
         if self._cost is None:
             tensors = saved(graph.ends)
+            # What does not depend on a vector is not multiplied by their number.
+            fixed = {
+                t.untyped_storage().data_ptr() for t in (*batch.leaves, *plain.tensors.values())
+            }
+            moving = [t for t in tensors if t.untyped_storage().data_ptr() not in fixed]
             # Backward through the gradient's graph takes about twice what making it took.
             self._cost = Cost(
                 calls=2 * count.calls,
                 arithmetic=2 * count.arithmetic,
                 num_nodes=len(nodes(graph.ends)),
-                largest=max((tensor.nbytes for tensor in tensors), default=0),
+                largest=max((t.nbytes for t in moving), default=0),
                 size=bytes_of(tensors),
             )
         made = self._ways[width].made if width in self._ways else 0
@@ -281,6 +286,8 @@ class Products:
         mix = torch.randn(1, at_once, generator=generator).to(V)
         expected, product = torch.zeros_like(V[:1]), torch.zeros_like(V)
         _add_product_(expected, plain, graph, mix @ V, 1)
+        if not bool(torch.isfinite(expected).all()):
+            return None  # nothing to compare with: whoever asked for the product will say so
         engine: Engine = plain
         prepared: Any = graph
         try:

@@ -7,10 +7,34 @@ from itertools import product
 import pytest
 import torch
 
-from hvpspec.curvature.kernels import convolution, convolution_backward
+from hvpspec.curvature import kernels
+from hvpspec.curvature.kernels import bmm, convolution, convolution_backward
 
 aten = torch.ops.aten
 MASKS = [[True, False, False], [False, True, False], [True, True, True]]
+
+
+@pytest.mark.parametrize("shared", [None, "A", "B"])
+@pytest.mark.parametrize(("rows", "columns"), [(3, 5), (70, 5), (5, 70), (70, 70)])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_bmm(
+    shared: str | None,
+    rows: int,
+    columns: int,
+    transposed: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(kernels, "_LARGE", 0)
+    generator = torch.Generator().manual_seed(0)
+    A = torch.randn(4, rows, 6, generator=generator, dtype=torch.float64)
+    B = torch.randn(4, 6, columns, generator=generator, dtype=torch.float64)
+    if transposed:
+        A, B = A.mT.contiguous().mT, B.mT.contiguous().mT
+    A = A[:1].expand(4, -1, -1) if shared == "A" else A
+    B = B[:1].expand(4, -1, -1) if shared == "B" else B
+    result = bmm(A, B)
+    torch.testing.assert_close(result, A @ B, rtol=1e-13, atol=1e-13)
+    assert result.is_contiguous()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
