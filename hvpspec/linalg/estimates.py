@@ -293,6 +293,7 @@ class _Run:
             self.sampling = min(num_matvecs - self.n, self.n) if self.has_target else 0
             if self.sampling < minimum // 2 * _MIN_SAMPLES:
                 self.sampling = 0  # too few samples for a target to stop at
+        self.A.expect(self.sampling + self.n * self.exact, block_size)
 
     @property
     def spent(self) -> int:

@@ -114,6 +114,7 @@ def lanczos(
     norms = torch.linalg.vector_norm(Z, dim=0, dtype=torch.float64)
     if bool((norms == 0).any()):
         raise InputError("a start vector is zero; Lanczos needs a direction to start from")
+    A.expect(k * num_steps, k)
     # Row j of a basis is q_j; the recurrence alone needs two, which take turns.
     kept = num_steps + 1 if reorthogonalize else 2
     ranks, own = A.ranks, A.ranks.share(n)
@@ -221,6 +222,8 @@ class KrylovSpace:
         remedy = f"a smaller {limit} (a basis of {fit} fits), or fewer parameters (params=...)"
         what = f"a basis of {rows} vectors of length {share}"
         self._basis = _in_memory((rows, share), A, what, remedy)
+        # Few runs fill the space before they have their answer.
+        A.expect(self.capacity // 4, width)
         self._T = torch.zeros(rows, rows, dtype=torch.float64)
         self._C = torch.zeros(len(deflated), rows, dtype=torch.float64)
         self._scale = self.dropped = 0.0

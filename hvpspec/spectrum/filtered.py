@@ -126,6 +126,7 @@ def chebyshev_moments(
     Z = draw_probes(
         "rademacher", n, num_probes, generator, dtype=A.dtype, device=A.device, ranks=A.ranks
     )
+    A.expect(num_probes * num_steps, num_probes)
     previous, current = Z, A.matmat(Z) / radius
     first, second = _inner(Z, Z), _inner(Z, current)
     moments = [first, second, 2 * _inner(current, current) - first]

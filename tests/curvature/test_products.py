@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from hvpspec import ComputationError, DataChangedError, HessianOperator, InputError, Loss, index
+from hvpspec import (
+    ComputationError,
+    DataChangedError,
+    DenseOperator,
+    HessianOperator,
+    InputError,
+    Loss,
+    eigsh,
+    index,
+    spectral_measure,
+    trace,
+)
 from hvpspec.curvature import choice
 from hvpspec.curvature.choice import Cost, Count, Plan, choose, most_at_once
 from hvpspec.curvature.data import Batch
 from hvpspec.curvature.engines import DoubleBackward
+from hvpspec.linalg import SymmetricOperator
 from hvpspec.zoo import cnn, mlp2
 
 ENGINES = ["double-backward", "batched", "linearised"]
@@ -500,3 +512,30 @@ def test_out_of_memory_wherever_the_data_are_gone_over(ask: str) -> None:
     told = [str(w.message).split()[4] for w in warned if "going on" in str(w.message)]
     assert told == ["12", "6"]  # 3 fit
     torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-13)
+
+
+def test_algorithms_announce_their_products() -> None:
+    """Through operators around operators, too."""
+    announced: list[tuple[int, int]] = []
+
+    class Listening(DenseOperator):
+        def expect(self, num_vectors: int, width: int) -> None:
+            announced.append((num_vectors, width))
+
+    A = Listening(torch.diag(torch.arange(1.0, 41.0).double()))
+    questions: dict[str, Callable[[SymmetricOperator], object]] = {
+        "density": lambda A: spectral_measure(A, 3, 5),
+        "trace": lambda A: trace(A, 20, block_size=4),
+        "eigsh": lambda A: eigsh(A, 2),
+        "certified": lambda A: index(A, 1e-3, method="certified"),
+        "filtered": lambda A: index(A, 1e-3, method="filtered"),
+    }
+    for name, ask in questions.items():
+        for around in (A, A.shifted(1.0), -A):
+            announced.clear()
+            before = A.num_matvecs
+            ask(around)
+            assert announced, name
+            if name in ("density", "trace"):
+                assert announced[-1] == {"density": (15, 3), "trace": (20, 4)}[name]
+                assert A.num_matvecs - before <= announced[-1][0] + 4  # of the symmetry's check
