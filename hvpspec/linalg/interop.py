@@ -101,7 +101,7 @@ def _wrapper_class() -> Any:
             entries = torch.empty(rows.shape, dtype=self.dtype, device=self.device)
             for start in range(0, len(unique), _BLOCK):
                 block = unique[start : start + _BLOCK]
-                unit = torch.zeros(len(self), len(block), dtype=self.dtype, device=self.device)
+                unit = torch.zeros(self.shape[-1], len(block), dtype=self.dtype, device=self.device)
                 unit[block, range(len(block))] = 1
                 columns_here = self._matmul(unit)
                 here = (inverse >= start) & (inverse < start + len(block))

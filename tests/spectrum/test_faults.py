@@ -71,6 +71,7 @@ class Faulty(DenseOperator):
         return product
 
     _pieces = SymmetricOperator._pieces
+    _entries_compared = False
 
     def fingerprint(self) -> dict[str, str]:
         return {**super().fingerprint(), "operator": "Faulty"}
