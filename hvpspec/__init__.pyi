@@ -3,7 +3,7 @@ from . import errors as errors
 from . import linalg as linalg
 from . import plotting as plotting
 from . import recording as recording
-from . import report as report
+from . import results as results
 from . import spectrum as spectrum
 from . import zoo as zoo
 from .curvature import GGNOperator as GGNOperator

@@ -23,7 +23,7 @@ LOADED = [
     "hvpspec.cli.app",
     "hvpspec.curvature",
     "hvpspec.plotting",
-    "hvpspec.report",
+    "hvpspec.results",
     "hvpspec.spectrum",
     "hvpspec.zoo",
 ]

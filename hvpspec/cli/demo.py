@@ -12,8 +12,7 @@ from hvpspec.cli.options import Seed
 from hvpspec.cli.problem import load_problem
 from hvpspec.cli.train import train_and_save
 from hvpspec.files import check_target, keep_apart, make_folder
-from hvpspec.report import write_json
-from hvpspec.results import Row, number, text_table
+from hvpspec.results import Row, number, text_table, write_json
 
 if TYPE_CHECKING:
     from hvpspec import IndexResult

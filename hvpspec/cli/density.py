@@ -23,8 +23,7 @@ from hvpspec.cli.problem import LoadProblem, Problem, on_problem
 from hvpspec.cli.processes import Parallel, divided
 from hvpspec.cli.progress import product_bar
 from hvpspec.files import check_target
-from hvpspec.report import write_json
-from hvpspec.results import Row, closing_rows, text_table
+from hvpspec.results import Row, closing_rows, text_table, write_json
 
 if TYPE_CHECKING:
     from hvpspec import SpectralMeasure

@@ -19,7 +19,7 @@ from hvpspec.cli.problem import LoadProblem, on_problem
 from hvpspec.cli.progress import product_bar
 from hvpspec.errors import ComputationError
 from hvpspec.files import check_target, write_atomically
-from hvpspec.report import write_json
+from hvpspec.results import write_json
 
 
 @on_problem

@@ -23,7 +23,7 @@ from hvpspec.cli.options import (
 from hvpspec.cli.problem import LoadProblem, Problem, on_problem
 from hvpspec.cli.progress import bracket_bar, hessian_bar
 from hvpspec.files import check_target
-from hvpspec.report import write_json
+from hvpspec.results import write_json
 
 if TYPE_CHECKING:
     from hvpspec import IndexResult

@@ -10,7 +10,7 @@ import typer
 from hvpspec.cli.apart import Names, spare_recorded_data
 from hvpspec.cli.options import JsonFile, NetArgs, NetName, WeightsName, parse_net_args
 from hvpspec.files import check_target
-from hvpspec.report import checkpoint_text, checkpoint_to_dict, write_json
+from hvpspec.results import write_json
 
 
 def info(
@@ -33,7 +33,7 @@ def info(
     found = load_checkpoint(checkpoint, net=net, net_arguments=arguments, weights=weights)
     if json_file:
         spare_recorded_data(found, None, [("--json", json_file)])
-    typer.echo(checkpoint_text(found))
+    typer.echo(found.summary())
     if json_file:
-        write_json(json_file, checkpoint_to_dict(found))
+        write_json(json_file, found.to_dict())
         typer.echo(f"wrote {json_file}")

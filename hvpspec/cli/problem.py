@@ -37,7 +37,6 @@ from hvpspec.cli.options import (
 )
 from hvpspec.cli.processes import joined, num_processes, rank
 from hvpspec.errors import InputError
-from hvpspec.report import network_text
 from hvpspec.results import Subject
 
 if TYPE_CHECKING:
@@ -213,11 +212,11 @@ def load_problem(
     }
     hessian = hvpspec.HessianOperator(*objective, **options)
     subject = Subject(
-        network=network_text(trained.network.name, trained.network.arguments),
+        network=str(trained.network),
         data=name,
         num_examples=num_examples,
         num_parameters=hessian.shape[0],
-        loss=network_text(loss, {} if ignore_index is None else {"ignore_index": ignore_index}),
+        loss=loss if ignore_index is None else f"{loss} (ignore_index={ignore_index})",
         l2=l2,
         params=tuple(params) if params else None,
         model=str(trained.path),

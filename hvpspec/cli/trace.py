@@ -16,8 +16,7 @@ from hvpspec.cli.options import (
 from hvpspec.cli.problem import LoadProblem, on_problem
 from hvpspec.cli.progress import product_bar
 from hvpspec.files import check_target
-from hvpspec.report import write_json
-from hvpspec.results import closing_rows, envelope, text_table
+from hvpspec.results import closing_rows, envelope, text_table, write_json
 
 
 @on_problem

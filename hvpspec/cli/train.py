@@ -20,7 +20,6 @@ from hvpspec.cli.options import (
 from hvpspec.cli.progress import training_bar
 from hvpspec.errors import InputError, first_line
 from hvpspec.files import check_target
-from hvpspec.report import network_text
 from hvpspec.results import text_table
 
 if TYPE_CHECKING:
@@ -121,7 +120,7 @@ def train_and_save(
         rows.append(("test loss", f"{loss:.5g}", f"{len(test):,} examples"))
         if accuracy is not None:
             rows.append(("test accuracy", f"{accuracy:.2%}", ""))
-    title = f"{network_text(network.name, network.arguments)} on {examples.name}"
+    title = f"{network} on {examples.name}"
     typer.echo(text_table(title, rows))
     typer.echo(f"wrote {out}")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import cast
@@ -13,7 +12,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 from hvpspec.files import check_target, write_atomically
@@ -25,8 +23,6 @@ Floats = NDArray[np.float64]
 
 # Vermilion and blue stay apart for colour-blind readers; grey is what means nothing.
 NEGATIVE, POSITIVE, NOISE = "#D55E00", "#0072B2", "#8C8C8C"
-#: Colours of further kinds, as far apart as two of them can be for all readers (Okabe and Ito).
-SERIES = (POSITIVE, NEGATIVE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _PANEL = (9.0, 4.2)  # inches; at 110 dots per inch a picture is 990 pixels wide
 _SMALL_PANEL = (5.2, 4.0)
 _DPI = 110
@@ -128,15 +124,3 @@ def short(x: float) -> str:
     """A number to two digits, with a power of ten where Python would write an exponent."""
     digits, _, exponent = f"{x:.2g}".partition("e")
     return rf"${digits}\times10^{{{int(exponent)}}}$" if exponent else digits
-
-
-def resolutions(taus: Sequence[float]) -> str:
-    """In words, which resolutions several counts were made at; at least one."""
-    low, high = short(min(taus)), short(max(taus))
-    return f"τ = {low}" if low == high else f"τ from {low} to {high}"
-
-
-def scale_counts(ax: Axes) -> None:
-    """Put whole numbers at the ticks of the vertical axis."""
-    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -32,6 +33,7 @@ from torch import nn
 
 from hvpspec.errors import InputError
 from hvpspec.files import write_atomically
+from hvpspec.results import Result, Row, Subject, text_table
 from hvpspec.zoo.datasets import Dataset, DataSource, load_data
 from hvpspec.zoo.idx import Split
 from hvpspec.zoo.importing import is_code_name
@@ -64,8 +66,8 @@ class TensorInfo:
     dtype: str
 
 
-@dataclass(frozen=True, eq=False)
-class Checkpoint:
+@dataclass(frozen=True, eq=False, repr=False)
+class Checkpoint(Result):
     """A network with its weights, and where they come from.
 
     Attributes:
@@ -139,6 +141,68 @@ class Checkpoint:
                 f" unasked; pass {remedy} to allow it"
             )
         return load_data(recorded.source, split=split, data_dir=data_dir, subset=subset)
+
+    def summary(self, *, subject: Subject | None = None, seconds: float | None = None) -> str:
+        """What ``hvpspec info`` prints: where the network comes from, and its tensors."""
+        head: Row = ("tensor", "shape", "dtype", "count", "")
+        tensors = [
+            (
+                t["name"],
+                " × ".join(map(str, t["shape"])) or "scalar",
+                t["dtype"],
+                f"{t['count']:>12,}",
+                "" if t["kind"] == "parameter" else t["kind"],
+            )
+            for t in self._content()["tensors"]
+        ]
+        about = super().summary(subject=subject, seconds=seconds)
+        return f"{about}\n\n{text_table('', [head, *tensors])}"
+
+    def rows(self, subject: Subject | None = None) -> list[Row]:
+        """The lines of the table, each a label and a value."""
+        data, settings, history = self.data, self.settings, self.history
+        training = ", ".join(f"{k}={v}" for k, v in asdict(settings).items()) if settings else ""
+        rows: list[Row] = [
+            ("network", str(self.network)),
+            ("parameters", f"{self.num_parameters:,}"),
+            ("data", str(data) if data else "not recorded"),
+            ("training", training or "not recorded"),
+        ]
+        if history:
+            accuracy = f", accuracy {history.accuracy:.2%}" if history.accuracy is not None else ""
+            rows.append(("result", f"training loss {history.loss:.5g}{accuracy}"))
+        if self.weights is not None:
+            rows.append(("weights", self.weights))
+        versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
+        return [*rows, ("written by", versions or "not recorded")]
+
+    def _title(self) -> str:
+        return str(self.path)
+
+    def _content(self) -> dict[str, Any]:
+        parameters = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
+        return {
+            "format": "hvpspec-checkpoint-info",
+            "version": 1,
+            "file": str(self.path),
+            "network": asdict(self.network),
+            "num_parameters": self.num_parameters,
+            "tensors": [
+                {
+                    "name": t.name,
+                    "shape": list(t.shape),
+                    "dtype": t.dtype,
+                    "count": math.prod(t.shape),
+                    "kind": "parameter" if t.name in parameters else "buffer",
+                }
+                for t in self.tensors
+            ],
+            "data": asdict(self.data) if self.data else None,
+            "settings": asdict(self.settings) if self.settings else None,
+            "history": asdict(self.history) if self.history else None,
+            "versions": dict(self.versions),
+            "weights": self.weights,
+        }
 
 
 def save_checkpoint(

@@ -49,6 +49,10 @@ class DataSource:
         if self.subset is not None and (not _is_whole(self.subset) or self.subset < 1):
             raise InputError(f"subset is {self.subset!r}; it must be a whole number, 1 or more")
 
+    def __str__(self) -> str:
+        first = f", first {self.subset:,} examples" if self.subset else ""
+        return f"{self.source}, {self.split} split{first}"
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:

@@ -25,6 +25,9 @@ ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
 class NetworkSpec:
     """What it takes to build a network again.
 
+    >>> print(NetworkSpec("mlp2", {"activation": "tanh"}))
+    mlp2 (activation=tanh)
+
     Attributes:
         name: One of `NETWORKS`, or ``module:callable``.
         arguments: Keyword arguments for it, plain enough to be written as JSON.
@@ -41,6 +44,10 @@ class NetworkSpec:
             raise InputError(
                 f"a network is a name and its arguments, not {self.name!r} and {self.arguments!r}"
             )
+
+    def __str__(self) -> str:
+        arguments = ", ".join(f"{name}={value}" for name, value in self.arguments.items())
+        return f"{self.name} ({arguments})" if arguments else self.name
 
 
 def mlp2(activation: str = "relu", *, softmax: bool = False, seed: int = 0) -> nn.Sequential:

@@ -7,11 +7,10 @@ import pytest
 import torch
 
 import hvpspec
-from hvpspec import report
 from hvpspec.cli.demo import compare
 from hvpspec.errors import InputError
 from hvpspec.linalg.facts import IndexBound, PointFacts
-from hvpspec.results import Subject
+from hvpspec.results import Subject, write_json
 from hvpspec.spectrum import Rung, describe_gradient, relative_decrease
 
 
@@ -161,16 +160,16 @@ def test_tables_fit_a_narrow_terminal(result, width, monkeypatch):
 
 def test_json_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "x.json"
-    report.write_json(path, {"a": 1})
-    report.write_json(path, {"a": 2})
+    write_json(path, {"a": 1})
+    write_json(path, {"a": 2})
     with pytest.raises(ValueError, match="JSON"):
-        report.write_json(path, {"a": math.nan})
+        write_json(path, {"a": math.nan})
 
     def fail(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(InputError, match="No space left"):
-        report.write_json(path, {"a": 3})
+        write_json(path, {"a": 3})
     assert json.loads(path.read_text()) == {"a": 2}
     assert list(tmp_path.iterdir()) == [path]

@@ -16,8 +16,7 @@ import hvpspec
 from hvpspec import Certified, Filtered, Inertia, Quadrature, SpectralMeasure, index
 from hvpspec.linalg import IndexBound, PointFacts, measure_noise
 from hvpspec.plotting import check_picture, save_figure, spectrum_histogram
-from hvpspec.report import read_json, write_json
-from hvpspec.results import Result, Subject, plain, text_table
+from hvpspec.results import Result, Subject, plain, read_json, text_table, write_json
 
 N = 900
 VALUES = torch.cat([torch.linspace(-1, -0.5, 5), torch.linspace(-0.01, 2, N - 5)]).double()
