@@ -8,7 +8,7 @@ import pytest
 
 from hvpspec.zoo import SAMPLES, Dataset, load_data
 from hvpspec.zoo.idx import FOLDERS, Split, read_split
-from hvpspec.zoo.samples.rebuild import interleaved, main, rebuild
+from tests.zoo.rebuild_samples import interleaved, main, rebuild
 
 SHIPPED = resources.files("hvpspec.zoo.samples")
 

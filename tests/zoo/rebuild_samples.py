@@ -1,6 +1,6 @@
 """Rebuild the shipped samples from the original IDX files.
 
-``python -m hvpspec.zoo.samples.rebuild --data-dir DIR [--out DIR]`` takes the first 200 training
+``python -m tests.zoo.rebuild_samples --data-dir DIR [--out DIR]`` takes the first 200 training
 and 50 test images of every class, in file order, and writes them class by class in turn: 0, 1, …,
 9, 0, 1, … Any first n of them are then as balanced as n allows. There is no chance in it: the same
 IDX files give the same arrays, and with the same zlib the same bytes.
@@ -22,6 +22,7 @@ from hvpspec.errors import InputError
 from hvpspec.zoo.idx import FOLDERS, Split, read_split
 
 NUM_CLASSES = 10
+SHIPPED = Path(__file__).parents[2] / "hvpspec" / "zoo" / "samples"
 PER_CLASS: Mapping[Split, int] = {"train": 200, "test": 50}
 
 
@@ -32,14 +33,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv: Arguments without the program's name; those of the process by default.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m hvpspec.zoo.samples.rebuild",
+        prog="python -m tests.zoo.rebuild_samples",
         description="Rebuild the bundled samples from the IDX files of MNIST and Fashion-MNIST.",
     )
     parser.add_argument(
         "--data-dir", type=Path, required=True, help="folder with MNIST/raw and FashionMNIST/raw"
     )
     parser.add_argument(
-        "--out", type=Path, default=Path(__file__).parent, help="where to write (default: in place)"
+        "--out", type=Path, default=SHIPPED, help="where to write (default: in place)"
     )
     options = parser.parse_args(argv)
     try:
