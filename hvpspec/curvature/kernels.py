@@ -34,11 +34,34 @@ def bmm(A: Tensor, B: Tensor) -> Tensor:
     An input of a layer meets a block of vectors this way: (b, N, p) with stride 0 by (b, p, D). It
     is read once, not b times, where the other side is narrow.
     """
-    b, inner, columns = B.shape
-    if b == 1 or A.stride(0) or columns >= _WIDE or A[0].nbytes < _LARGE:
+    if not _is_shared(A, B):
         return torch.bmm(A, B)
+    b, inner, columns = B.shape
     side_by_side = A[0] @ B.permute(1, 0, 2).reshape(inner, b * columns)
     return side_by_side.view(-1, b, columns).permute(1, 0, 2).contiguous()
+
+
+def _is_shared(A: Tensor, B: Tensor) -> bool:
+    """Whether all on the left are one large matrix, and those on the right are narrow."""
+    return len(A) > 1 and A.stride(0) == 0 and B.shape[2] < _WIDE and A[0].nbytes >= _LARGE
+
+
+def add_product_(x: Tensor, A: Tensor, B: Tensor) -> Tensor:
+    """Add a product of matrices, or of batches of them, to ``x`` in its memory.
+
+    Args:
+        x: contiguous, with as many entries as the product.
+        A: shape (N, p), or (b, N, p).
+        B: shape (p, D), or (b, p, D).
+    """
+    total = x.view(*A.shape[:-1], B.shape[-1])
+    if A.ndim == 2:
+        total.addmm_(A, B)
+    elif _is_shared(A, B):
+        total.add_(bmm(A, B))
+    else:
+        total.baddbmm_(A, B)
+    return x
 
 
 def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence, Set
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 import torch
 from torch import Tensor, fx
@@ -16,10 +16,17 @@ from torch.func import functionalize, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hvpspec.curvature.kernels import FASTER
+from hvpspec.curvature.kernels import FASTER, add_product_
 
 _aten = torch.ops.aten
 _SUMS = {_aten.add.Tensor, _aten.sub.Tensor}
+_VIEWS = {_aten.view.default, _aten._unsafe_view.default}
+_IN_PLACE = {
+    _aten.add.Tensor: _aten.add_.Tensor,
+    _aten.sub.Tensor: _aten.sub_.Tensor,
+    _aten.mul.Tensor: _aten.mul_.Tensor,
+}
+_COMMUTATIVE = {_aten.add.Tensor, _aten.mul.Tensor}
 
 #: Takes parameters, data and a vector, each a list of tensors; returns a value that does not depend
 #: on the vector, and a product with it that is linear in it.
@@ -97,8 +104,6 @@ def _split(traced: fx.GraphModule, num_vectors: int) -> tuple[fx.GraphModule, fx
     (output,) = graph.find_nodes(op="output")
     vectors = placeholders[len(placeholders) - num_vectors :]
     _drop_constants(graph, _dependent(graph, vectors))
-    for node in graph.nodes:
-        node.target = FASTER.get(node.target, node.target)
     dependent = _dependent(graph, vectors) - {output}
     value, *parts = cast(Sequence[fx.Node], output.args[0])
     needed = [
@@ -114,14 +119,21 @@ def _split(traced: fx.GraphModule, num_vectors: int) -> tuple[fx.GraphModule, fx
             copies[node] = first.node_copy(node, copies.__getitem__)
     first.output(tuple(copies[node] for node in [value, *needed]))
 
-    second = fx.Graph()
-    copies = {node: second.placeholder(node.name) for node in [*needed, *vectors]}
+    second, copies = fx.Graph(), {}
+    for node in [*needed, *vectors]:
+        copies[node] = second.placeholder(node.name)
+        copies[node].meta.update(node.meta)
     for node in graph.nodes:
         if node in dependent and node not in vectors:
             copies[node] = second.node_copy(node, copies.__getitem__)
     second.output(tuple(copies[part] for part in parts))
     for part in (first, second):
         part.eliminate_dead_code()
+    # Together they save a tenth of a GPT's products and of a CNN's with one or four channels.
+    _accumulate_products(second)
+    _reuse_memory(second)
+    for node in (*first.nodes, *second.nodes):
+        node.target = FASTER.get(node.target, node.target)
     return fx.GraphModule(traced, first), fx.GraphModule(traced, second)
 
 
@@ -163,7 +175,75 @@ def _drop_constants(graph: fx.Graph, dependent: Set[fx.Node]) -> None:
         graph.erase_node(node)
 
 
-def _is_like(argument: fx.Node, node: fx.Node) -> bool:
+def _accumulate_products(graph: fx.Graph) -> None:
+    """Add products of matrices to what is there as they are computed: ``x + A B`` in one pass."""
+    for node in graph.nodes:
+        if node.target is not _aten.add.Tensor or node.kwargs:
+            continue
+        for x, term in (node.args, node.args[::-1]):
+            product = _behind_views(term)
+            if (
+                product is not None
+                and product.target in (_aten.mm.default, _aten.bmm.default)
+                and _is_like(x, node)
+                and node.meta["val"].is_contiguous()
+                and _is_owned(x)
+            ):
+                with graph.inserting_before(node):
+                    _replace(graph, node, graph.call_function(add_product_, (x, *product.args)))
+                break
+    graph.eliminate_dead_code()
+
+
+def _behind_views(term: object) -> fx.Node | None:
+    """What a term in a sum is a contiguous view of, if nothing else needs it."""
+    while isinstance(term, fx.Node) and len(term.users) == 1:
+        if term.target not in _VIEWS:
+            return term
+        term = term.args[0]
+    return None
+
+
+def _reuse_memory(graph: fx.Graph) -> None:
+    """Write results where an argument lay that nothing else needs."""
+    for node in graph.nodes:
+        if node.target not in _IN_PLACE:
+            continue
+        candidates = node.args[:2] if node.target in _COMMUTATIVE else node.args[:1]
+        for place in candidates:
+            if isinstance(place, fx.Node) and _is_like(place, node) and _is_owned(place):
+                others = [a for a in node.args if a is not place]
+                if len(others) == len(node.args) - 1:  # not a tensor with itself
+                    node.args = (place, *others)
+                    node.target = _IN_PLACE[node.target]
+                break
+
+
+def _is_owned(node: fx.Node) -> bool:
+    """Whether a tensor's memory was allocated in the graph and is used for one purpose only."""
+    while len(node.users) == 1 and node.op.startswith("call"):
+        if not _may_be_view(node):
+            return True
+        node = node.all_input_nodes[0]
+    return False
+
+
+def _replace(graph: fx.Graph, node: fx.Node, new: fx.Node) -> None:
+    """Put a node in the place of another with the same result."""
+    new.meta["val"] = node.meta["val"]
+    node.replace_all_uses_with(new)
+    graph.erase_node(node)
+
+
+def _is_like(argument: object, node: fx.Node) -> TypeGuard[fx.Node]:
     """Whether an argument has the shape, strides and dtype of a result."""
+    if not isinstance(argument, fx.Node) or not isinstance(argument.meta.get("val"), Tensor):
+        return False
     a, b = argument.meta["val"], node.meta["val"]
     return bool(a.shape == b.shape and a.dtype == b.dtype and a.stride() == b.stride())
+
+
+def _may_be_view(node: fx.Node) -> bool:
+    """Whether an operation's result may share the memory of its first argument."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is None or any(a.alias_info is not None for a in schema.arguments)

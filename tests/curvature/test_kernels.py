@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hvpspec.curvature import kernels
-from hvpspec.curvature.kernels import bmm, convolution, convolution_backward
+from hvpspec.curvature.kernels import add_product_, bmm, convolution, convolution_backward
 
 aten = torch.ops.aten
 MASKS = [[True, False, False], [False, True, False], [True, True, True]]
@@ -35,6 +35,17 @@ def test_bmm(
     result = bmm(A, B)
     torch.testing.assert_close(result, A @ B, rtol=1e-13, atol=1e-13)
     assert result.is_contiguous()
+    x = torch.randn(2, 2, rows * columns, generator=generator, dtype=torch.float64)
+    expected = x + (A @ B).view(x.shape)
+    assert add_product_(x, A, B) is x
+    torch.testing.assert_close(x, expected, rtol=1e-13, atol=1e-13)
+
+
+def test_add_product_of_matrices() -> None:
+    generator = torch.Generator().manual_seed(0)
+    A, B, x = (torch.randn(4, 4, generator=generator, dtype=torch.float64) for _ in range(3))
+    expected = x + A @ B
+    torch.testing.assert_close(add_product_(x, A, B), expected, rtol=1e-13, atol=1e-13)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

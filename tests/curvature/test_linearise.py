@@ -1,4 +1,4 @@
-"""Traced products are linear to the last digit."""
+"""What is changed in a traced graph changes no result."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ from collections import Counter
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from hvpspec.curvature.linearise import _drop_constants
+from hvpspec.curvature.linearise import (
+    _accumulate_products,
+    _drop_constants,
+    _reuse_memory,
+)
 
 
 def traced(function: Callable[..., Tensor], *shapes: tuple[int, ...]) -> tuple[fx.GraphModule, ...]:
@@ -52,3 +56,45 @@ def test_constant_terms_of_a_linear_function_are_left_out() -> None:
     module.graph.eliminate_dead_code()
     assert operations(module) == {"mul": 1}
     same(module, lambda v, c: 2 * v, inputs)
+
+
+def test_products_are_added_to_what_is_there() -> None:
+    linear = nn.Linear(6, 3, dtype=torch.float64)
+
+    def function(x: Tensor, A: Tensor, B: Tensor) -> Tensor:
+        return (x + linear(x)[:, :1]) + torch.bmm(A, B).view(10, 6)
+
+    module, inputs = traced(function, (10, 6), (2, 5, 7), (2, 7, 6))
+    _accumulate_products(module.graph)
+    assert not operations(module)["bmm"]
+    assert any("add_product_" in name for name in operations(module))
+    same(module, function, inputs)
+
+
+def test_products_are_not_added_to_what_is_needed_itself() -> None:
+    def function(x: Tensor, A: Tensor, B: Tensor) -> Tensor:
+        y = x * 2
+        return (y + A @ B) * y
+
+    module, inputs = traced(function, (5, 6), (5, 7), (7, 6))
+    _accumulate_products(module.graph)
+    assert operations(module)["mm"] == 1
+    same(module, function, inputs)
+    module, inputs = traced(lambda x, A, B: x + A @ B, (5, 6), (5, 7), (7, 6))
+    _accumulate_products(module.graph)
+    assert operations(module)["mm"] == 1
+
+
+def test_memory_is_used_again_along_a_chain_but_not_that_of_inputs() -> None:
+    def function(x: Tensor, y: Tensor) -> Tensor:
+        return ((x + y).view(20) * 2 - 1).view(4, 5) * y
+
+    module, inputs = traced(function, (4, 5), (4, 5))
+    _reuse_memory(module.graph)
+    assert operations(module)["add"] == 1
+    assert operations(module)["mul_"] == 2
+    same(module, function, inputs)
+    x, y = (tensor.clone() for tensor in inputs)
+    module(x, y)
+    assert torch.equal(x, inputs[0])
+    assert torch.equal(y, inputs[1])
