@@ -10,6 +10,9 @@ from pathlib import Path
 
 from hvpspec.errors import InputError
 
+#: Endings of the pictures that can be drawn.
+PICTURE_SUFFIXES = (".png", ".pdf", ".svg")
+
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Write a file beside its place and move it there once it is safely on disk.

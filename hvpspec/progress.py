@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -14,8 +15,7 @@ def shown(progress: Progress | bool | None, what: str) -> Iterator[Progress | No
     """Show a bar if ``progress`` is True, for as long as the block runs; a callable is passed on.
 
     Args:
-        progress: True for a bar, which a terminal or a notebook shows and a log does not; a
-            callable; None or False for nothing.
+        progress: True for a `bar`; a callable; None or False for nothing.
         what: what the work is, in a word or two.
 
     Yields:
@@ -26,14 +26,35 @@ def shown(progress: Progress | bool | None, what: str) -> Iterator[Progress | No
     elif not progress:
         yield None
     else:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-        from rich.progress import Progress as Bar
+        with bar(what) as update:
+            yield update
 
-        console = Console(stderr=True)
-        watched = console.is_terminal or console.is_jupyter
-        columns = TextColumn("{task.description}", markup=False), BarColumn()
-        counts = MofNCompleteColumn(), TimeElapsedColumn()
-        with Bar(*columns, *counts, console=console, transient=True, disable=not watched) as bar:
-            task = bar.add_task(what, total=None)
-            yield lambda done, total: bar.update(task, completed=done, total=total)
+
+@contextmanager
+def bar(what: str) -> Iterator[Callable[..., None]]:
+    """Show a bar for as long as the block runs: in a terminal or a notebook, not in a log.
+
+    Of several processes that work together, the first alone shows one.
+
+    Args:
+        what: what the work is, in a word or two.
+
+    Yields:
+        What is to be called with the work done, the most there will be, and what the work is by
+        now if that has changed.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
+
+    console = Console(stderr=True)
+    watched = (console.is_terminal or console.is_jupyter) and os.environ.get("RANK", "0") == "0"
+    columns = TextColumn("{task.description}", markup=False), BarColumn()
+    counts = MofNCompleteColumn(), TimeElapsedColumn()
+    with Bar(*columns, *counts, console=console, transient=True, disable=not watched) as shown:
+        task = shown.add_task(what, total=None)
+
+        def update(done: int, total: int, now: str | None = None) -> None:
+            shown.update(task, completed=done, total=total, description=now)
+
+        yield update

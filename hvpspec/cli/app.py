@@ -11,15 +11,13 @@ from typing import Annotated
 import typer
 
 from hvpspec import __version__
-from hvpspec.cli.apart import apart
+from hvpspec.cli.checkpoints import info, train
 from hvpspec.cli.demo import demo
 from hvpspec.cli.density import density
-from hvpspec.cli.eigs import eigs
+from hvpspec.cli.estimates import eigs, trace
+from hvpspec.cli.files import checked
 from hvpspec.cli.index import index
-from hvpspec.cli.info import info
 from hvpspec.cli.processes import TOGETHER, num_processes, rank
-from hvpspec.cli.trace import trace
-from hvpspec.cli.train import train
 from hvpspec.errors import HvpspecError, InputError
 
 _DEBUG = "--debug"
@@ -32,7 +30,7 @@ app = typer.Typer(
     add_completion=False,
 )
 for command in (train, info, index, density, eigs, trace, demo):
-    app.command()(apart(command))
+    app.command()(checked(command))
 
 
 def _print_version(wanted: bool) -> None:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hvpspec.cli.checkpoints import train_and_save
 from hvpspec.cli.index import compute_index
-from hvpspec.cli.options import Seed
+from hvpspec.cli.options import Seed, of_output
 from hvpspec.cli.problem import load_problem
-from hvpspec.cli.train import train_and_save
 from hvpspec.files import check_target, keep_apart, make_folder
 from hvpspec.results import Row, number, text_table, write_json
 
@@ -22,12 +22,12 @@ _LADDER = (1e-3, 1e-4, 1e-5)  # times the norm
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder to write to; made if it is not there.")] = Path(
-        "out"
-    ),
+    out: Annotated[
+        Path, of_output("--out", metavar="DIR", help="Folder to write to; made if need be.")
+    ] = Path("out"),
     seed: Seed = 0,
 ) -> None:
-    """Train the paper's 2-layer perceptron on bundled digits and count its ways down: a minute."""
+    """Train a small network on bundled digits and analyse its Hessian, in about a minute."""
     checkpoint, result_file = out / "ckpt.pt", out / "index.json"
     certified_file, ladder = out / "certified.json", out / "certified.png"
     spectrum, curve = out / "spectrum.png", out / "index-curve.png"

@@ -9,27 +9,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hvpspec.cli.apart import Names
+from hvpspec.cli.files import Names
 from hvpspec.cli.index import compute_index
 from hvpspec.cli.options import (
     JsonFile,
-    Probes,
     ProbeSeed,
-    Sigma,
-    Steps,
+    of_method,
+    of_output,
+    of_products,
+    positive,
     refuse_together,
 )
-from hvpspec.cli.problem import LoadProblem, Problem, on_problem
+from hvpspec.cli.problem import LoadProblem, Problem, on_problem, show
 from hvpspec.cli.processes import Parallel, divided
-from hvpspec.cli.progress import product_bar
-from hvpspec.files import check_target
-from hvpspec.results import Row, closing_rows, text_table, write_json
+from hvpspec.files import PICTURE_SUFFIXES
+from hvpspec.progress import bar
+from hvpspec.results import Row, closing_rows, text_table
 
 if TYPE_CHECKING:
     from hvpspec import SpectralMeasure
     from hvpspec.curvature.operator import CurvatureOperator
 
-_BINS = 100
 _WHOLE = "whole network"
 _HESSIAN, _GAUSS_NEWTON = "Hessian", "Gauss-Newton"
 
@@ -37,59 +37,89 @@ _HESSIAN, _GAUSS_NEWTON = "Hessian", "Gauss-Newton"
 @on_problem
 def density(
     load: LoadProblem,
-    out: Annotated[
-        Path | None, typer.Option(help="Picture to write: .png, .pdf or .svg."), Names.WRITTEN
+    probes: Annotated[
+        int | None,
+        of_method("--probes", min=1, help="Random vectors to average over.", show_default="8"),
     ] = None,
-    exact: Annotated[
-        bool, typer.Option("--exact", help="A histogram of all eigenvalues instead.")
-    ] = False,
-    symlog: Annotated[
-        bool, typer.Option("--symlog", help="Logarithmic axis to both sides of 0.")
-    ] = False,
-    probes: Probes = None,
-    steps: Steps = None,
+    steps: Annotated[
+        int | None,
+        of_method("--steps", min=1, help="Lanczos steps from each of them.", show_default="100"),
+    ] = None,
     seed: ProbeSeed = None,
-    sigma: Sigma = None,
     per_layer: Annotated[
-        bool, typer.Option("--per-layer", help="Also of each layer's own block, beside the whole.")
+        bool,
+        of_method("--per-layer", help="Also the diagonal block of each layer, beside the whole."),
     ] = False,
     depth: Annotated[
         int | None,
-        typer.Option(
+        of_method(
+            "--depth",
             min=1,
-            help="With --per-layer: of modules so deep, from 1 for the outermost.",
-            show_default="layers themselves",
+            help="With --per-layer: blocks of modules at this depth, 1 for the outermost.",
+            show_default="the layers themselves",
         ),
     ] = None,
     gauss_newton: Annotated[
-        bool, typer.Option("--gauss-newton", help="Also of the Gauss-Newton matrix, beside it.")
+        bool, of_method("--gauss-newton", help="Also the Gauss-Newton matrix, beside the Hessian.")
     ] = False,
+    exact: Annotated[
+        bool,
+        of_method("--exact", help="Compute all eigenvalues and draw their histogram instead."),
+    ] = False,
+    out: Annotated[
+        Path | None,
+        of_output("--out", metavar="FILE", help="Picture to draw: .png, .pdf or .svg."),
+        Names("written", PICTURE_SUFFIXES),
+    ] = None,
+    symlog: Annotated[
+        bool,
+        of_output("--symlog", help="Use a logarithmic axis for eigenvalues of either sign."),
+    ] = False,
+    sigma: Annotated[
+        float | None,
+        of_output(
+            "--sigma",
+            callback=positive,
+            help="Width of the kernels; with --symlog, in the logarithm of the eigenvalue.",
+            show_default="a 200th of the range; 0.2",
+        ),
+    ] = None,
     bins: Annotated[
         int | None,
-        typer.Option(min=1, help="Number of bins, with --exact.", show_default=str(_BINS)),
+        of_output("--bins", min=1, help="With --exact: number of bins.", show_default="100"),
     ] = None,
     json_file: JsonFile = None,
     save: Annotated[
         Path | None,
-        typer.Option("--save", help="Keep the measure of the whole: .npz."),
-        Names.WRITTEN,
+        of_output(
+            "--save",
+            metavar="FILE.npz",
+            help="Keep the measure of the whole for hvpspec.SpectralMeasure.load.",
+        ),
+        Names("written", (".npz",)),
     ] = None,
     no_reorthogonalize: Annotated[
         bool,
-        typer.Option(
-            "--no-reorthogonalize", help="Keep no bases, which take most memory; no outliers."
+        of_products(
+            "--no-reorthogonalize",
+            help="Keep no bases, which take most of the memory; then outliers are not told from"
+            " their copies.",
         ),
     ] = False,
     basis_folder: Annotated[
         Path | None,
-        typer.Option("--basis-folder", metavar="DIR", help="Keep bases on a disk, not in memory."),
+        of_products(
+            "--basis-folder", metavar="DIR", help="Keep bases in a file here, not in memory."
+        ),
     ] = None,
     parallel: Annotated[
         Parallel | None,
-        typer.Option(help="What processes of torchrun share out.", show_default="data"),
+        of_products(
+            "--parallel", help="What the processes of torchrun share.", show_default="data"
+        ),
     ] = None,
 ) -> None:
-    """Draw how densely the eigenvalues of the Hessian lie, from products alone."""
+    """Draw the density of the Hessian's eigenvalues, from products alone."""
     if exact:
         refuse_together(
             "has no effect on --exact; leave it out",
@@ -105,28 +135,18 @@ def density(
             basis_folder=basis_folder,
             parallel=parallel,
         )
-    else:
-        refuse_together("belongs to --exact", bins=bins)
-        if not per_layer:
-            refuse_together("belongs to --per-layer", depth=depth)
-    if out:
-        from hvpspec.plotting import check_picture
-
-        check_picture(out)
-    if json_file:
-        check_target(json_file)
-    if save:
-        check_target(save, (".npz",))
-    if exact:
-        _draw_exact(load(), out, json_file, symlog=symlog, bins=bins or _BINS)
+        _draw_exact(load(), out, json_file, symlog=symlog, bins=bins or 100)
         return
+    refuse_together("belongs to --exact", bins=bins)
+    if not per_layer:
+        refuse_together("belongs to --per-layer", depth=depth)
     of_data, of_probes = divided(parallel)
     problem = load(group=of_data)
     start = time.perf_counter()
     operators: dict[str, CurvatureOperator] = {_HESSIAN: problem.hessian}
     if gauss_newton:
         operators[_GAUSS_NEWTON] = problem.gauss_newton()
-    how: dict[str, Any] = {
+    options: dict[str, Any] = {
         "num_probes": probes or 8,
         "num_steps": steps or 100,
         "reorthogonalize": not no_reorthogonalize,
@@ -134,17 +154,10 @@ def density(
         "group": of_probes,
     }
     found = {
-        matrix: _measure(
-            problem,
-            _parts(operator, depth) if per_layer else {_WHOLE: operator},
-            matrix,
-            how,
-            seed or 0,
-        )
+        matrix: _measure(problem, operator, matrix, depth, per_layer, seed or 0, options)
         for matrix, operator in operators.items()
     }
-    seconds = time.perf_counter() - start
-    subject = problem.subject
+    seconds, subject = time.perf_counter() - start, problem.subject
     measures = {
         _name(part, matrix): measure
         for matrix, parts in found.items()
@@ -155,19 +168,17 @@ def density(
         if len(measures) > 1:
             rows.append((name, f"{measure.dim:,}", "parameters"))
         rows += measure.rows()
-    typer.echo(text_table(subject.title, [*rows, *closing_rows(seconds, subject.notes)]))
-    whole = found[_HESSIAN][_WHOLE]
-    if json_file:
-        _, layers = _divided(found[_HESSIAN])
-        beside = None
-        if gauss_newton:
-            other, blocks = _divided(found[_GAUSS_NEWTON])
-            beside = other.content(blocks)
-        write_json(
-            json_file,
-            whole.to_dict(subject=subject, seconds=seconds, layers=layers, gauss_newton=beside),
-        )
-        typer.echo(f"wrote {json_file}")
+    whole, *_ = measures.values()
+    layers, blocks = (
+        {part: m for part, m in found.get(matrix, {}).items() if part != _WHOLE}
+        for matrix in (_HESSIAN, _GAUSS_NEWTON)
+    )
+    beside = found[_GAUSS_NEWTON][_WHOLE].content(blocks) if gauss_newton else None
+    show(
+        text_table(subject.title, [*rows, *closing_rows(seconds, subject.notes)]),
+        json_file,
+        whole.to_dict(subject=subject, seconds=seconds, layers=layers, gauss_newton=beside),
+    )
     if save:
         whole.save(save)
         typer.echo(f"wrote {save}")
@@ -182,31 +193,36 @@ def density(
 
 def _measure(
     problem: Problem,
-    parts: Mapping[str, CurvatureOperator],
+    operator: CurvatureOperator,
     matrix: str,
-    how: Mapping[str, Any],
+    depth: int | None,
+    per_layer: bool,
     seed: int,
+    options: Mapping[str, Any],
 ) -> dict[str, SpectralMeasure]:
-    """Run Lanczos on a matrix, or on it and blocks of it."""
+    """The measures of a matrix and, if wanted, of its blocks.
+
+    Blocks belong to modules that own parameters, or to those ``depth`` levels down that hold them.
+    """
     import torch
 
     import hvpspec
 
+    parts = {_WHOLE: operator}
+    if per_layer:
+        modules: dict[str, list[str]] = {}
+        for name in operator.space.names:
+            owners = name.split(".")[:-1][:depth]
+            modules.setdefault(".".join(owners) or name, []).append(name)
+        parts |= {module: operator.block(names) for module, names in modules.items()}
     measures = {}
     for part, block in parts.items():
         generator, name = torch.Generator().manual_seed(seed), _name(part, matrix)
-        with product_bar(name) as progress, problem.lasting(block, name) as lasting:
+        with bar(f"{name}, products") as progress, problem.lasting(block, name) as lasting:
             measures[part] = hvpspec.spectral_measure(
-                lasting, generator=generator, progress=progress, **how
+                lasting, generator=generator, progress=progress, **options
             )
     return measures
-
-
-def _divided(
-    measures: Mapping[str, SpectralMeasure],
-) -> tuple[SpectralMeasure, dict[str, SpectralMeasure]]:
-    """The measure of a whole matrix, and those of its blocks."""
-    return measures[_WHOLE], {part: m for part, m in measures.items() if part != _WHOLE}
 
 
 def _name(part: str, matrix: str) -> str:
@@ -214,33 +230,25 @@ def _name(part: str, matrix: str) -> str:
     return part if matrix == _HESSIAN else f"{part}, {matrix}"
 
 
-def _parts(operator: CurvatureOperator, depth: int | None) -> dict[str, CurvatureOperator]:
-    """A matrix and its blocks: of modules that own parameters, or contain those, so deep."""
-    modules: dict[str, list[str]] = {}
-    for name in operator.space.names:
-        owners = name.split(".")[:-1][:depth]
-        modules.setdefault(".".join(owners) or name, []).append(name)
-    return {_WHOLE: operator, **{m: operator.block(names) for m, names in modules.items()}}
-
-
 def _draw_exact(
     problem: Problem, out: Path | None, json_file: Path | None, *, symlog: bool, bins: int
 ) -> None:
     """Count all eigenvalues in bins."""
-    from hvpspec.plotting import Scale, plot_spectrum, save_figure, spectrum_histogram
+    from hvpspec.plotting import plot_spectrum, save_figure, spectrum_histogram
 
     result, seconds = compute_index(problem, "exact")
     assert result.eigenvalues is not None  # the exact method has them
-    values, floor = result.eigenvalues.numpy(), result.noise_floor
-    typer.echo(result.summary(subject=problem.subject, seconds=seconds))
-    if json_file:
-        histogram = spectrum_histogram(values, noise_floor=floor, symlog=symlog, bins=bins)
-        content = {**histogram.to_dict(subject=problem.subject), "eigenvalues": values.tolist()}
-        write_json(json_file, content)
-        typer.echo(f"wrote {json_file}")
+    values, floor, subject = result.eigenvalues.numpy(), result.noise_floor, problem.subject
+    histogram = spectrum_histogram(values, noise_floor=floor, symlog=symlog, bins=bins)
+    content = {**histogram.to_dict(subject=subject), "eigenvalues": values.tolist()}
+    show(result.summary(subject=subject, seconds=seconds), json_file, content)
     if out:
-        scale: Scale = "symlog" if symlog else "linear"
-        title = problem.subject.title
-        figure = plot_spectrum(values, noise_floor=floor, scale=scale, bins=bins, title=title)
+        figure = plot_spectrum(
+            values,
+            noise_floor=floor,
+            scale="symlog" if symlog else "linear",
+            bins=bins,
+            title=subject.title,
+        )
         save_figure(figure, out)
         typer.echo(f"wrote {out}")

@@ -5,64 +5,104 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
-from hvpspec.cli.apart import Names
+from hvpspec.cli.files import Names
 from hvpspec.cli.options import (
-    Confidence,
     JsonFile,
-    MaxMatvecs,
-    MethodName,
-    Probes,
     ProbeSeed,
-    Steps,
+    of_method,
+    of_output,
+    probability,
     refuse_together,
 )
-from hvpspec.cli.problem import LoadProblem, Problem, on_problem
-from hvpspec.cli.progress import bracket_bar, hessian_bar
-from hvpspec.files import check_target
-from hvpspec.results import write_json
+from hvpspec.cli.problem import LoadProblem, Problem, on_problem, show
+from hvpspec.files import PICTURE_SUFFIXES
+from hvpspec.progress import bar
 
 if TYPE_CHECKING:
-    from hvpspec import IndexResult
+    from hvpspec import IndexResult, Rung
+
+MethodName = Literal["auto", "exact", "inertia", "certified", "quadrature", "filtered"]
 
 
 @on_problem
 def index(
     load: LoadProblem,
-    exact: Annotated[bool, typer.Option("--exact", help="Short for --method exact.")] = False,
     method: Annotated[
         MethodName | None,
-        typer.Option(
-            help="exact: all eigenvalues; inertia: counts only, faster for thousands of parameters;"
-            " certified: products alone, with a proof; quadrature: their plain interval; filtered:"
-            " error bars in little memory; auto: exact up to 3,000 parameters, else certified.",
-            show_default="auto",
+        of_method(
+            "--method",
+            metavar="NAME",
+            help="exact: compute all eigenvalues. inertia: only count them, which is faster."
+            " certified: prove a count without the matrix. quadrature: estimate it, with an"
+            " interval. filtered: estimate it in little memory, with error bars.",
+            show_default="exact up to 3,000 parameters, certified above",
         ),
     ] = None,
+    exact: Annotated[bool, of_method("--exact", help="Short for --method exact.")] = False,
     tau: Annotated[
         list[float] | None,
-        typer.Option(
+        of_method(
+            "--tau",
+            metavar="TAU",
             help="Count eigenvalues below -TAU; repeatable.",
-            show_default="the noise floor; without the matrix also decades down to it",
+            show_default="the noise floor; without the matrix also the decades above it",
         ),
     ] = None,
-    probes: Probes = None,
-    steps: Steps = None,
+    confidence: Annotated[
+        float | None,
+        of_method(
+            "--confidence",
+            callback=probability,
+            help="Confidence of the interval at each tau.",
+            show_default="0.99",
+        ),
+    ] = None,
+    max_matvecs: Annotated[
+        int | None,
+        of_method(
+            "--max-matvecs", min=1, help="Most products for certified.", show_default="4,000"
+        ),
+    ] = None,
+    probes: Annotated[
+        int | None,
+        of_method(
+            "--probes",
+            min=1,
+            help="Random vectors that advance together.",
+            show_default="1 for certified, otherwise 10",
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        of_method(
+            "--steps",
+            min=1,
+            help="Most steps from each of them.",
+            show_default="1,000 for certified, otherwise 100",
+        ),
+    ] = None,
     seed: ProbeSeed = None,
-    confidence: Confidence = None,
-    max_matvecs: MaxMatvecs = None,
     json_file: JsonFile = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Picture of the index as a function of tau: .png, .pdf or .svg."),
-        Names.WRITTEN,
+        of_output(
+            "--out",
+            metavar="FILE",
+            help="Draw the index as a function of tau: .png, .pdf or .svg.",
+        ),
+        Names("written", PICTURE_SUFFIXES),
     ] = None,
 ) -> None:
-    """Count the directions in which the loss goes down, resolved from round-off."""
-    how: str = _settle_method(exact, method, picture=out is not None)
+    """Count the negative eigenvalues of the Hessian, apart from round-off."""
+    if exact and method not in (None, "exact"):
+        raise typer.BadParameter(f"--exact means --method exact, but --method {method} is given")
+    if out and method == "inertia":
+        raise typer.BadParameter("--out needs the eigenvalues; use --method exact with it")
+    how: MethodName = "exact" if exact else method or "auto"
     effort: dict[str, Any] = {
         "probes": probes,
         "steps": steps,
@@ -71,23 +111,15 @@ def index(
         "max_matvecs": max_matvecs,
     }
     _refuse_useless(how, effort)
-    if json_file:
-        check_target(json_file)
-    if out:
-        from hvpspec.plotting import check_picture
-
-        check_picture(out)
     problem = load()
     if how == "auto":
         from hvpspec.spectrum.morse import settle_method
 
-        how = settle_method(how, problem.hessian.shape[0]).name
+        how = cast("MethodName", settle_method(how, problem.hessian.shape[0]).name)
         _refuse_useless(how, effort)
     result, seconds = compute_index(problem, how, tau, **effort)
-    typer.echo(result.summary(subject=problem.subject, seconds=seconds))
-    if json_file:
-        write_json(json_file, result.to_dict(subject=problem.subject, seconds=seconds))
-        typer.echo(f"wrote {json_file}")
+    about: dict[str, Any] = {"subject": problem.subject, "seconds": seconds}
+    show(result.summary(**about), json_file, result.to_dict(**about))
     if out:
         from hvpspec.plotting import plot_index_curve, save_figure
 
@@ -97,7 +129,7 @@ def index(
 
 def compute_index(
     problem: Problem,
-    method: str,
+    method: MethodName,
     taus: Sequence[float] | None = None,
     *,
     probes: int | None = None,
@@ -106,20 +138,7 @@ def compute_index(
     confidence: float | None = None,
     max_matvecs: int | None = None,
 ) -> tuple[IndexResult, float]:
-    """Compute an index with a progress bar, and time it.
-
-    Args:
-        problem: what to count on.
-        method: its name.
-        taus: the resolutions; None for the method's own.
-        probes: see `hvpspec.index`, as for the following; None for its defaults.
-        steps: its ``num_steps``.
-        seed: of its generator.
-        confidence: of intervals.
-        max_matvecs: the most products.
-
-    Returns:
-        The index, and the seconds it took.
+    """Compute an index with a progress bar, as :func:`hvpspec.index` does; also give the seconds.
 
     Raises:
         HvpspecError: an argument is not allowed, the matrix does not fit, or a number is not
@@ -129,28 +148,39 @@ def compute_index(
 
     import hvpspec
 
+    by_matrix, bracket = method in ("exact", "inertia"), ""
+
+    def progress(done: int, total: int) -> None:
+        what = f"{bracket or 'index'}, products"
+        if by_matrix:
+            what = "assembling the Hessian" if done < total else "counting its eigenvalues"
+        update(done, total, what)
+
+    def watch(rung: Rung) -> None:
+        nonlocal bracket
+        bracket = f"index in [{rung.lower:,}, {rung.upper:,}] at τ = {rung.tau:.2g}"
+
     given = {
         "confidence": confidence,
         "max_matvecs": max_matvecs,
         "num_probes": probes,
         "num_steps": steps,
+        "watch": watch if method == "certified" else None,
     }
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    options |= {"method": method, "tau_ladder": taus or None}
     options["generator"] = torch.Generator().manual_seed(seed or 0)
     start = time.perf_counter()
-    by_matrix = method in ("exact", "inertia")
     # The matrix is one in float64, and so is the operator whose plan is told.
     operator = problem.hessian.in_float64() if by_matrix else problem.hessian
-    with problem.lasting(operator) as hessian:
-        if by_matrix:
-            with hessian_bar() as progress:
-                result = hvpspec.index(hessian, progress=progress, **options)
-        else:
-            with bracket_bar() as (progress, watch):
-                if method == "certified":
-                    options["watch"] = watch
-                result = hvpspec.index(hessian, progress=progress, **options)
+    try:
+        with problem.lasting(operator) as hessian, bar("reading the data") as update:
+            result = hvpspec.index(
+                hessian, method=method, tau_ladder=taus or None, progress=progress, **options
+            )
+    except BaseException:
+        if bracket:  # what was found out before somebody lost patience, or something failed
+            typer.echo(f"{bracket} so far", err=True)
+        raise
     return result, time.perf_counter() - start
 
 
@@ -161,12 +191,3 @@ def _refuse_useless(method: str, effort: Mapping[str, object]) -> None:
     if method in ("quadrature", "filtered"):
         reason = f"belongs to --method certified; --method {method} takes --probes times --steps"
         refuse_together(f"{reason} products", max_matvecs=effort["max_matvecs"])
-
-
-def _settle_method(exact: bool, method: MethodName | None, *, picture: bool) -> MethodName:
-    """Read the options that choose a method; a picture needs more than one count."""
-    if exact and method not in (None, "exact"):
-        raise typer.BadParameter(f"--exact means --method exact, but --method {method} is given")
-    if picture and method == "inertia":
-        raise typer.BadParameter("--out needs the eigenvalues; use --method exact with it")
-    return "exact" if exact else method or "auto"

@@ -4,51 +4,30 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
-from hvpspec.cli.apart import Named, Names, named_by, spare_recorded_data
-from hvpspec.cli.options import (
-    L2,
-    CheckpointEvery,
-    CheckpointFolder,
-    ChunkSize,
-    DataDir,
-    DataName,
-    Engine,
-    IgnoreIndex,
-    Loss,
-    LossName,
-    Mode,
-    ModelFile,
-    NetArgs,
-    NetName,
-    Params,
-    PseudoGradient,
-    Subset,
-    WeightsName,
-    parse_net_args,
-    refuse_together,
-)
-from hvpspec.cli.processes import joined, num_processes, rank
+import typer
+
+from hvpspec.cli import options as given
+from hvpspec.cli.files import Named, named_by, spare_recorded_data
+from hvpspec.cli.processes import joined, num_processes, own_share, rank
 from hvpspec.errors import InputError
-from hvpspec.results import Subject
+from hvpspec.results import Subject, plain, write_json
 
 if TYPE_CHECKING:
     from torch import nn
-    from torch.distributed import ProcessGroup
 
     from hvpspec import GGNOperator, HessianOperator, SymmetricOperator
     from hvpspec.curvature.choice import Plan
     from hvpspec.curvature.operator import CurvatureOperator
 
 
-@dataclass(frozen=True)
+@dataclass
 class Problem:
     """A Hessian, its Gauss-Newton part, and what it is the Hessian of."""
 
@@ -62,48 +41,46 @@ class Problem:
 
     @property
     def subject(self) -> Subject:
-        """What it is, for the record with the way in which products were made up to now."""
+        """What it is, and how products have been made up to now."""
         about = replace(self.about, notes=self.hessian.notes)
         if about.provenance is None:
             return about
-        so_far = {
-            "plan": [
-                {"matrix": name, **asdict(plan)}
-                for name, plans in self.plans.items()
-                for plan in plans
-            ],
-            "seconds": time.perf_counter() - self.start,
-        }
+        plans = [
+            {"matrix": name, **asdict(plan)} for name, all_ in self.plans.items() for plan in all_
+        ]
+        so_far = {"plan": plans, "seconds": time.perf_counter() - self.start}
         return replace(about, provenance={**about.provenance, **so_far})
 
     @contextmanager
     def lasting(
         self, operator: CurvatureOperator, name: str = "network"
     ) -> Iterator[SymmetricOperator]:
-        """An operator to be asked, whose products are kept, if that is wanted.
+        """An operator to be asked, whose products are kept if that is wanted.
 
         Args:
             operator: one of the matrices, or a block of it.
             name: of its own folder, and in the record.
         """
-        with self._kept(operator, name) as lasting:
-            yield lasting
-        self.plans[name] = operator.plan
-
-    @contextmanager
-    def _kept(self, operator: CurvatureOperator, name: str) -> Iterator[SymmetricOperator]:
-        """The operator, or one that keeps its products."""
         if self.checkpoint is None:
             yield operator
-            return
-        from hvpspec import RecordedOperator
+        else:
+            from hvpspec import RecordedOperator
 
-        groups = num_processes() // operator.ranks.size
-        if groups > 1:  # which have probes of their own
-            name = f"{name} {rank() // operator.ranks.size}"
-        every = {} if self.checkpoint_every is None else {"every": self.checkpoint_every}
-        with RecordedOperator(operator, self.checkpoint / name, **every) as recorded:
-            yield recorded
+            groups = num_processes() // operator.ranks.size
+            # Groups of processes that share out the probes multiply by vectors of their own.
+            place = f"{name} {rank() // operator.ranks.size}" if groups > 1 else name
+            every = {} if self.checkpoint_every is None else {"every": self.checkpoint_every}
+            with RecordedOperator(operator, self.checkpoint / place, **every) as recorded:
+                yield recorded
+        self.plans[name] = operator.plan
+
+
+def show(text: str, json_file: Path | None, content: Mapping[str, Any]) -> None:
+    """Print a result, and write it as JSON if that is wanted."""
+    typer.echo(text)
+    if json_file:
+        write_json(json_file, content)
+        typer.echo(f"wrote {json_file}")
 
 
 #: What loads the problem that a command's options choose; of the processes that share out the data
@@ -112,51 +89,33 @@ LoadProblem = Callable[..., Problem]
 
 
 def load_problem(
-    model: ModelFile,
+    model: given.ModelFile,
     *,
-    net: NetName = None,
-    net_arg: NetArgs = None,
-    weights: WeightsName = None,
-    data: DataName = None,
-    data_dir: DataDir = None,
-    subset: Subset = None,
-    loss: Loss = None,
-    ignore_index: IgnoreIndex = None,
-    l2: L2 = None,
-    params: Params = None,
-    mode: Mode = "eval",
-    pseudo_gradient: PseudoGradient = False,
-    chunk_size: ChunkSize = None,
-    engine: Engine = None,
-    checkpoint: CheckpointFolder = None,
-    checkpoint_every: CheckpointEvery = None,
+    net: given.NetName = None,
+    net_arg: given.NetArgs = None,
+    weights: given.WeightsName = None,
+    data: given.DataName = None,
+    data_dir: given.DataDir = None,
+    subset: given.Subset = None,
+    loss: given.Loss = None,
+    ignore_index: given.IgnoreIndex = None,
+    l2: given.L2 = None,
+    params: given.Params = None,
+    mode: given.Mode = "eval",
+    pseudo_gradient: given.PseudoGradient = False,
+    chunk_size: given.ChunkSize = None,
+    engine: given.Engine = None,
+    checkpoint: given.CheckpointFolder = None,
+    checkpoint_every: given.CheckpointEvery = None,
     group: Any = None,  # a ProcessGroup, whose name would load PyTorch here
     told: Mapping[str, Any] | None = None,
     written: Named = (),
 ) -> Problem:
     """Read a checkpoint and make the Hessian of its loss; the defaults are those of its training.
 
-    Args:
-        model: checkpoint, or weights for ``net``.
-        net: name of the network.
-        net_arg: its arguments as ``name=value``.
-        weights: which of the weights in a file that is no checkpoint.
-        data: source of the data.
-        data_dir: folder of the full data sets.
-        subset: number of first examples.
-        loss: name of the loss, or ``module:callable``; cross-entropy if nothing is recorded either.
-        ignore_index: a class that does not count in the cross-entropy.
-        l2: coefficient of the squared norm; 0 if nothing is recorded either.
-        params: patterns of the parameters.
-        mode: whether modules are put in eval mode, or left as ``net`` builds them.
-        pseudo_gradient: whether the gradient may be another than the loss's.
-        chunk_size: most examples in one graph.
-        engine: how to multiply; None for one that is chosen.
-        checkpoint: folder in which products are kept.
-        checkpoint_every: seconds between writing there.
-        group: processes that share out the data; None for this one alone.
-        told: all options of the command, for the record.
-        written: the files that it writes, each behind its option.
+    The arguments are options of the commands, but for the last three: ``group``, the processes that
+    share the data (None for this one alone); ``told``, all options of the command, for the record;
+    ``written``, the files that it writes, each behind its option.
 
     Raises:
         HvpspecError: something does not exist, does not fit or is not finite.
@@ -165,24 +124,21 @@ def load_problem(
     from hvpspec.zoo import Dataset, load_checkpoint
 
     if checkpoint is None:
-        refuse_together("belongs to --checkpoint", checkpoint_every=checkpoint_every)
+        given.refuse_together("belongs to --checkpoint", checkpoint_every=checkpoint_every)
     elif engine == "auto":
         raise InputError(
             "--engine auto may change the engine after some products, and a run from --checkpoint "
             "would end with other bits; name one engine, or leave --engine out"
         )
     modules: Literal["eval", "as given"] = "eval" if mode == "eval" else "as given"
+    arguments = given.parse_net_args(net_arg)
     trained = load_checkpoint(
-        model,
-        net=net,
-        net_arguments=parse_net_args(net_arg),
-        weights=weights,
-        mode=modules,
+        model, net=net, net_arguments=arguments, weights=weights, mode=modules
     )
-    settings = trained.settings
-    loss = loss or (settings.loss if settings else "cross_entropy")
-    if l2 is None:
-        l2 = settings.l2 if settings else 0.0
+    if trained.settings:
+        loss = loss or trained.settings.loss
+        l2 = trained.settings.l2 if l2 is None else l2
+    loss, l2 = loss or "cross_entropy", l2 or 0.0
     function = _loss(loss, ignore_index)
     if data is None:
         spare_recorded_data(trained, data_dir, written)
@@ -195,11 +151,7 @@ def load_problem(
     else:
         # Only a source that the user names can give batches.
         name, num_examples, tensors = str(data), None, None
-    objective = (
-        trained.model,
-        function,
-        _own_share(tensors or examples, num_examples, group),
-    )
+    objective = trained.model, function, own_share(tensors or examples, num_examples, group)
     options: dict[str, Any] = {
         "params": params,
         "l2": l2,
@@ -233,8 +185,8 @@ def _loss(name: str, ignore_index: int | None) -> Any:
     from hvpspec.zoo import build_loss
     from hvpspec.zoo.importing import call_by_name, find_by_name
 
-    if name in get_args(LossName):
-        return build_loss(cast("LossName", name), ignore_index=ignore_index)
+    if name in get_args(given.LossName):
+        return build_loss(cast("given.LossName", name), ignore_index=ignore_index)
     if ignore_index is not None:
         raise InputError(f"--ignore-index belongs to --loss cross_entropy, not to {name}")
     found = find_by_name(name)
@@ -271,7 +223,7 @@ def _provenance(hessian: HessianOperator, told: Mapping[str, Any]) -> dict[str, 
     import torch
 
     return {
-        "options": {name: _plain(value) for name, value in told.items() if value is not None},
+        "options": plain({name: value for name, value in told.items() if value is not None}),
         "seed": told["seed"] or 0,
         "fingerprint": hessian.fingerprint(),
         "versions": {
@@ -286,46 +238,6 @@ def _provenance(hessian: HessianOperator, told: Mapping[str, Any]) -> dict[str, 
     }
 
 
-def _plain(value: Any) -> Any:
-    """An option's value as JSON can hold it."""
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    return value if isinstance(value, bool | int | float) else str(value)
-
-
-class _EveryFew:
-    """Every so-manieth batch of a sequence that can be read again."""
-
-    def __init__(self, batches: Iterable[Any], start: int, step: int) -> None:
-        self._batches, self._start, self._step = batches, start, step
-
-    def __iter__(self) -> Iterator[Any]:
-        empty = True
-        for batch in islice(iter(self._batches), self._start, None, self._step):
-            yield batch
-            empty = False
-        if empty:
-            raise InputError(
-                f"the data have no batch for one of the {self._step} processes that share them: "
-                "start fewer, or make the batches smaller; they must also be there on every pass"
-            )
-
-
-def _own_share(data: Any, num_examples: int | None, group: ProcessGroup | None) -> Any:
-    """The examples, or batches, of one process of several."""
-    if group is None:
-        return data
-    rank, size = group.rank(), group.size()
-    if num_examples is None:
-        return _EveryFew(data, rank, size)
-    if num_examples < size:
-        raise InputError(
-            f"{num_examples} examples are too few for {size} processes to share; start fewer, or "
-            "share out probes"
-        )
-    return tuple(tensor[rank::size] for tensor in data)
-
-
 def on_problem(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options of :func:`load_problem` beside its own.
 
@@ -336,12 +248,11 @@ def on_problem(command: Callable[..., None]) -> Callable[..., None]:
     shared = dict(inspect.signature(load_problem, eval_str=True).parameters)
     del shared["group"], shared["told"], shared["written"]
     own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
-
-    files = [p.name for p in own if Names.WRITTEN in get_args(p.annotation)]
+    files = [p.name for p in own if getattr(get_args(p.annotation)[-1], "use", "") == "written"]
 
     def run(**options: Any) -> None:
         chosen = {name: options.pop(name) for name in shared}
-        written = named_by(command, options, Names.WRITTEN)
+        written = named_by(command, options, "written")
         with joined() as together:
             told = {**chosen, **options}
             if rank() > 0:  # the first process writes what all of them have found

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from datetime import timedelta
-from typing import TYPE_CHECKING, Literal
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
+
+from hvpspec.errors import InputError
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -102,3 +105,36 @@ def divided(parallel: Parallel | None) -> tuple[ProcessGroup | None, ProcessGrou
                 assert not isinstance(group, int)  # which it is for those that do not belong to it
                 own.append(group)
     return own[0], own[1]
+
+
+class _EveryFew:
+    """Every so-manieth batch of a sequence that can be read again."""
+
+    def __init__(self, batches: Iterable[Any], start: int, step: int) -> None:
+        self._batches, self._start, self._step = batches, start, step
+
+    def __iter__(self) -> Iterator[Any]:
+        empty = True
+        for batch in islice(iter(self._batches), self._start, None, self._step):
+            yield batch
+            empty = False
+        if empty:
+            raise InputError(
+                f"the data have no batch for one of the {self._step} processes that share them: "
+                "start fewer, or make the batches smaller; they must also be there on every pass"
+            )
+
+
+def own_share(data: Any, num_examples: int | None, group: ProcessGroup | None) -> Any:
+    """The examples, or batches, of one process of several."""
+    if group is None:
+        return data
+    rank, size = group.rank(), group.size()
+    if num_examples is None:
+        return _EveryFew(data, rank, size)
+    if num_examples < size:
+        raise InputError(
+            f"{num_examples} examples are too few for {size} processes to share; start fewer, or "
+            "share out probes"
+        )
+    return tuple(tensor[rank::size] for tensor in data)

@@ -3,8 +3,9 @@
 Figures are made without pyplot, so nothing here opens a window or keeps state.
 """
 
+from hvpspec.files import PICTURE_SUFFIXES
 from hvpspec.plotting.density import plot_density
-from hvpspec.plotting.figures import PICTURE_SUFFIXES, check_picture, plot_line, save_figure
+from hvpspec.plotting.figures import check_picture, plot_line, save_figure
 from hvpspec.plotting.index_curve import plot_index_curve
 from hvpspec.plotting.spectrum import (
     Scale,

@@ -14,10 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
-from hvpspec.files import check_target, write_atomically
-
-#: File endings that `save_figure` can write.
-PICTURE_SUFFIXES = (".png", ".pdf", ".svg")
+from hvpspec.files import PICTURE_SUFFIXES, check_target, write_atomically
 
 Floats = NDArray[np.float64]
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from hvpspec import InputError
-from hvpspec.cli import problem
+from hvpspec.cli import processes
 from tests.cli.conftest import Run
 from tests.processes import programs_together
 
@@ -83,9 +83,9 @@ def _agree(one: dict[str, Any], several: dict[str, Any]) -> None:
 
 def test_fewer_batches_than_processes() -> None:
     batches = [(torch.ones(2, 1), torch.zeros(2))]
-    assert list(problem._EveryFew(batches, 0, 2)) == batches
+    assert list(processes._EveryFew(batches, 0, 2)) == batches
     with pytest.raises(InputError, match="no batch for one of the 2 processes that share them"):
-        list(problem._EveryFew(batches, 1, 2))
+        list(processes._EveryFew(batches, 1, 2))
 
 
 def test_what_is_for_one_process_is_refused(

@@ -1,4 +1,4 @@
-"""``hvpspec train``: train a network and keep it."""
+"""``hvpspec train`` and ``hvpspec info``: write a checkpoint, and say what one holds."""
 
 from __future__ import annotations
 
@@ -7,19 +7,26 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from hvpspec.cli.apart import Names
+from hvpspec.cli.files import CODE, READ, WRITTEN, spare_recorded_data
 from hvpspec.cli.options import (
+    DATA_HELP,
+    NET_HELP,
     DataDir,
+    JsonFile,
     LossName,
     NetArgs,
-    OptimizerName,
+    NetName,
     Seed,
     Subset,
+    WeightsName,
+    of_method,
+    of_model,
+    of_output,
     parse_net_args,
 )
-from hvpspec.cli.progress import training_bar
+from hvpspec.cli.problem import show
 from hvpspec.errors import InputError, first_line
-from hvpspec.files import check_target
+from hvpspec.progress import bar
 from hvpspec.results import text_table
 
 if TYPE_CHECKING:
@@ -27,54 +34,34 @@ if TYPE_CHECKING:
 
 
 def train(
-    net: Annotated[
-        str,
-        typer.Option(
-            help="mlp2, mlp3, cnn, linear, or module:callable, which is imported and called."
-        ),
-        Names.CODE,
-    ],
-    data: Annotated[
-        str,
-        typer.Option(
-            help="mnist-sample, fashion-mnist-sample, mnist, fashion-mnist, a .npz or .pt file, or"
-            " module:callable, which is imported and called."
-        ),
-        Names.READ,
-    ],
-    out: Annotated[Path, typer.Option(help="Checkpoint to write."), Names.WRITTEN],
+    net: Annotated[str, of_model("--net", metavar="NAME", help=NET_HELP), CODE],
+    data: Annotated[str, of_model("--data", metavar="SOURCE", help=DATA_HELP), READ],
+    out: Annotated[Path, of_output("--out", metavar="FILE", help="Checkpoint to write."), WRITTEN],
     net_arg: NetArgs = None,
     data_dir: DataDir = None,
     subset: Subset = None,
-    optimizer: Annotated[OptimizerName, typer.Option(help="How to descend.")] = "sgd",
+    loss: Annotated[LossName, of_model("--loss", help="Loss, a mean.")] = "cross_entropy",
+    l2: Annotated[float, of_model("--l2", help="Coefficient of ‖θ‖² in the objective.")] = 0.0,
+    optimizer: Annotated[
+        Literal["sgd", "adam", "lbfgs"],
+        of_method("--optimizer", help="lbfgs needs --batch-size to be all examples."),
+    ] = "sgd",
     lr: Annotated[
         float | None,
-        typer.Option(
-            help="Learning rate.", show_default="0.1 for sgd, 0.001 for adam, 1 for lbfgs"
+        of_method(
+            "--lr", help="Learning rate.", show_default="0.1 for sgd, 0.001 for adam, 1 for lbfgs"
         ),
     ] = None,
-    momentum: Annotated[float, typer.Option(help="Momentum of sgd.")] = 0.0,
-    batch_size: Annotated[int, typer.Option(help="Examples per step.")] = 64,
-    epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 20,
-    l2: Annotated[float, typer.Option(help="Coefficient of ‖θ‖² in the objective.")] = 0.0,
-    loss: Annotated[LossName, typer.Option(help="Loss, a mean.")] = "cross_entropy",
+    momentum: Annotated[float, of_method("--momentum", help="Momentum of sgd.")] = 0.0,
+    batch_size: Annotated[int, of_method("--batch-size", help="Examples per step.")] = 64,
+    epochs: Annotated[int, of_method("--epochs", help="Passes over the data.")] = 20,
     seed: Seed = 0,
 ) -> None:
-    """Train a network and write a checkpoint: same seed, same weights."""
+    """Train a network and write a checkpoint; the same seed gives the same weights."""
     arguments = parse_net_args(net_arg) or {}
-    check_target(out)
     from hvpspec.zoo import DataSource, NetworkSpec, TrainingSettings
 
-    settings = TrainingSettings(
-        optimizer=optimizer,
-        lr=lr,
-        momentum=momentum,
-        batch_size=batch_size,
-        epochs=epochs,
-        l2=l2,
-        seed=seed,
-        loss=loss,
-    )
+    settings = TrainingSettings(optimizer, lr, momentum, batch_size, epochs, l2, seed, loss)
     source = DataSource(data, subset=subset)
     train_and_save(NetworkSpec(net, arguments), source, settings, out, data_dir=data_dir)
 
@@ -89,13 +76,6 @@ def train_and_save(
 ) -> None:
     """Train with a progress bar, write the checkpoint and print what training came to.
 
-    Args:
-        network: what to train.
-        source: what to train it on.
-        settings: how.
-        out: checkpoint to write.
-        data_dir: folder of the full data sets.
-
     Raises:
         HvpspecError: something does not exist or does not fit, or training diverged.
     """
@@ -103,7 +83,11 @@ def train_and_save(
 
     model = zoo.build_network(network.name, network.arguments, seed=settings.seed)
     examples = _dataset(source, "train", data_dir)
-    with training_bar(settings.epochs) as progress:
+    with bar("training") as update:
+
+        def progress(epoch: int, objective: float) -> None:
+            update(epoch, settings.epochs, f"training, objective {objective:.4f}")
+
         history = zoo.train(model, examples, settings, progress=progress)
     zoo.save_checkpoint(out, model, network, data=source, settings=settings, history=history)
     rows = [
@@ -120,8 +104,7 @@ def train_and_save(
         rows.append(("test loss", f"{loss:.5g}", f"{len(test):,} examples"))
         if accuracy is not None:
             rows.append(("test accuracy", f"{accuracy:.2%}", ""))
-    title = f"{network} on {examples.name}"
-    typer.echo(text_table(title, rows))
+    typer.echo(text_table(f"{network} on {examples.name}", rows))
     typer.echo(f"wrote {out}")
 
 
@@ -136,3 +119,24 @@ def _dataset(source: DataSource, split: Literal["train", "test"], data_dir: Path
             f"{source.source} gives batches; training needs all examples as (inputs, targets)"
         )
     return examples
+
+
+def info(
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(help="Checkpoint; or weights (.pt, .safetensors), with --net."),
+        READ,
+    ],
+    net: NetName = None,
+    net_arg: NetArgs = None,
+    weights: WeightsName = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Describe a checkpoint: network, tensors, data, training, versions."""
+    arguments = parse_net_args(net_arg)
+    from hvpspec.zoo import load_checkpoint
+
+    found = load_checkpoint(checkpoint, net=net, net_arguments=arguments, weights=weights)
+    if json_file:
+        spare_recorded_data(found, None, [("--json", json_file)])
+    show(found.summary(), json_file, found.to_dict())
