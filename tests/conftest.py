@@ -15,7 +15,7 @@ import pytest
 from hypothesis import settings
 from numpy.typing import NDArray
 
-from hvpspec.zoo.idx import FOLDERS, Split, idx_files
+from hvpspec.zoo.full_data import FOLDERS, raw_files
 
 # A shell has commands in the background ignore Ctrl-C, and what they start inherits that, so that
 # tests of an interrupt would wait for their time limits.
@@ -43,12 +43,14 @@ def idx_folder(tmp_path: Path) -> Path:
     """A folder in torchvision's layout with random images, 210 and 60 of every class."""
     rng = np.random.default_rng(0)
     folder = tmp_path / "idx"
-    sizes: dict[Split, int] = {"train": 210, "test": 60}
     for name in FOLDERS:
-        for split, size in sizes.items():
+        train_images, train_labels, test_images, test_labels = raw_files(folder, name)
+        for size, images_file, labels_file in (
+            (210, train_images, train_labels),
+            (60, test_images, test_labels),
+        ):
             labels = rng.permutation(np.repeat(np.arange(10, dtype=np.uint8), size))
             images = rng.integers(0, 256, (len(labels), 28, 28), dtype=np.uint8)
-            images_file, labels_file = idx_files(folder, name, split)
             _write_idx(images_file, images)
             _write_idx(labels_file, labels)
     return folder

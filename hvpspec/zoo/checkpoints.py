@@ -35,7 +35,7 @@ from hvpspec.errors import InputError
 from hvpspec.files import write_atomically
 from hvpspec.results import Result, Row, Subject, text_table
 from hvpspec.zoo.datasets import Dataset, DataSource, load_data
-from hvpspec.zoo.idx import Split
+from hvpspec.zoo.full_data import Split
 from hvpspec.zoo.importing import is_code_name
 from hvpspec.zoo.networks import NETWORKS, NetworkSpec, build_network
 from hvpspec.zoo.training import TrainingHistory, TrainingSettings

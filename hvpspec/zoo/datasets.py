@@ -14,8 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from hvpspec.errors import InputError
-from hvpspec.zoo.full_data import folders, read_full
-from hvpspec.zoo.idx import FOLDERS, Split, idx_files
+from hvpspec.zoo.full_data import FOLDERS, Split, folders, raw_files, read_full
 from hvpspec.zoo.importing import call_by_name, is_code_name, module_file
 from hvpspec.zoo.safe_load import load_torch_file, require_file
 
@@ -173,8 +172,7 @@ def source_files(source: str, data_dir: str | Path | None = None) -> list[Path]:
     if source in SAMPLES:
         return [Path(str(_sample_file(source)))]
     if source in FOLDERS:
-        splits = get_args(Split)
-        return [f for d in folders(data_dir) for s in splits for f in idx_files(d, source, s)]
+        return [file for folder in folders(data_dir) for file in raw_files(folder, source)]
     if is_code_name(source):
         file = module_file(source)
         return [] if file is None else [file]
@@ -198,7 +196,7 @@ def _load(source: str, split: Split, data_dir: str | Path | None) -> Dataset | I
     )
 
 
-def _images(label: str, images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Dataset:
+def _images(label: str, images: NDArray[np.uint8], labels: NDArray[Any]) -> Dataset:
     """Turn bytes into numbers in [0, 1] with a channel axis."""
     inputs = torch.from_numpy(images.astype(np.float32)).unsqueeze(1).div_(255)
     return Dataset(label, inputs, torch.from_numpy(labels.astype(np.int64)))

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import redirect_stdout
 from http.client import HTTPException
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hvpspec.errors import InputError
-from hvpspec.zoo.idx import FOLDERS, Split, idx_files, read_split
+
+Split = Literal["train", "test"]
+
+#: What torchvision calls the data sets: its classes, and its folders on disk.
+FOLDERS: Mapping[str, str] = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}
 
 
 def read_full(
     name: str, split: Split, data_dir: str | Path | None
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Read all images, (N, 28, 28), and labels, (N,), of one split.
 
     They are looked for in ``data_dir``, in ``$HVPSPEC_DATA`` and in `cache_dir`, in this order, and
@@ -33,13 +38,43 @@ def read_full(
         InputError: A named folder does not exist, a file is broken, or nothing was found and the
             download failed.
     """
-    looked_in = []
-    for folder in folders(data_dir):
-        if all(file.exists() for file in idx_files(folder, name, split)):
-            return read_split(folder, name, split)
-        looked_in.append(folder)
-    _download(name, looked_in)
-    return read_split(cache_dir(), name, split)
+    from torchvision import datasets
+
+    kind, looked_in = getattr(datasets, FOLDERS[name]), list(folders(data_dir))
+    found = (f for f in looked_in if all(file.exists() for file in raw_files(f, name)))
+    folder = next(found, None)
+    if folder is None:
+        folder = cache_dir()
+        try:
+            with redirect_stdout(sys.stderr):  # standard output belongs to the caller's results
+                kind(folder, download=True)
+        except (OSError, RuntimeError, HTTPException) as error:
+            places = ", ".join(map(str, looked_in))
+            raise InputError(
+                f"{name} is not in {places}, and its download failed ({type(error).__name__}).\n"
+                f"Put the four unpacked IDX files in DIR/{FOLDERS[name]}/raw and pass --data-dir"
+                f" DIR or set HVPSPEC_DATA=DIR, or use {name}-sample, which is bundled."
+            ) from error
+    try:
+        data = kind(folder, train=split == "train")
+    # A broken file can fail anywhere in torchvision's reader, with any exception.
+    except Exception as error:
+        raw = folder / FOLDERS[name] / "raw"
+        raise InputError(
+            f"the {split} split in {raw} is broken ({type(error).__name__}); delete it, and unpack"
+            " or fetch it again"
+        ) from error
+    images, labels = data.data.numpy(), data.targets.numpy()
+    if images.shape[1:] != (28, 28):
+        raise InputError(f"{folder} holds images of shape {images.shape}, not (N, 28, 28)")
+    return images, labels
+
+
+def raw_files(folder: Path, name: str) -> list[Path]:
+    """The files of a data set in torchvision's layout below a folder."""
+    raw = folder / FOLDERS[name] / "raw"
+    kinds = ("images-idx3-ubyte", "labels-idx1-ubyte")
+    return [raw / f"{split}-{kind}" for split in ("train", "t10k") for kind in kinds]
 
 
 def cache_dir() -> Path:
@@ -49,10 +84,7 @@ def cache_dir() -> Path:
 
 
 def folders(data_dir: str | Path | None) -> Iterator[Path]:
-    """Give the folders to look in, refusing those that the user named and that do not exist.
-
-    Args:
-        data_dir: The one named with the call, if any.
+    """Give the folders to look in, of which those that the user named must exist.
 
     Raises:
         InputError: A named folder does not exist.
@@ -65,21 +97,3 @@ def folders(data_dir: str | Path | None) -> Iterator[Path]:
                 raise InputError(f"{origin} is {str(given)!r}, which is not a folder; correct it")
             yield folder
     yield cache_dir()
-
-
-def _download(name: str, looked_in: list[Path]) -> None:
-    """Let torchvision fetch the files into the cache."""
-    from torchvision import datasets
-
-    target = cache_dir()
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        with redirect_stdout(sys.stderr):  # standard output belongs to the caller's results
-            getattr(datasets, FOLDERS[name])(target, download=True)
-    except (OSError, RuntimeError, HTTPException) as error:
-        places = ", ".join(map(str, looked_in))
-        raise InputError(
-            f"{name} is not in {places}, and its download failed ({type(error).__name__}).\n"
-            f"Put the four unpacked IDX files in DIR/{FOLDERS[name]}/raw and pass --data-dir DIR or"
-            f" set HVPSPEC_DATA=DIR, or use {name}-sample, which is bundled."
-        ) from error

@@ -77,7 +77,9 @@ def test_where_it_comes_from(run, checkpoint):
     assert first["options"]["seed"] == first["seed"] == 3
     assert first["options"]["model"] == str(checkpoint)
     assert "tol" not in first["options"]  # those that were given
-    assert [plan["engine"] for plan in first["plan"]] == ["double-backward"] * len(first["plan"])
+    engines = {plan["engine"] for plan in first["plan"]}
+    assert engines
+    assert engines <= {"double-backward", "batched", "linearised", "compiled"}
     assert 1 in {plan["num_vectors"] for plan in first["plan"]}
     assert set(first["versions"]) == {"python", "torch", "numpy"}
     differing = {

@@ -249,7 +249,6 @@ def test_an_exact_index_tells_how_its_matrix_was_made(run, checkpoint):
     with open("index.json") as file:
         provenance = json.load(file)["provenance"]
     assert provenance["seed"] == 0
-    assert [(p["matrix"], p["engine"]) for p in provenance["plan"]][-1:] == [
-        ("network", "double-backward")
-    ]
+    assert provenance["plan"][-1]["matrix"] == "network"
+    assert provenance["plan"][-1]["engine"] in ("double-backward", "batched")
     assert provenance["fingerprint"]["dtype"] == "torch.float32"  # of the network as it is

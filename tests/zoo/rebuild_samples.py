@@ -17,9 +17,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from torchvision import datasets
 
 from hvpspec.errors import InputError
-from hvpspec.zoo.idx import FOLDERS, Split, read_split
+from hvpspec.zoo.full_data import FOLDERS, Split
 
 NUM_CLASSES = 10
 SHIPPED = Path(__file__).parents[2] / "hvpspec" / "zoo" / "samples"
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     try:
         print(rebuild(options.data_dir, options.out), end="")
-    except (InputError, OSError) as error:
+    except (InputError, OSError, RuntimeError) as error:
         parser.error(str(error))
 
 
@@ -92,6 +93,14 @@ def interleaved(labels: NDArray[np.uint8], per_class: int) -> NDArray[np.intp]:
             raise InputError(f"class {label} has {len(found)} examples; {per_class} are needed")
         chosen.append(found[:per_class])
     return np.stack(chosen, axis=1).ravel()
+
+
+def read_split(
+    data_dir: Path, name: str, split: Split
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Read images, (N, 28, 28), and labels, (N,), of one split."""
+    found = getattr(datasets, FOLDERS[name])(data_dir, train=split == "train")
+    return found.data.numpy(), found.targets.numpy().astype(np.uint8)
 
 
 def _sample(data_dir: Path, name: str) -> dict[str, NDArray[np.uint8]]:

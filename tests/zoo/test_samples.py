@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from hvpspec.zoo import SAMPLES, Dataset, load_data
-from hvpspec.zoo.idx import FOLDERS, Split, read_split
-from tests.zoo.rebuild_samples import interleaved, main, rebuild
+from hvpspec.zoo.full_data import FOLDERS, Split
+from tests.zoo.rebuild_samples import interleaved, main, read_split, rebuild
 
 SHIPPED = resources.files("hvpspec.zoo.samples")
 
@@ -73,7 +73,7 @@ def test_command_line(idx_folder: Path, tmp_path: Path, capsys: pytest.CaptureFi
     with pytest.raises(SystemExit) as stopped:
         main(["--data-dir", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")])
     assert stopped.value.code == 2
-    assert "cannot read" in capsys.readouterr().err
+    assert "not found" in capsys.readouterr().err
 
 
 # The originals are not part of the project; where they are at hand, the shipped samples are checked
