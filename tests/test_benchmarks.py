@@ -5,44 +5,56 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks import scaling
+from benchmarks import growth, scaling
 from tests.processes import SERVER
 
 ROOT = Path(__file__).parents[1]
 
+Run = Callable[[str, str], tuple[list[dict[str, Any]], str]]
 
-def run(name: str, folder: Path, options: str) -> tuple[list[dict[str, Any]], str]:
-    """The rows and the table of a benchmark, which writes to its folder alone."""
+
+@pytest.fixture(autouse=True)
+def _processes_as_in_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copied from the one that tests share, which has loaded more than benchmarks ask for."""
+    monkeypatch.setattr(type(SERVER), "set_forkserver_preload", lambda *_: None)
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    """Run a benchmark in this process; return its rows and its table."""
     before = sorted(ROOT.iterdir())
-    process = SERVER.Process(target=_main_of, args=(name, ["--out", str(folder), *options.split()]))
-    process.start()
-    process.join(600)
-    process.kill()
-    assert process.exitcode == 0
-    assert sorted(ROOT.iterdir()) == before
-    result = json.loads((folder / f"{name}.json").read_text())
-    assert result["machine"]["torch"]
-    return result["rows"], (folder / f"{name}.md").read_text()
+    monkeypatch.chdir(ROOT)
+
+    def call(name: str, options: str) -> tuple[list[dict[str, Any]], str]:
+        monkeypatch.setattr(sys, "argv", [name, "--out", str(tmp_path), *options.split()])
+        importlib.import_module(f"benchmarks.{name}").main()
+        assert sorted(ROOT.iterdir()) == before  # it writes to its folder alone
+        result = json.loads((tmp_path / f"{name}.json").read_text())
+        assert result["machine"]["torch"]
+        return result["rows"], (tmp_path / f"{name}.md").read_text()
+
+    return call
 
 
-def _main_of(name: str, options: list[str]) -> None:
-    """Be a benchmark."""
-    os.chdir(ROOT)
-    sys.argv = [name, *options]
-    importlib.import_module(f"benchmarks.{name}").main()
-
-
-def test_growth(tmp_path):
+def test_growth(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With only the quickest measurement in a process of its own."""
+    in_new_process = growth.in_new_process
+    monkeypatch.setattr(
+        growth,
+        "in_new_process",
+        lambda measure, point: (
+            in_new_process(measure, point) if measure is growth.graph_bytes else measure(point)
+        ),
+    )
     rows, table = run(
         "growth",
-        tmp_path,
         "--ladders steps --steps 2 8 --size 3e3 --data 16 --chunk-size 8 --budgets 0 --repeats 1",
     )
     assert [row["point"]["steps"] for row in rows] == [2, 8]
@@ -56,10 +68,9 @@ def test_growth(tmp_path):
 
 
 @pytest.mark.oracle
-def test_exact(tmp_path):
+def test_exact(run: Run) -> None:
     rows, table = run(
         "exact",
-        tmp_path,
         "--data mnist-sample --images 60 --side 7 --activations tanh --repeats 1 "
         "--batch-sizes 40 --widths 8 --columns 16",
     )
@@ -80,10 +91,9 @@ def test_exact(tmp_path):
     assert table.count("estimated from 16 of 610 columns, in blocks of 8, batches of 40") == 3
 
 
-def test_index_products(tmp_path):
+def test_index_products(run: Run) -> None:
     (row,), _ = run(
         "index_products",
-        tmp_path,
         "--side 7 --epochs 1 --activations relu --ratios 1e-2 --multiply-by network",
     )
     assert row["lower"] == row["truth"] == row["upper"]
@@ -91,7 +101,7 @@ def test_index_products(tmp_path):
     assert len(row["times"]["seconds"]) == 1
 
 
-def test_scaling():
+def test_scaling() -> None:
     """In this process but for the two that are measured, which take long enough to start."""
     options = argparse.Namespace(probes=2, steps=3, repeats=1)
     row = {"scaling": "strong", "processes": 2, "how": scaling.TOGETHER, "examples": 100}
