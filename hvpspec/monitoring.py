@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from inspect import signature
 from typing import Any
 
@@ -15,6 +14,7 @@ from hvpspec.curvature import HessianOperator, Loss
 from hvpspec.errors import InputError, NonFiniteError
 from hvpspec.linalg import eigsh, trace
 from hvpspec.spectrum import index
+from hvpspec.zoo.training import eval_mode
 
 
 class CurvatureMonitor:
@@ -68,7 +68,7 @@ class CurvatureMonitor:
         Raises:
             HvpspecError: see :class:`hvpspec.HessianOperator`.
         """
-        with _evaluation_mode(model):
+        with eval_mode(model):
             loss, data = self._arguments
             H = HessianOperator(model, loss, data, **self._options)
 
@@ -101,19 +101,6 @@ class CurvatureMonitor:
         except NonFiniteError as error:
             warnings.warn(f"no curvature is logged: {error}", UserWarning, stacklevel=2)
             return {}
-
-
-@contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put every module into evaluation mode, and back into the mode it was in."""
-    training = [module for module in model.modules() if module.training]
-    try:
-        for module in training:
-            module.training = False
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def check_every(name: str, every: int) -> int:

@@ -34,27 +34,25 @@ if TYPE_CHECKING:
 
 
 def train(
-    net: Annotated[str, of_model("--net", metavar="NAME", help=NET_HELP), CODE],
-    data: Annotated[str, of_model("--data", metavar="SOURCE", help=DATA_HELP), READ],
-    out: Annotated[Path, of_output("--out", metavar="FILE", help="Checkpoint to write."), WRITTEN],
+    net: Annotated[str, of_model("--net", NET_HELP, metavar="NAME"), CODE],
+    data: Annotated[str, of_model("--data", DATA_HELP, metavar="SOURCE"), READ],
+    out: Annotated[Path, of_output("--out", "Checkpoint to write.", metavar="FILE"), WRITTEN],
     net_arg: NetArgs = None,
     data_dir: DataDir = None,
     subset: Subset = None,
-    loss: Annotated[LossName, of_model("--loss", help="Loss, a mean.")] = "cross_entropy",
-    l2: Annotated[float, of_model("--l2", help="Coefficient of ‖θ‖² in the objective.")] = 0.0,
+    loss: Annotated[LossName, of_model("--loss", "Loss, a mean.")] = "cross_entropy",
+    l2: Annotated[float, of_model("--l2", "Coefficient of ‖θ‖² in the objective.")] = 0.0,
     optimizer: Annotated[
         Literal["sgd", "adam", "lbfgs"],
-        of_method("--optimizer", help="lbfgs needs --batch-size to be all examples."),
+        of_method("--optimizer", "lbfgs needs --batch-size to be all examples."),
     ] = "sgd",
     lr: Annotated[
         float | None,
-        of_method(
-            "--lr", help="Learning rate.", show_default="0.1 for sgd, 0.001 for adam, 1 for lbfgs"
-        ),
+        of_method("--lr", "Learning rate.", "0.1 for sgd, 0.001 for adam, 1 for lbfgs"),
     ] = None,
-    momentum: Annotated[float, of_method("--momentum", help="Momentum of sgd.")] = 0.0,
-    batch_size: Annotated[int, of_method("--batch-size", help="Examples per step.")] = 64,
-    epochs: Annotated[int, of_method("--epochs", help="Passes over the data.")] = 20,
+    momentum: Annotated[float, of_method("--momentum", "Momentum of sgd.")] = 0.0,
+    batch_size: Annotated[int, of_method("--batch-size", "Examples per step.")] = 64,
+    epochs: Annotated[int, of_method("--epochs", "Passes over the data.")] = 20,
     seed: Seed = 0,
 ) -> None:
     """Train a network and write a checkpoint; the same seed gives the same weights."""
@@ -123,9 +121,7 @@ def _dataset(source: DataSource, split: Literal["train", "test"], data_dir: Path
 
 def info(
     checkpoint: Annotated[
-        Path,
-        typer.Argument(help="Checkpoint; or weights (.pt, .safetensors), with --net."),
-        READ,
+        Path, typer.Argument(help="Checkpoint; or weights (.pt, .safetensors), with --net."), READ
     ],
     net: NetName = None,
     net_arg: NetArgs = None,

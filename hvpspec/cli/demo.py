@@ -23,7 +23,7 @@ _LADDER = (1e-3, 1e-4, 1e-5)  # times the norm
 
 def demo(
     out: Annotated[
-        Path, of_output("--out", metavar="DIR", help="Folder to write to; made if need be.")
+        Path, of_output("--out", "Folder to write to; made if need be.", metavar="DIR")
     ] = Path("out"),
     seed: Seed = 0,
 ) -> None:

@@ -38,63 +38,57 @@ _HESSIAN, _GAUSS_NEWTON = "Hessian", "Gauss-Newton"
 def density(
     load: LoadProblem,
     probes: Annotated[
-        int | None,
-        of_method("--probes", min=1, help="Random vectors to average over.", show_default="8"),
+        int | None, of_method("--probes", "Random vectors to average over.", "8", min=1)
     ] = None,
     steps: Annotated[
-        int | None,
-        of_method("--steps", min=1, help="Lanczos steps from each of them.", show_default="100"),
+        int | None, of_method("--steps", "Lanczos steps from each of them.", "100", min=1)
     ] = None,
     seed: ProbeSeed = None,
     per_layer: Annotated[
-        bool,
-        of_method("--per-layer", help="Also the diagonal block of each layer, beside the whole."),
+        bool, of_method("--per-layer", "Also the diagonal block of each layer, beside the whole.")
     ] = False,
     depth: Annotated[
         int | None,
         of_method(
             "--depth",
+            "With --per-layer: blocks of modules at this depth, 1 for the outermost.",
+            "the layers themselves",
             min=1,
-            help="With --per-layer: blocks of modules at this depth, 1 for the outermost.",
-            show_default="the layers themselves",
         ),
     ] = None,
     gauss_newton: Annotated[
-        bool, of_method("--gauss-newton", help="Also the Gauss-Newton matrix, beside the Hessian.")
+        bool, of_method("--gauss-newton", "Also the Gauss-Newton matrix, beside the Hessian.")
     ] = False,
     exact: Annotated[
-        bool,
-        of_method("--exact", help="Compute all eigenvalues and draw their histogram instead."),
+        bool, of_method("--exact", "Compute all eigenvalues and draw their histogram instead.")
     ] = False,
     out: Annotated[
         Path | None,
-        of_output("--out", metavar="FILE", help="Picture to draw: .png, .pdf or .svg."),
+        of_output("--out", "Picture to draw: .png, .pdf or .svg.", metavar="FILE"),
         Names("written", PICTURE_SUFFIXES),
     ] = None,
     symlog: Annotated[
-        bool,
-        of_output("--symlog", help="Use a logarithmic axis for eigenvalues of either sign."),
+        bool, of_output("--symlog", "Use a logarithmic axis for eigenvalues of either sign.")
     ] = False,
     sigma: Annotated[
         float | None,
         of_output(
             "--sigma",
+            "Width of the kernels; with --symlog, in the logarithm of the eigenvalue.",
+            "a 200th of the range; 0.2",
             callback=positive,
-            help="Width of the kernels; with --symlog, in the logarithm of the eigenvalue.",
-            show_default="a 200th of the range; 0.2",
         ),
     ] = None,
     bins: Annotated[
-        int | None,
-        of_output("--bins", min=1, help="With --exact: number of bins.", show_default="100"),
+        int | None, of_output("--bins", "With --exact: number of bins.", "100", min=1)
     ] = None,
     json_file: JsonFile = None,
     save: Annotated[
         Path | None,
         of_output(
             "--save",
+            "Keep the measure of the whole for hvpspec.SpectralMeasure.load.",
             metavar="FILE.npz",
-            help="Keep the measure of the whole for hvpspec.SpectralMeasure.load.",
         ),
         Names("written", (".npz",)),
     ] = None,
@@ -102,21 +96,16 @@ def density(
         bool,
         of_products(
             "--no-reorthogonalize",
-            help="Keep no bases, which take most of the memory; then outliers are not told from"
+            "Keep no bases, which take most of the memory; then outliers are not told from"
             " their copies.",
         ),
     ] = False,
     basis_folder: Annotated[
         Path | None,
-        of_products(
-            "--basis-folder", metavar="DIR", help="Keep bases in a file here, not in memory."
-        ),
+        of_products("--basis-folder", "Keep bases in a file here, not in memory.", metavar="DIR"),
     ] = None,
     parallel: Annotated[
-        Parallel | None,
-        of_products(
-            "--parallel", help="What the processes of torchrun share.", show_default="data"
-        ),
+        Parallel | None, of_products("--parallel", "What the processes of torchrun share.", "data")
     ] = None,
 ) -> None:
     """Draw the density of the Hessian's eigenvalues, from products alone."""

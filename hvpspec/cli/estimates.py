@@ -20,12 +20,12 @@ from hvpspec.results import closing_rows, envelope, text_table
 @on_problem
 def eigs(
     load: LoadProblem,
-    k: Annotated[int, of_method("-k", min=1, help="How many.")] = 6,
+    k: Annotated[int, of_method("-k", "How many.", min=1)] = 6,
     which: Annotated[
         Literal["LA", "SA", "LM", "BE"],
         of_method(
             "--which",
-            help="LA: the largest. SA: the smallest. LM: the largest in absolute value. BE: half"
+            "LA: the largest. SA: the smallest. LM: the largest in absolute value. BE: half"
             " from each end.",
         ),
     ] = "LM",
@@ -33,14 +33,13 @@ def eigs(
         float | None,
         of_method(
             "--tol",
+            "Largest residual of an eigenvalue, relative to the norm.",
+            "square root of the unit round-off",
             callback=positive,
-            help="Largest residual of an eigenvalue, relative to the norm.",
-            show_default="square root of the unit round-off",
         ),
     ] = None,
     max_matvecs: Annotated[
-        int | None,
-        of_method("--max-matvecs", min=1, help="Most products.", show_default="100 k + 1,000"),
+        int | None, of_method("--max-matvecs", "Most products.", "100 k + 1,000", min=1)
     ] = None,
     seed: ProbeSeed = None,
     json_file: JsonFile = None,
@@ -48,8 +47,8 @@ def eigs(
         Path | None,
         of_output(
             "--vectors",
+            "Write the eigenvectors, under the names of the parameters.",
             metavar="FILE.safetensors",
-            help="Write the eigenvectors, under the names of the parameters.",
         ),
         Names("written", (".safetensors",)),
     ] = None,
@@ -93,24 +92,24 @@ def trace(
         Literal["hutch++", "hutchinson", "xtrace"],
         of_method(
             "--method",
-            help="hutch++ and xtrace take a low-rank part exactly; hutchinson needs least memory.",
+            "hutch++ and xtrace take a low-rank part exactly; hutchinson needs least memory.",
         ),
     ] = "hutch++",
     max_matvecs: Annotated[
         int | None,
         of_method(
             "--max-matvecs",
+            "Most products for each of the two.",
+            "100; with --rtol, as many as it takes",
             min=4,
-            help="Most products for each of the two.",
-            show_default="100; with --rtol, as many as it takes",
         ),
     ] = None,
     rtol: Annotated[
         float | None,
         of_method(
             "--rtol",
+            "Stop at this standard error, relative to the larger of |trace| and norm.",
             callback=positive,
-            help="Stop at this standard error, relative to the larger of |trace| and norm.",
         ),
     ] = None,
     seed: ProbeSeed = None,

@@ -35,54 +35,45 @@ def index(
         MethodName | None,
         of_method(
             "--method",
-            metavar="NAME",
-            help="exact: compute all eigenvalues. inertia: only count them, which is faster."
+            "exact: compute all eigenvalues. inertia: only count them, which is faster."
             " certified: prove a count without the matrix. quadrature: estimate it, with an"
             " interval. filtered: estimate it in little memory, with error bars.",
-            show_default="exact up to 3,000 parameters, certified above",
+            "exact up to 3,000 parameters, certified above",
+            metavar="NAME",
         ),
     ] = None,
-    exact: Annotated[bool, of_method("--exact", help="Short for --method exact.")] = False,
+    exact: Annotated[bool, of_method("--exact", "Short for --method exact.")] = False,
     tau: Annotated[
         list[float] | None,
         of_method(
             "--tau",
+            "Count eigenvalues below -TAU; repeatable.",
+            "the noise floor; without the matrix also the decades above it",
             metavar="TAU",
-            help="Count eigenvalues below -TAU; repeatable.",
-            show_default="the noise floor; without the matrix also the decades above it",
         ),
     ] = None,
     confidence: Annotated[
         float | None,
         of_method(
-            "--confidence",
-            callback=probability,
-            help="Confidence of the interval at each tau.",
-            show_default="0.99",
+            "--confidence", "Confidence of the interval at each tau.", "0.99", callback=probability
         ),
     ] = None,
     max_matvecs: Annotated[
-        int | None,
-        of_method(
-            "--max-matvecs", min=1, help="Most products for certified.", show_default="4,000"
-        ),
+        int | None, of_method("--max-matvecs", "Most products for certified.", "4,000", min=1)
     ] = None,
     probes: Annotated[
         int | None,
         of_method(
             "--probes",
+            "Random vectors that advance together.",
+            "1 for certified, otherwise 10",
             min=1,
-            help="Random vectors that advance together.",
-            show_default="1 for certified, otherwise 10",
         ),
     ] = None,
     steps: Annotated[
         int | None,
         of_method(
-            "--steps",
-            min=1,
-            help="Most steps from each of them.",
-            show_default="1,000 for certified, otherwise 100",
+            "--steps", "Most steps from each of them.", "1,000 for certified, otherwise 100", min=1
         ),
     ] = None,
     seed: ProbeSeed = None,
@@ -90,9 +81,7 @@ def index(
     out: Annotated[
         Path | None,
         of_output(
-            "--out",
-            metavar="FILE",
-            help="Draw the index as a function of tau: .png, .pdf or .svg.",
+            "--out", "Draw the index as a function of tau: .png, .pdf or .svg.", metavar="FILE"
         ),
         Names("written", PICTURE_SUFFIXES),
     ] = None,

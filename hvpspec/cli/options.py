@@ -25,11 +25,11 @@ DATA_HELP = (
 _AS_TRAINED = "as in training"
 
 
-def _option(panel: str, *flags: str, help: str, **settings: Any) -> Any:
-    """An option in a panel of the help; a number with a least value is shown as N."""
+def _option(panel: str, flag: str, help: str, default: str | bool = True, **settings: Any) -> Any:
+    """An option in a panel of the help, where ``default`` says what None stands for."""
     if "min" in settings:
         settings.setdefault("metavar", "N")
-    return typer.Option(*flags, help=help, rich_help_panel=panel, **settings)
+    return typer.Option(flag, help=help, show_default=default, rich_help_panel=panel, **settings)
 
 
 of_model = partial(_option, "Model and data")
@@ -62,80 +62,65 @@ def probability(value: float | None) -> float | None:
 
 ModelFile = Annotated[
     Path,
-    of_model(
-        "--model", metavar="FILE", help="Checkpoint; or weights (.pt, .safetensors), with --net."
-    ),
+    of_model("--model", "Checkpoint; or weights (.pt, .safetensors), with --net.", metavar="FILE"),
     READ,
 ]
 NetName = Annotated[
-    str | None,
-    of_model("--net", metavar="NAME", help=NET_HELP, show_default="the checkpoint's"),
-    CODE,
+    str | None, of_model("--net", NET_HELP, "the checkpoint's", metavar="NAME"), CODE
 ]
 NetArgs = Annotated[
     list[str] | None,
-    of_model("--net-arg", metavar="NAME=VALUE", help="Argument of the network; repeatable."),
+    of_model("--net-arg", "Argument of the network; repeatable.", metavar="NAME=VALUE"),
     READ,
 ]
 WeightsName = Annotated[
     str | None,
     of_model(
         "--weights",
+        "Which weights, if the file holds several: params_ema, state_dict.net.",
+        "those that fit and are no running average",
         metavar="NAME",
-        help="Which weights, if the file holds several: params_ema, state_dict.net.",
-        show_default="those that fit and are no running average",
     ),
 ]
 DataName = Annotated[
-    str | None,
-    of_model("--data", metavar="SOURCE", help=DATA_HELP, show_default="the training data"),
-    READ,
+    str | None, of_model("--data", DATA_HELP, "the training data", metavar="SOURCE"), READ
 ]
 DataDir = Annotated[
     Path | None,
-    of_model("--data-dir", metavar="DIR", help="Folder that holds MNIST/raw or FashionMNIST/raw."),
+    of_model("--data-dir", "Folder that holds MNIST/raw or FashionMNIST/raw.", metavar="DIR"),
 ]
-Subset = Annotated[
-    int | None,
-    of_model("--subset", min=1, help="Use the first N examples only.", show_default="all"),
-]
+Subset = Annotated[int | None, of_model("--subset", "Use the first N examples only.", "all", min=1)]
 Loss = Annotated[
     str | None,
     of_model(
         "--loss",
+        "cross_entropy, mse, or module:callable, which is imported: a function of outputs and"
+        " targets, a class that makes one, or an hvpspec.Loss.",
+        _AS_TRAINED,
         metavar="NAME",
         callback=known_loss,
-        help="cross_entropy, mse, or module:callable, which is imported: a function of outputs and"
-        " targets, a class that makes one, or an hvpspec.Loss.",
-        show_default=_AS_TRAINED,
     ),
     CODE,
 ]
 IgnoreIndex = Annotated[
     int | None,
-    of_model(
-        "--ignore-index",
-        help="Label that the cross-entropy leaves out, such as 255.",
-        show_default="-100",
-    ),
+    of_model("--ignore-index", "Label that the cross-entropy leaves out, such as 255.", "-100"),
 ]
-L2 = Annotated[
-    float | None, of_model("--l2", help="Coefficient of ‖θ‖².", show_default=_AS_TRAINED)
-]
+L2 = Annotated[float | None, of_model("--l2", "Coefficient of ‖θ‖².", _AS_TRAINED)]
 Params = Annotated[
     list[str] | None,
     of_model(
         "--params",
+        'Only these parameters or modules, such as output or "*.bias"; repeatable.',
+        "all",
         metavar="PATTERN",
-        help='Only these parameters or modules, such as output or "*.bias"; repeatable.',
-        show_default="all",
     ),
 ]
 Mode = Annotated[
     Literal["eval", "as-given"],
     of_model(
         "--mode",
-        help="as-given leaves modules as --net builds them, so that BatchNorm, for one, may use"
+        "as-given leaves modules as --net builds them, so that BatchNorm, for one, may use"
         " the batch's own statistics.",
     ),
 ]
@@ -143,7 +128,7 @@ PseudoGradient = Annotated[
     bool,
     of_model(
         "--pseudo-gradient",
-        help="Accept a gradient that is not the loss's own (straight-through estimators); then"
+        "Accept a gradient that is not the loss's own (straight-through estimators); then"
         " nothing is certified.",
     ),
 ]
@@ -151,51 +136,40 @@ ChunkSize = Annotated[
     int | None,
     of_products(
         "--chunk-size",
+        "Most examples at a time; it limits memory and changes no result.",
+        "by size",
         min=1,
-        help="Most examples at a time; it limits memory and changes no result.",
-        show_default="by size",
     ),
 ]
 Engine = Annotated[
     EngineName | None,
     of_products(
         "--engine",
-        metavar="NAME",
-        help="How to multiply: auto, double-backward, batched, linearised or compiled. Results"
+        "How to multiply: auto, double-backward, batched, linearised or compiled. Results"
         " differ by round-off alone.",
-        show_default="auto; linearised with --checkpoint",
+        "auto; linearised with --checkpoint",
+        metavar="NAME",
     ),
 ]
 CheckpointFolder = Annotated[
     Path | None,
     of_products(
         "--checkpoint",
+        "Keep all products here, so that the same command continues where it stopped.",
         metavar="DIR",
-        help="Keep all products here, so that the same command continues where it stopped.",
     ),
     KEPT,
 ]
 CheckpointEvery = Annotated[
     float | None,
     of_products(
-        "--checkpoint-every",
-        min=0,
-        metavar="SECONDS",
-        help="Write them every so many seconds.",
-        show_default="60",
+        "--checkpoint-every", "Write them every so many seconds.", "60", min=0, metavar="SECONDS"
     ),
 ]
-Seed = Annotated[
-    int, of_method("--seed", help="Seed of the initial weights and the order of examples.")
-]
-ProbeSeed = Annotated[
-    int | None,
-    of_method("--seed", min=0, help="Seed of the random vectors.", show_default="0"),
-]
+Seed = Annotated[int, of_method("--seed", "Seed of the initial weights and the order of examples.")]
+ProbeSeed = Annotated[int | None, of_method("--seed", "Seed of the random vectors.", "0", min=0)]
 JsonFile = Annotated[
-    Path | None,
-    of_output("--json", metavar="FILE", help="Write the result as JSON, too."),
-    WRITTEN,
+    Path | None, of_output("--json", "Write the result as JSON, too.", metavar="FILE"), WRITTEN
 ]
 
 

@@ -1,39 +1,27 @@
 """Write and read checkpoints: a trained network with all it takes to build it again.
 
-A checkpoint is a file of `torch.save` that holds only plain containers, strings, numbers and
-tensors.
-Version 1 is a dictionary of:
-
-- ``format``: ``"hvpspec-checkpoint"``, and ``version``: 1;
-- ``network``: ``{"name", "arguments"}``, as `build_network` takes them;
-- ``state_dict``: the weights, by name;
-- ``data``: ``{"source", "split", "subset"}``, as `load_data` takes them, or None;
-- ``training``: ``{"settings", "history"}``, the fields of `TrainingSettings` and `TrainingHistory`,
-  either of them None if unknown;
-- ``versions``: those of hvpspec, torch and python that wrote it.
-
-Reading one never runs code that it holds or names: it is unpickled as plain data, and a network or
-data source of the form ``module:callable`` is used only if the caller names it too.
+A checkpoint is a file of `torch.save` that holds plain data, see docs: Checkpoints. Reading one
+never runs code that it holds or names: it is unpickled as plain data, and a network or data source
+of the form ``module:callable`` is used only if the caller names it too.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import math
 import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
 
+from hvpspec import __version__
 from hvpspec.errors import InputError
 from hvpspec.files import write_atomically
-from hvpspec.results import Result, Row, Subject, text_table
+from hvpspec.results import Result, Row, Subject, plain, text_table
 from hvpspec.zoo.datasets import Dataset, DataSource, load_data
 from hvpspec.zoo.full_data import Split
 from hvpspec.zoo.importing import is_code_name
@@ -59,11 +47,13 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One tensor of a network: a parameter or a buffer."""
+    """One tensor of a network: a ``parameter`` or a ``buffer`` with ``count`` entries."""
 
     name: str
     shape: tuple[int, ...]
     dtype: str
+    count: int
+    kind: str
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -98,9 +88,16 @@ class Checkpoint(Result):
 
     @property
     def tensors(self) -> tuple[TensorInfo, ...]:
-        """Names, shapes and dtypes of all parameters and buffers."""
+        """All parameters and buffers."""
+        parameters = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
         return tuple(
-            TensorInfo(name, tuple(t.shape), str(t.dtype).removeprefix("torch."))
+            TensorInfo(
+                name,
+                tuple(t.shape),
+                str(t.dtype).removeprefix("torch."),
+                t.numel(),
+                "parameter" if name in parameters else "buffer",
+            )
             for name, t in self.model.state_dict().items()
         )
 
@@ -144,19 +141,13 @@ class Checkpoint(Result):
 
     def summary(self, *, subject: Subject | None = None, seconds: float | None = None) -> str:
         """What ``hvpspec info`` prints: where the network comes from, and its tensors."""
-        head: Row = ("tensor", "shape", "dtype", "count", "")
-        tensors = [
-            (
-                t["name"],
-                " × ".join(map(str, t["shape"])) or "scalar",
-                t["dtype"],
-                f"{t['count']:>12,}",
-                "" if t["kind"] == "parameter" else t["kind"],
-            )
-            for t in self._content()["tensors"]
-        ]
+        tensors: list[Row] = [("tensor", "shape", "dtype", "count", "")]
+        for t in self.tensors:
+            shape = " × ".join(map(str, t.shape)) or "scalar"
+            kind = "" if t.kind == "parameter" else t.kind
+            tensors.append((t.name, shape, t.dtype, f"{t.count:>12,}", kind))
         about = super().summary(subject=subject, seconds=seconds)
-        return f"{about}\n\n{text_table('', [head, *tensors])}"
+        return f"{about}\n\n{text_table('', tensors)}"
 
     def rows(self, subject: Subject | None = None) -> list[Row]:
         """The lines of the table, each a label and a value."""
@@ -180,23 +171,13 @@ class Checkpoint(Result):
         return str(self.path)
 
     def _content(self) -> dict[str, Any]:
-        parameters = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
         return {
             "format": "hvpspec-checkpoint-info",
             "version": 1,
             "file": str(self.path),
             "network": asdict(self.network),
             "num_parameters": self.num_parameters,
-            "tensors": [
-                {
-                    "name": t.name,
-                    "shape": list(t.shape),
-                    "dtype": t.dtype,
-                    "count": math.prod(t.shape),
-                    "kind": "parameter" if t.name in parameters else "buffer",
-                }
-                for t in self.tensors
-            ],
+            "tensors": plain(self.tensors),
             "data": asdict(self.data) if self.data else None,
             "settings": asdict(self.settings) if self.settings else None,
             "history": asdict(self.history) if self.history else None,
@@ -233,13 +214,13 @@ def save_checkpoint(
     content = {
         "format": FORMAT,
         "version": VERSION,
-        "network": _plain(network),
+        "network": _without_code(network),
         # A clone holds its own numbers only; a view would be written with all it is a view of.
         "state_dict": {name: tensor.detach().cpu().clone() for name, tensor in state.items()},
-        "data": _plain(data),
-        "training": {"settings": _plain(settings), "history": _plain(history)},
+        "data": _without_code(data),
+        "training": {"settings": _without_code(settings), "history": _without_code(history)},
         "versions": {
-            "hvpspec": _own_version(),
+            "hvpspec": __version__,
             "torch": str(torch.__version__),
             "python": platform.python_version(),
         },
@@ -294,16 +275,19 @@ def load_checkpoint(
             )
         network = NetworkSpec(net, dict(net_arguments or {}))
         model = build_network(network.name, network.arguments)
-        found = choose_weights(path, states, model, weights)
-        state = check_state_dict(path, found.tensors)
-        load_weights(found.module, state, path)
-        return Checkpoint(path, _in(mode, model), network, weights=found.name or None)
-    if weights is not None:
+        chosen = choose_weights(path, states, model, weights)
+        load_weights(chosen.module, check_state_dict(path, chosen.tensors), path)
+        found = Checkpoint(path, model, network, weights=chosen.name or None)
+    elif weights is None:
+        found = _read_own(path, content, net, net_arguments)
+    else:
         raise InputError(
             f"{path} is a checkpoint of hvpspec, with one set of weights; leave out"
             f" --weights {weights}"
         )
-    return _read_own(path, content, net, net_arguments, mode)
+    if mode == "eval":
+        found.model.eval()
+    return found
 
 
 def _read_own(
@@ -311,9 +295,8 @@ def _read_own(
     content: Mapping[str, Any],
     net: str | None,
     net_arguments: Mapping[str, object] | None,
-    mode: Mode,
 ) -> Checkpoint:
-    """Make sense of a checkpoint of our own format."""
+    """Make sense of a checkpoint of our own format; code that only the file names is not run."""
     version = content.get("version")
     if isinstance(version, int) and version > VERSION:
         raise InputError(
@@ -323,23 +306,33 @@ def _read_own(
     try:
         if version != VERSION:
             raise TypeError(f"version is {version!r}")
-        recorded = _record(NetworkSpec, content["network"])
+        network = _record(NetworkSpec, content["network"])
         data = _record(DataSource, content["data"])
         settings = _record(TrainingSettings, content["training"]["settings"])
         history = _record(TrainingHistory, content["training"]["history"])
         versions = {str(key): str(value) for key, value in content["versions"].items()}
-        if recorded is None:
+        if network is None:
             raise TypeError("no network")
     except (KeyError, TypeError, AttributeError, InputError) as error:
         raise InputError(f"{path} is a malformed checkpoint ({error}); save it again") from error
-    network = _allowed(path, recorded, net, net_arguments)
+    if net is not None:
+        if net_arguments is None:
+            net_arguments = network.arguments if net == network.name else {}
+        network = NetworkSpec(net, dict(net_arguments))
+    elif network.name not in NETWORKS:
+        raise InputError(
+            f"{path} names the code {network.name} as its network, which is not run unasked;"
+            f" pass --net {network.name} to allow it"
+        )
     state = check_state_dict(path, content.get("state_dict"))
     model = build_network(network.name, network.arguments)
     load_weights(model, state, path)
-    return Checkpoint(path, _in(mode, model), network, data, settings, history, versions)
+    return Checkpoint(path, model, network, data, settings, history, versions)
 
 
-def _plain(record: NetworkSpec | DataSource | TrainingSettings | TrainingHistory | None) -> object:
+def _without_code(
+    record: NetworkSpec | DataSource | TrainingSettings | TrainingHistory | None,
+) -> object:
     """Turn a record into what JSON can hold, which can be read back without running code."""
     if record is None:
         return None
@@ -349,14 +342,6 @@ def _plain(record: NetworkSpec | DataSource | TrainingSettings | TrainingHistory
         raise InputError(f"{record} cannot be saved: {error}; give plain values") from error
 
 
-def _own_version() -> str:
-    """Give the version of hvpspec, if it is installed."""
-    try:
-        return metadata.version("hvpspec")
-    except metadata.PackageNotFoundError:
-        return "unknown"
-
-
 def _record(kind: type[_T], fields: object) -> _T | None:
     """Make a dataclass of the plain data it was saved as; None stays None."""
     if fields is None:
@@ -364,27 +349,3 @@ def _record(kind: type[_T], fields: object) -> _T | None:
     if not isinstance(fields, Mapping):
         raise TypeError(f"{kind.__name__} is a {type(fields).__name__}")
     return kind(**fields)
-
-
-def _allowed(
-    path: Path,
-    recorded: NetworkSpec,
-    net: str | None,
-    net_arguments: Mapping[str, object] | None,
-) -> NetworkSpec:
-    """Settle which network to build; code that only the file names is not run."""
-    if net is None:
-        if recorded.name not in NETWORKS:
-            raise InputError(
-                f"{path} names the code {recorded.name} as its network, which is not run unasked;"
-                f" pass --net {recorded.name} to allow it"
-            )
-        return recorded
-    if net_arguments is None:
-        net_arguments = recorded.arguments if net == recorded.name else {}
-    return NetworkSpec(net, dict(net_arguments))
-
-
-def _in(mode: Mode, model: nn.Module) -> nn.Module:
-    """A network in a mode."""
-    return model.eval() if mode == "eval" else model

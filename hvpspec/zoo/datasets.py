@@ -21,6 +21,9 @@ from hvpspec.zoo.safe_load import load_torch_file, require_file
 if TYPE_CHECKING:
     from importlib.abc import Traversable
 
+#: What is one array, and no container of arrays.
+_ARRAY = (torch.Tensor, np.ndarray)
+
 SAMPLES = tuple(f"{name}-sample" for name in FOLDERS)
 
 
@@ -44,8 +47,9 @@ class DataSource:
     def __post_init__(self) -> None:
         if not isinstance(self.source, str):
             raise InputError(f"source is {self.source!r}; it must be a name or path")
-        _check_split(self.split)
-        if self.subset is not None and (not _is_whole(self.subset) or self.subset < 1):
+        if self.split not in get_args(Split):
+            raise InputError(f"split is {self.split!r}; it must be 'train' or 'test'")
+        if self.subset is not None and (type(self.subset) is not int or self.subset < 1):
             raise InputError(f"subset is {self.subset!r}; it must be a whole number, 1 or more")
 
     def __str__(self) -> str:
@@ -104,7 +108,7 @@ class Dataset:
         Raises:
             InputError: n is not a whole number from 1 to the number of examples.
         """
-        if not _is_whole(n) or not 1 <= n <= len(self):
+        if type(n) is not int or not 1 <= n <= len(self):
             raise InputError(
                 f"subset is {n!r}; {self.name} has {len(self)} examples, so give 1 to {len(self)}"
             )
@@ -150,7 +154,7 @@ def load_data(
     >>> load_data("mnist-sample", subset=50).inputs.shape
     torch.Size([50, 1, 28, 28])
     """
-    _check_split(split)
+    DataSource(source, split)  # which checks them
     data = _load(source, split, data_dir)
     if subset is None:
         return data
@@ -225,7 +229,7 @@ def _read_file(path: Path, split: Split, label: str) -> Dataset:
     if not isinstance(found, dict) or not all(name in found for name in names):
         held = ", ".join(map(str, found)) if isinstance(found, dict) else type(found).__name__
         raise InputError(f"{path} has no {names[0]!r} and {names[1]!r}; it holds: {held[:200]}")
-    return _dataset(label, found[names[0]], found[names[1]])
+    return Dataset(label, *(_tensor(label, found[name]) for name in names))
 
 
 def _read_npz(path: Path, names: tuple[str, str]) -> dict[str, Any]:
@@ -251,29 +255,23 @@ def _call(source: str, split: Split) -> Dataset | Iterable[Any]:
     data = call_by_name(source, {})
     if isinstance(data, Dataset):
         return data
-    if isinstance(data, (tuple, list)) and len(data) == 2 and all(map(_is_array, data)):
-        return _dataset(source, *data)
+    if (
+        isinstance(data, (tuple, list))
+        and len(data) == 2
+        and all(isinstance(array, _ARRAY) for array in data)
+    ):
+        return Dataset(source, *(_tensor(source, array) for array in data))
     if isinstance(data, Iterator):
         raise InputError(
             f"{source} returned a {type(data).__name__}, which can be read only once;"
             " return a list of batches or a DataLoader"
         )
-    if isinstance(data, Iterable) and not _is_array(data):
+    if isinstance(data, Iterable) and not isinstance(data, _ARRAY):
         return data
     raise InputError(
         f"{source} returned a {type(data).__name__}; return (inputs, targets), a Dataset, or"
         " batches such as a DataLoader"
     )
-
-
-def _is_array(value: object) -> bool:
-    """Tell arrays from containers of them."""
-    return isinstance(value, (torch.Tensor, np.ndarray))
-
-
-def _dataset(label: str, inputs: object, targets: object) -> Dataset:
-    """Make a data set of arrays or tensors."""
-    return Dataset(label, _tensor(label, inputs), _tensor(label, targets))
 
 
 def _tensor(label: str, array: object) -> torch.Tensor:
@@ -291,14 +289,3 @@ def _tensor(label: str, array: object) -> torch.Tensor:
             " give dense arrays of real numbers"
         )
     return tensor if tensor.is_floating_point() else tensor.to(torch.int64)
-
-
-def _check_split(split: object) -> None:
-    """Refuse a split that does not exist."""
-    if split not in get_args(Split):
-        raise InputError(f"split is {split!r}; it must be 'train' or 'test'")
-
-
-def _is_whole(value: object) -> bool:
-    """Tell whether a value is a whole number."""
-    return isinstance(value, int) and not isinstance(value, bool)

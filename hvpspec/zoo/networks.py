@@ -67,24 +67,16 @@ def mlp2(activation: str = "relu", *, softmax: bool = False, seed: int = 0) -> n
     act = _activation(activation)
     with seeded(seed):
         return _sequential(
+            softmax,
             flatten=nn.Flatten(),
             hidden=nn.Linear(784, 10),
             activation=act(),
             output=nn.Linear(10, 10),
-            **_probabilities(softmax),
         )
 
 
 def mlp3(activation: str = "relu", *, softmax: bool = False, seed: int = 0) -> nn.Sequential:
-    """Build the 3-layer perceptron 784-10-10-10 for images of shape (N, 1, 28, 28).
-
-    Args:
-        activation: One of `ACTIVATIONS`.
-        softmax: Whether it returns probabilities instead of logits.
-        seed: Seed of the initial weights; the caller's random numbers are left alone.
-
-    Raises:
-        InputError: Unknown activation or invalid seed.
+    """Build the 3-layer perceptron 784-10-10-10; arguments and errors are those of `mlp2`.
 
     >>> sum(p.numel() for p in mlp3().parameters())
     8070
@@ -92,29 +84,21 @@ def mlp3(activation: str = "relu", *, softmax: bool = False, seed: int = 0) -> n
     act = _activation(activation)
     with seeded(seed):
         return _sequential(
+            softmax,
             flatten=nn.Flatten(),
             hidden1=nn.Linear(784, 10),
             activation1=act(),
             hidden2=nn.Linear(10, 10),
             activation2=act(),
             output=nn.Linear(10, 10),
-            **_probabilities(softmax),
         )
 
 
 def cnn(activation: str = "relu", *, softmax: bool = False, seed: int = 0) -> nn.Sequential:
-    """Build the small convolutional network for images of shape (N, 1, 28, 28).
+    """Build the small convolutional network; arguments and errors are those of `mlp2`.
 
     Two 5x5 convolutions of one channel (stride 1, padding 2), each followed by the activation and
     2x2 max-pooling, then a linear layer 49-10.
-
-    Args:
-        activation: One of `ACTIVATIONS`.
-        softmax: Whether it returns probabilities instead of logits.
-        seed: Seed of the initial weights; the caller's random numbers are left alone.
-
-    Raises:
-        InputError: Unknown activation or invalid seed.
 
     >>> sum(p.numel() for p in cnn().parameters())
     552
@@ -122,6 +106,7 @@ def cnn(activation: str = "relu", *, softmax: bool = False, seed: int = 0) -> nn
     act = _activation(activation)
     with seeded(seed):
         return _sequential(
+            softmax,
             conv1=nn.Conv2d(1, 1, kernel_size=5, padding=2),
             activation1=act(),
             pool1=nn.MaxPool2d(2),
@@ -130,7 +115,6 @@ def cnn(activation: str = "relu", *, softmax: bool = False, seed: int = 0) -> nn
             pool2=nn.MaxPool2d(2),
             flatten=nn.Flatten(),
             output=nn.Linear(49, 10),
-            **_probabilities(softmax),
         )
 
 
@@ -152,14 +136,13 @@ def linear(
     3
     """
     for name, size in (("in_features", in_features), ("out_features", out_features)):
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        if type(size) is not int or size < 1:
             raise InputError(f"{name} is {size!r}; it must be a whole number, 1 or more")
     if not isinstance(bias, bool):
         raise InputError(f"bias is {bias!r}; it must be True or False")
     with seeded(seed):
-        return _sequential(
-            flatten=nn.Flatten(), output=nn.Linear(in_features, out_features, bias=bias)
-        )
+        output = nn.Linear(in_features, out_features, bias=bias)
+        return _sequential(False, flatten=nn.Flatten(), output=output)
 
 
 NETWORKS: Mapping[str, Callable[..., nn.Module]] = {
@@ -218,11 +201,8 @@ def _activation(name: str) -> Callable[[], nn.Module]:
     return ACTIVATIONS[name]
 
 
-def _probabilities(softmax: bool) -> dict[str, nn.Module]:
-    """The last layer of a network that returns probabilities."""
-    return {"softmax": nn.Softmax(dim=1)} if softmax else {}
-
-
-def _sequential(**layers: nn.Module) -> nn.Sequential:
+def _sequential(softmax: bool, **layers: nn.Module) -> nn.Sequential:
     """Chain named layers, so that parameters are called ``hidden.weight`` and not ``1.weight``."""
+    if softmax:
+        layers["softmax"] = nn.Softmax(dim=1)
     return nn.Sequential(OrderedDict(layers))

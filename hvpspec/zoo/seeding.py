@@ -39,5 +39,5 @@ def check_seed(seed: object) -> None:
     Raises:
         InputError: The seed is no such number.
     """
-    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
+    if type(seed) is not int or not 0 <= seed < 2**63:
         raise InputError(f"seed is {seed!r}; it must be a whole number from 0 to 2**63 - 1")

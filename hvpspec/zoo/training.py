@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal, TypeGuard, get_args
 
 import torch
@@ -59,18 +58,20 @@ class TrainingSettings:
     loss: Loss = "cross_entropy"
 
     def __post_init__(self) -> None:
-        known = self.optimizer in get_args(Optimizer)
-        _check("optimizer", self.optimizer, known, "sgd, adam or lbfgs")
         if self.lr is None:
-            object.__setattr__(self, "lr", _DEFAULT_LR[self.optimizer])
+            object.__setattr__(self, "lr", _DEFAULT_LR.get(self.optimizer))
         lr, momentum, l2 = self.lr, self.momentum, self.l2
-        _check("lr", lr, _is_real(lr) and lr > 0, "a positive number")
-        _check("momentum", momentum, _is_real(momentum) and 0 <= momentum < 1, "in [0, 1)")
-        _check("l2", l2, _is_real(l2) and l2 >= 0, "0 or a positive number")
-        batch, epochs = self.batch_size, self.epochs
-        _check("batch_size", batch, _is_whole(batch) and batch >= 1, "a whole number, 1 or more")
-        _check("epochs", epochs, _is_whole(epochs) and epochs >= 0, "a whole number, 0 or more")
-        _check("loss", self.loss, self.loss in get_args(Loss), "cross_entropy or mse")
+        for name, valid, allowed in (
+            ("optimizer", self.optimizer in get_args(Optimizer), "sgd, adam or lbfgs"),
+            ("lr", _is_real(lr) and lr > 0, "a positive number"),
+            ("momentum", _is_real(momentum) and 0 <= momentum < 1, "in [0, 1)"),
+            ("l2", _is_real(l2) and l2 >= 0, "0 or a positive number"),
+            ("batch_size", _is_whole(self.batch_size, 1), "a whole number, 1 or more"),
+            ("epochs", _is_whole(self.epochs, 0), "a whole number, 0 or more"),
+            ("loss", self.loss in get_args(Loss), "cross_entropy or mse"),
+        ):
+            if not valid:
+                raise InputError(f"{name} is {getattr(self, name)!r}; it must be {allowed}")
         check_seed(self.seed)
         if self.optimizer != "sgd" and momentum != 0:
             raise InputError(
@@ -100,7 +101,8 @@ class TrainingHistory:
     def __post_init__(self) -> None:
         object.__setattr__(self, "epoch_losses", tuple(self.epoch_losses))
         for number in (*self.epoch_losses, self.loss, self.accuracy or 0.0):
-            _check("a loss or accuracy", number, _is_real(number), "a finite number")
+            if not _is_real(number):
+                raise InputError(f"a loss or accuracy is {number!r}; it must be a finite number")
 
 
 def build_loss(name: Loss, *, ignore_index: int | None = None) -> nn.Module:
@@ -117,12 +119,13 @@ def build_loss(name: Loss, *, ignore_index: int | None = None) -> nn.Module:
     >>> build_loss("mse")
     MSELoss()
     """
-    _check("loss", name, name in get_args(Loss), "cross_entropy or mse")
-    if ignore_index is None:
-        return nn.CrossEntropyLoss() if name == "cross_entropy" else nn.MSELoss()
-    if name != "cross_entropy":
+    if name not in get_args(Loss):
+        raise InputError(f"loss is {name!r}; it must be cross_entropy or mse")
+    if name == "cross_entropy":
+        return nn.CrossEntropyLoss(ignore_index=-100 if ignore_index is None else ignore_index)
+    if ignore_index is not None:
         raise InputError(f"--ignore-index belongs to the cross_entropy, but the loss is {name}")
-    return nn.CrossEntropyLoss(ignore_index=ignore_index)
+    return nn.MSELoss()
 
 
 def train(
@@ -156,21 +159,26 @@ def train(
     inputs, targets = _for_model(model, data)
     criterion, optimizer = build_loss(settings.loss), _optimizer(parameters, settings)
     n, order = len(data), torch.Generator().manual_seed(settings.seed)
+    values: list[float] = []
 
-    def objective(rows: torch.Tensor) -> torch.Tensor:
-        """What training minimises, on some of the examples."""
+    def descend() -> float:
+        """Give the parameters the gradient on ``rows``; L-BFGS asks for it again within a step."""
+        optimizer.zero_grad()
         loss = _compare(criterion, _tensor(_outputs(model, inputs[rows])), targets[rows])
         if settings.l2:
             loss = loss + settings.l2 * sum(p.square().sum() for p in parameters)
-        return loss
+        values.append(_finite(loss.item(), epoch, settings))
+        torch.autograd.backward(loss)
+        return values[-1]
 
     epoch_losses = []
     with seeded(settings.seed), _training(model):
         for epoch in range(1, settings.epochs + 1):
             total = 0.0
             for rows in torch.split(torch.randperm(n, generator=order), settings.batch_size):
-                checked = partial(_finite, epoch=epoch, settings=settings)
-                total += _step(optimizer, partial(objective, rows), checked) * len(rows)
+                values.clear()
+                optimizer.step(descend)
+                total += values[0] * len(rows)
             epoch_losses.append(total / n)
             if progress:
                 progress(epoch, epoch_losses[-1])
@@ -201,7 +209,7 @@ def evaluate(
     # Targets may also be probabilities, which no prediction equals.
     classes = loss == "cross_entropy" and not targets.is_floating_point()
     total, right = 0.0, 0
-    with torch.no_grad(), _eval_mode(model):
+    with torch.no_grad(), eval_mode(model):
         for rows in torch.split(torch.arange(len(data)), _EVALUATION_BATCH):
             x, y = inputs[rows], targets[rows]
             outputs = _tensor(_outputs(model, x))
@@ -235,7 +243,7 @@ def check_fit(
         InputError: One of them cannot take what it gets.
     """
     inputs, targets = _cast(model, examples)
-    with torch.no_grad(), _eval_mode(model):
+    with torch.no_grad(), eval_mode(model):
         if not whole:
             try:
                 _try(model, inputs[:1], targets[:1], loss)
@@ -292,26 +300,6 @@ def _optimizer(parameters: list[nn.Parameter], settings: TrainingSettings) -> to
     if settings.optimizer == "lbfgs":
         return torch.optim.LBFGS(parameters, lr=settings.lr, line_search_fn="strong_wolfe")
     return torch.optim.SGD(parameters, lr=settings.lr, momentum=settings.momentum)
-
-
-def _step(
-    optimizer: torch.optim.Optimizer,
-    objective: Callable[[], torch.Tensor],
-    checked: Callable[[float], float],
-) -> float:
-    """Make one step and return the objective before it; each one evaluated is checked."""
-    values = []
-
-    def descend() -> float:
-        """Evaluate the objective, and give the parameters its gradient."""
-        optimizer.zero_grad()
-        value = objective()
-        values.append(checked(value.item()))
-        torch.autograd.backward(value)
-        return values[-1]
-
-    optimizer.step(descend)
-    return values[0]
 
 
 def _for_model(model: nn.Module, data: Dataset) -> tuple[torch.Tensor, torch.Tensor]:
@@ -388,15 +376,15 @@ def _training(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluate in eval mode and give every module its own mode back."""
-    modes = {module: module.training for module in model.modules()}
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put every module into eval mode, and back into its own mode after the block."""
+    training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         yield
     finally:
-        for module, training in modes.items():
-            module.training = training
+        for module in training:
+            module.training = True
 
 
 def _finite(loss: float, epoch: int, settings: TrainingSettings) -> float:
@@ -414,12 +402,6 @@ def _is_real(value: object) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _is_whole(value: object) -> bool:
-    """Tell whether a value is a whole number."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _check(name: str, value: object, valid: bool, allowed: str) -> None:
-    """Refuse a setting out of its range."""
-    if not valid:
-        raise InputError(f"{name} is {value!r}; it must be {allowed}")
+def _is_whole(value: object, least: int) -> bool:
+    """Tell whether a value is a whole number of at least so much."""
+    return type(value) is int and value >= least

@@ -82,7 +82,7 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     assert set(found.versions) == {"hvpspec", "torch", "python"}
     assert found.versions["torch"] == torch.__version__
     assert found.num_parameters == 7960
-    assert found.tensors[0] == TensorInfo("hidden.weight", (10, 784), "float32")
+    assert found.tensors[0] == TensorInfo("hidden.weight", (10, 784), "float32", 7840, "parameter")
 
 
 def test_the_documented_layout(file: Path) -> None:
