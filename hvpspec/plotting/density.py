@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from hvpspec.errors import InputError
-from hvpspec.plotting.figures import NOISE, POSITIVE, Floats, new_figure, power_of_ten, short
+from hvpspec.plotting.figures import NOISE, POSITIVE, Floats, new_figure, short, tick_decades
 
 if TYPE_CHECKING:
     from hvpspec.spectrum import SpectralMeasure
@@ -79,10 +79,13 @@ def plot_density(
         x, values, sem = _curve(measure, sigma, linthresh)
         tops.append(float((values + sem).max()))
         _draw(panel, x, values, sem, single)
-        _mark_outliers(panel, measure, linthresh)
+        _mark_outliers(panel, measure)
         if name:
             products = f"{measure.num_matvecs:,} products"
             panel.set_title(f"{name}: {measure.dim:,} parameters, {products}", fontsize=10)
+    if linthresh is not None:
+        panels[0].set_xscale("asinh", linear_width=linthresh)
+        tick_decades(panels[0], linthresh)
     note = _label(panels[: len(named)], columns, sigma, linthresh, first)
     if ax is None:
         figure.supxlabel(note, fontsize=10)
@@ -108,7 +111,8 @@ def _curve(
         values, sem = density.values, density.sem
     else:
         log_density = measure.log_density(sigma=sigma, linthresh=linthresh)
-        x, unit = log_density.t, math.log(10)  # per decade, not per factor of e
+        # Per decade, not per factor of e.
+        x, unit = linthresh * log_density.t.sinh(), math.log(10)
         values, sem = log_density.values, log_density.sem
     scale = measure.dim * unit
     return x.numpy(), scale * values.numpy(), scale * np.nan_to_num(sem.numpy())
@@ -129,21 +133,20 @@ def _draw(ax: Axes, x: Floats, values: Floats, sem: Floats, single: float) -> No
     ax.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _mark_outliers(ax: Axes, measure: SpectralMeasure, linthresh: float | None) -> None:
+def _mark_outliers(ax: Axes, measure: SpectralMeasure) -> None:
     """Mark the bulk along the lower edge, and each resolved outlier by a triangle."""
     if not measure.reorthogonalized:
         return
     found = measure.outliers()
     edge = ax.get_xaxis_transform()
-    ends = _place(np.array(found.bulk), linthresh)
     low, high = found.bulk
     label = f"bulk [{short(low)}, {short(high)}]"
-    ax.plot(ends, [0.012, 0.012], transform=edge, color="black", lw=3.5, label=label)
+    ax.plot(found.bulk, [0.012, 0.012], transform=edge, color="black", lw=3.5, label=label)
     values = np.array([outlier.value for outlier in (*found.bottom, *found.top)])
     if len(values):
         label = f"outliers resolved: {len(found.bottom)} below, {len(found.top)} above"
         ax.plot(
-            _place(values, linthresh),
+            values,
             np.full(len(values), 0.035),
             "v",
             transform=edge,
@@ -172,7 +175,6 @@ def _label(
     else:
         x = f"eigenvalue λ (logarithmic axis, linear within ±{short(linthresh)})"
         y, kernel = "eigenvalues per decade", f"a factor of {math.exp(sigma):.3g}"
-        _decades(panels[0], linthresh)
     for i, ax in enumerate(panels):
         if i % columns == 0:
             ax.set_ylabel(y)
@@ -183,21 +185,3 @@ def _label(
     if linthresh is not None:
         note += "\nwithin the bulk, single peaks are nodes of the quadrature, not eigenvalues"
     return note
-
-
-def _decades(ax: Axes, linthresh: float) -> None:
-    """Ticks at 0 and at a few powers of ten on each side of it."""
-    left, right = ax.get_xlim()
-    reach = linthresh * math.sinh(max(-left, right, 1))
-    first, last = math.ceil(math.log10(linthresh)), math.floor(math.log10(reach))
-    step = max(1, math.ceil((last - first) / 4))
-    powers = np.array([10.0**k for k in range(last, first, -step)])
-    ticks = np.concatenate([-powers, [0.0], powers[::-1]])
-    at = dict(zip(_place(ticks, linthresh).tolist(), ticks.tolist(), strict=True))
-    ax.xaxis.set_major_locator(FixedLocator([t for t in at if left <= t <= right]))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda t, _: power_of_ten(at.get(float(t), 0.0), _)))
-
-
-def _place(values: Floats, linthresh: float | None) -> Floats:
-    """Where eigenvalues stand on the axis."""
-    return values if linthresh is None else np.arcsinh(values / linthresh)

@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
 from numpy.typing import ArrayLike, NDArray
 
 from hvpspec.files import PICTURE_SUFFIXES, check_target, write_atomically
@@ -110,11 +111,15 @@ def plot_line(
     return figure
 
 
-def power_of_ten(x: float, _: int | None) -> str:
-    """Label a tick at 0 or at a power of ten."""
-    if x == 0:
-        return "0"
-    return f"${'-' if x < 0 else ''}10^{{{round(math.log10(abs(x)))}}}$"
+def tick_decades(ax: Axes, threshold: float) -> None:
+    """Put ticks at 0 and at a few powers of ten on both sides, where the axis is logarithmic."""
+    left, right = ax.get_xlim()
+    first = math.floor(math.log10(threshold)) + 1
+    last = math.floor(math.log10(max(-left, right)))
+    powers = 10.0 ** np.arange(last, first - 1, -max(1, math.ceil((last - first) / 4)))
+    ticks = np.concatenate([-powers, [0.0], powers[::-1]])
+    ax.xaxis.set_major_locator(FixedLocator(ticks[(left <= ticks) & (ticks <= right)].tolist()))
+    ax.xaxis.set_minor_locator(NullLocator())
 
 
 def short(x: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -60,18 +60,12 @@ def plot_index_curve(
     ax.set_ylabel("number of eigenvalues λ < −τ")
     ax.grid(alpha=0.25)
     if ax.get_legend_handles_labels()[0]:
-        _add_legend(ax, beside=result.eigenvalues is None)
+        # In the corner that a staircase leaves free, or else above the picture.
+        above: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 2}
+        ax.legend(**(above if result.eigenvalues is None else {"loc": "upper right"}), fontsize=9)
     if title:
         figure.suptitle(title, fontsize=11)
     return figure
-
-
-def _add_legend(ax: Axes, *, beside: bool) -> None:
-    """Explain the lines in the corner that a staircase leaves free, or else above the picture."""
-    if beside:
-        ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=9)
-    else:
-        ax.legend(loc="upper right", fontsize=9)
 
 
 def _scale_counts(ax: Axes, result: IndexResult, top: int) -> None:
@@ -127,24 +121,17 @@ def _mark_rungs(ax: Axes, result: IndexResult) -> None:
     for rung in result.ladder:
         certified = proves and rung.index is not None
         text = f"{rung.lower:,}" if rung.index is not None else f"[{rung.lower:,}, {rung.upper:,}]"
-        if certified:
-            label = f"certified, each at confidence {result.confidence:.10g}"
-            marker, size, style = "o", 6, "none"
-            ys = [rung.lower]
-        else:
-            label = f"interval, each at confidence {result.confidence:.10g}"
-            marker, size, style = "_", 9, "-"
-            ys = [rung.lower, rung.upper]
+        kind = "certified" if certified else "interval"
+        label = f"{kind}, each at confidence {result.confidence:.10g}"
         ax.plot(
-            [rung.tau] * len(ys),
-            ys,
+            [rung.tau, rung.tau],
+            [rung.lower, rung.upper],
+            "o" if certified else "_-",
             color="black",
             zorder=3,
             clip_on=False,
             label="_" if label in named else label,
-            marker=marker,
-            ms=size,
-            ls=style,
+            ms=6 if certified else 9,
             lw=1.8,
         )
         named.add(label)

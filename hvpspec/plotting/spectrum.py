@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, NullFormatter
 from numpy.typing import ArrayLike, NDArray
 
 from hvpspec.errors import InputError
@@ -20,8 +20,8 @@ from hvpspec.plotting.figures import (
     Floats,
     figure_of,
     new_figure,
-    power_of_ten,
     short,
+    tick_decades,
 )
 from hvpspec.results import Drawn
 
@@ -131,7 +131,9 @@ def draw_spectrum(ax: Axes, histogram: SpectrumHistogram) -> None:
     if threshold is None:
         ax.set_xlabel("eigenvalue λ (linear axis)")
     else:
-        _symlog_axis(ax, threshold, edges)
+        ax.set_xscale("symlog", linthresh=threshold, linscale=1)
+        ax.set_xlim(1.5 * min(edges[0], -threshold), 1.5 * max(edges[-1], threshold))
+        tick_decades(ax, threshold)
         what = "the noise floor" if threshold == floor else f"the noise floor is {short(floor)}"
         ax.set_xlabel(f"eigenvalue λ (logarithmic axis, linear within ±{short(threshold)}, {what})")
     ax.axvline(0, color="black", lw=0.6, zorder=0)
@@ -224,18 +226,3 @@ def _symlog_edges(outside: Floats, threshold: float, noise_floor: float, bins: i
     inner = 1 if threshold == noise_floor else 2 * max(1, round(1 / width))
     middle = np.linspace(-threshold, threshold, inner + 1)
     return np.concatenate([-below[::-1], middle, above])
-
-
-def _symlog_axis(ax: Axes, threshold: float, edges: Floats) -> None:
-    """Make the axis of eigenvalues symlog, with a few powers of ten on each side."""
-    ax.set_xscale("symlog", linthresh=threshold, linscale=1)
-    low, high = float(edges[0]), float(edges[-1])
-    ax.set_xlim(1.5 * min(low, -threshold), 1.5 * max(high, threshold))
-    first = math.ceil(math.log10(threshold))
-    last = math.floor(math.log10(max(-low, high)))
-    step = max(1, math.ceil((last - first) / 4))
-    powers = [10.0**k for k in range(last, first - 1, -step) if 10.0**k > threshold]
-    ticks = [-p for p in powers if p <= -low] + [0.0] + [p for p in powers if p <= high]
-    ax.xaxis.set_major_locator(FixedLocator(sorted(ticks)))
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter(FuncFormatter(power_of_ten))
