@@ -1,5 +1,6 @@
 from . import curvature as curvature
 from . import errors as errors
+from . import files as files
 from . import linalg as linalg
 from . import plotting as plotting
 from . import recording as recording

@@ -1,28 +1,45 @@
-"""Files that are written whole or not at all, and asked about before the work for them starts."""
+"""Files: written whole or not at all, checked before the work starts; results read back."""
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
+from os import PathLike
 from pathlib import Path
+from typing import Any
 
-from hvpspec.errors import InputError
+from hvpspec.errors import InputError, first_line
+from hvpspec.results import FORMER_NAMES, VERSION
 
 #: Endings of the pictures that can be drawn.
 PICTURE_SUFFIXES = (".png", ".pdf", ".svg")
+
+#: What was added to the measure of a matrix and of each of its blocks.
+_ADDED_TO_MEASURES = {"reorthogonalized": True}
+#: The formats of files, and what was added to each within its version, as earlier files mean it.
+_ADDED: Mapping[str, Mapping[str, bool | None]] = {
+    "hvpspec-index": {"provenance": None},
+    "hvpspec-density": {"provenance": None, "notes": None, "seconds": None},
+    "hvpspec-measure": {
+        **dict.fromkeys(("provenance", "notes", "gauss_newton", "seconds")),
+        **_ADDED_TO_MEASURES,
+    },
+    "hvpspec-eigs": {"provenance": None, "notes": None},
+    "hvpspec-trace": {"provenance": None, "notes": None},
+    "hvpspec-checkpoint-info": {"weights": None},
+}
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Write a file beside its place and move it there once it is safely on disk.
 
-    Args:
-        path: Where to; a file there is replaced, and keeps its content if anything fails.
-        content: What to write.
+    A file of that name is replaced, and keeps its content if anything fails.
 
     Raises:
-        InputError: The path is a folder, or its folder is missing, full or not writable.
+        InputError: the path is a folder, or its folder is missing, full or not writable.
     """
     if path.is_dir():
         raise InputError(f"cannot write {path}: it is a folder; name a file in it")
@@ -45,13 +62,9 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
 def check_target(path: Path, suffixes: Sequence[str] = ()) -> None:
     """Refuse a file that could not be written, before the work for it starts.
 
-    Args:
-        path: the file to be written; one that exists will be replaced.
-        suffixes: endings allowed; none for any.
-
     Raises:
         InputError: the folder does not exist or cannot be written to, the path is not a plain file,
-            or its ending is not allowed.
+            or its ending is none of ``suffixes``, of which an empty list allows all.
     """
     if suffixes and path.suffix.lower() not in suffixes:
         known = ", ".join(suffixes)
@@ -68,11 +81,8 @@ def check_target(path: Path, suffixes: Sequence[str] = ()) -> None:
 def keep_apart(read: Iterable[tuple[str, Path]], written: Iterable[tuple[str, Path]]) -> None:
     """Refuse to write over what is read, or two files to one place, before any of it happens.
 
-    Files are the same if their names lead to one place, through links and by any spelling.
-
-    Args:
-        read: the files that are read, each with what names it, such as ``--model``.
-        written: those that are written, likewise.
+    Each file comes with the option that names it, such as ``--model``. Files are the same if their
+    names lead to one place, through links and by any spelling.
 
     Raises:
         InputError: a file is read and written, or written twice.
@@ -102,12 +112,8 @@ def _same(one: Path, other: Path) -> bool:
 def make_folder(folder: Path, option: str = "--out") -> None:
     """Make a folder and those above it, where they are not there yet.
 
-    Args:
-        folder: the folder.
-        option: with which another is chosen on the command line.
-
     Raises:
-        InputError: it cannot be made.
+        InputError: it cannot be made; ``option`` chooses another on the command line.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -115,3 +121,67 @@ def make_folder(folder: Path, option: str = "--out") -> None:
         raise InputError(
             f"cannot make the folder {folder}: {error.strerror}; choose another with {option}"
         ) from error
+
+
+def write_json(path: str | PathLike[str], content: Mapping[str, Any]) -> None:
+    """Write plain data as JSON, whole or not at all.
+
+    Args:
+        path: the file; one that exists is replaced.
+        content: finite numbers, strings, lists and mappings, such as ``result.to_dict()``.
+
+    Raises:
+        InputError: the file cannot be written.
+        ValueError: a number is NaN or infinite.
+    """
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    write_atomically(Path(path), f"{text}\n".encode())
+
+
+def read_json(path: str | PathLike[str]) -> dict[str, Any]:
+    """Read a file that ``--json`` wrote.
+
+    Args:
+        path: the file, from this version of hvpspec or an earlier one.
+
+    Returns:
+        Its fields by name, see docs: JSON. Fields that a later version added are filled in, and
+        methods have their present names.
+
+    Raises:
+        InputError: the file cannot be read, is of another kind, or was written by a later version.
+    """
+    path = Path(path)
+    try:
+        content = json.loads(path.read_bytes(), parse_constant=_refuse)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:  # JSON and UTF-8 both raise a ValueError
+        raise InputError(f"{path} is no JSON, or damaged: {first_line(error)}") from error
+    kind = content.get("format") if isinstance(content, dict) else None
+    if not isinstance(kind, str) or kind not in _ADDED:
+        known = ", ".join(_ADDED)
+        raise InputError(
+            f"{path} is no result of hvpspec: its format is {kind!r}, not one of {known}"
+        )
+    version = content.get("version")
+    if version != VERSION or version is True:
+        raise InputError(
+            f"{path} is of version {version!r} of {kind}, and this hvpspec reads {VERSION}; "
+            "update hvpspec"
+        )
+    layers = content.get("layers")
+    if layers is not None:
+        if not isinstance(layers, dict) or not all(isinstance(x, dict) for x in layers.values()):
+            raise InputError(f"{path} is damaged: its layers are no objects by name")
+        layers = {name: {**_ADDED_TO_MEASURES, **layer} for name, layer in layers.items()}
+        content = {**content, "layers": layers}
+    method = content.get("method")
+    if isinstance(method, str):
+        content = {**content, "method": FORMER_NAMES.get(method, method)}
+    return {**_ADDED[kind], **content}
+
+
+def _refuse(constant: str) -> None:
+    """Refuse NaN and infinities, which no result holds."""
+    raise ValueError(f"it holds {constant}")

@@ -11,7 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 from torch import Tensor, nn
 
-from hvpspec.curvature import Loss
+import hvpspec
 from hvpspec.monitoring import CurvatureMonitor, check_every
 
 
@@ -33,7 +33,7 @@ class CurvatureLogger(pl.Callback):
 
     def __init__(
         self,
-        loss: Loss | nn.Module | Callable[[Any, Any], Tensor],
+        loss: hvpspec.Loss | nn.Module | Callable[[Any, Any], Tensor],
         data: Any,
         *,
         every_n_epochs: int = 1,

@@ -10,10 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hvpspec.curvature import HessianOperator, Loss
+import hvpspec
 from hvpspec.errors import InputError, NonFiniteError
-from hvpspec.linalg import eigsh, trace
-from hvpspec.spectrum import index
 from hvpspec.zoo.training import eval_mode
 
 
@@ -37,7 +35,7 @@ class CurvatureMonitor:
 
     def __init__(
         self,
-        loss: Loss | nn.Module | Callable[[Any, Any], Tensor],
+        loss: hvpspec.Loss | nn.Module | Callable[[Any, Any], Tensor],
         data: Any,
         *,
         rtau: float = 1e-2,
@@ -49,7 +47,7 @@ class CurvatureMonitor:
             raise InputError(f"max_matvecs must be a whole number, 10 or more, got {max_matvecs}")
         if not 0 < rtau < 1:
             raise InputError(f"rtau must be between 0 and 1, got {rtau}")
-        known = signature(HessianOperator).parameters
+        known = signature(hvpspec.HessianOperator).parameters
         for name in options:
             if name not in known:
                 raise InputError(f"{name!r} is no argument of CurvatureMonitor or HessianOperator")
@@ -70,17 +68,17 @@ class CurvatureMonitor:
         """
         with eval_mode(model):
             loss, data = self._arguments
-            H = HessianOperator(model, loss, data, **self._options)
+            H = hvpspec.HessianOperator(model, loss, data, **self._options)
 
             def seeded() -> torch.Generator:
                 return torch.Generator().manual_seed(self._seed)
 
             budget = self._max_matvecs
-            top = eigsh(H, 1, "LA", tol=1e-3, max_matvecs=budget, generator=seeded())
+            top = hvpspec.eigsh(H, 1, "LA", tol=1e-3, max_matvecs=budget, generator=seeded())
             sharpness = float(top.values[-1])
-            found = trace(H, budget, generator=seeded())
+            found = hvpspec.trace(H, budget, generator=seeded())
             tau = self._rtau * abs(sharpness) or None  # the noise floor, where all is flat
-            down = index(H, tau, method="certified", max_matvecs=budget, generator=seeded())
+            down = hvpspec.index(H, tau, method="certified", max_matvecs=budget, generator=seeded())
         return {
             "sharpness": sharpness,
             "sharpness_error": float(top.residual_norms[-1]),

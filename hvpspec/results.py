@@ -1,22 +1,17 @@
-"""What every result can do: print itself, show itself in a notebook, become JSON and come back."""
+"""What every result can do: print itself, show itself in a notebook, become plain data."""
 
 from __future__ import annotations
 
 import html
-import json
 import math
 import shutil
 import textwrap
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
-from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hvpspec import __version__
-from hvpspec.errors import InputError, first_line
-from hvpspec.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,22 +25,8 @@ _NARROWEST = 10
 #: What the methods of an index were called before, in scripts and in files.
 FORMER_NAMES = {"ldl": "inertia", "slq": "quadrature", "chebyshev": "filtered"}
 
-#: The version of all formats below.
-_VERSION = 1
-#: What was added to the measure of a matrix and of each of its blocks.
-_ADDED_TO_MEASURES = {"reorthogonalized": True}
-#: The formats of files, and what was added to each within its version, as earlier files mean it.
-_ADDED: Mapping[str, Mapping[str, bool | None]] = {
-    "hvpspec-index": {"provenance": None},
-    "hvpspec-density": {"provenance": None, "notes": None, "seconds": None},
-    "hvpspec-measure": {
-        **dict.fromkeys(("provenance", "notes", "gauss_newton", "seconds")),
-        **_ADDED_TO_MEASURES,
-    },
-    "hvpspec-eigs": {"provenance": None, "notes": None},
-    "hvpspec-trace": {"provenance": None, "notes": None},
-    "hvpspec-checkpoint-info": {"weights": None},
-}
+#: The version of all formats of files.
+VERSION = 1
 
 #: A label, a value, and what it means.
 Row = Sequence[str]
@@ -189,7 +170,7 @@ def envelope(kind: str, subject: Subject | None) -> dict[str, Any]:
     about = asdict(subject) if subject else None
     return {
         "format": kind,
-        "version": _VERSION,
+        "version": VERSION,
         "hvpspec": __version__,
         "provenance": about.pop("provenance") if about else None,
         "notes": list(about.pop("notes")) if about else [],
@@ -278,67 +259,3 @@ def text_table(
             before = padded if i == 0 else [" " * w for w in widths]
             lines.append(f" {'  '.join([*before, piece])}".rstrip())
     return "\n".join(lines)
-
-
-def write_json(path: str | PathLike[str], content: Mapping[str, Any]) -> None:
-    """Write plain data as JSON, whole or not at all.
-
-    Args:
-        path: the file; one that exists is replaced.
-        content: finite numbers, strings, lists and mappings, such as ``result.to_dict()``.
-
-    Raises:
-        InputError: the file cannot be written.
-        ValueError: a number is NaN or infinite.
-    """
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
-    write_atomically(Path(path), f"{text}\n".encode())
-
-
-def read_json(path: str | PathLike[str]) -> dict[str, Any]:
-    """Read a file that ``--json`` wrote.
-
-    Args:
-        path: the file, from this version of hvpspec or an earlier one.
-
-    Returns:
-        Its fields by name, see docs: JSON. Fields that a later version added are filled in, and
-        methods have their present names.
-
-    Raises:
-        InputError: the file cannot be read, is of another kind, or was written by a later version.
-    """
-    path = Path(path)
-    try:
-        content = json.loads(path.read_bytes(), parse_constant=_refuse)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:  # JSON and UTF-8 both raise a ValueError
-        raise InputError(f"{path} is no JSON, or damaged: {first_line(error)}") from error
-    kind = content.get("format") if isinstance(content, dict) else None
-    if not isinstance(kind, str) or kind not in _ADDED:
-        known = ", ".join(_ADDED)
-        raise InputError(
-            f"{path} is no result of hvpspec: its format is {kind!r}, not one of {known}"
-        )
-    version = content.get("version")
-    if version != _VERSION or version is True:
-        raise InputError(
-            f"{path} is of version {version!r} of {kind}, and this hvpspec reads {_VERSION}; "
-            "update hvpspec"
-        )
-    layers = content.get("layers")
-    if layers is not None:
-        if not isinstance(layers, dict) or not all(isinstance(x, dict) for x in layers.values()):
-            raise InputError(f"{path} is damaged: its layers are no objects by name")
-        layers = {name: {**_ADDED_TO_MEASURES, **layer} for name, layer in layers.items()}
-        content = {**content, "layers": layers}
-    method = content.get("method")
-    if isinstance(method, str):
-        content = {**content, "method": FORMER_NAMES.get(method, method)}
-    return {**_ADDED[kind], **content}
-
-
-def _refuse(constant: str) -> None:
-    """Refuse NaN and infinities, which no result holds."""
-    raise ValueError(f"it holds {constant}")

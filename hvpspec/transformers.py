@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hvpspec.curvature import Loss
+import hvpspec
 from hvpspec.monitoring import CurvatureMonitor, check_every
 
 
@@ -38,7 +38,7 @@ class CurvatureCallback(TrainerCallback):
     def __init__(
         self,
         trainer: Trainer,
-        loss: Loss | nn.Module | Callable[[Any, Any], Tensor],
+        loss: hvpspec.Loss | nn.Module | Callable[[Any, Any], Tensor],
         data: Any,
         *,
         every_n_steps: int = 100,

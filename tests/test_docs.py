@@ -3,6 +3,7 @@
 import doctest
 import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -39,7 +40,8 @@ def test_the_command_line_page_names_no_option_that_does_not_exist() -> None:
 def test_the_library_pages_name_every_public_name() -> None:
     pages = "".join(path.read_text(encoding="utf-8") for path in (DOCS / "api").glob("*.md"))
     documented = set(re.findall(r"\.\. auto\w+:: (\w+)", pages))
-    assert set(hvpspec.__all__) - documented == set()
+    names = {n for n in hvpspec.__all__ if not isinstance(getattr(hvpspec, n), ModuleType)}
+    assert names - documented == set()
 
 
 def rows() -> list[str]:

@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from hvpspec.cli.files import CODE, READ, WRITTEN, spare_recorded_data
+from hvpspec.cli.files import spare_recorded_data
 from hvpspec.cli.options import (
+    CODE,
     DATA_HELP,
     NET_HELP,
+    READ,
+    WRITTEN,
     DataDir,
     JsonFile,
     LossName,
@@ -40,7 +43,7 @@ def train(
     net_arg: NetArgs = None,
     data_dir: DataDir = None,
     subset: Subset = None,
-    loss: Annotated[LossName, of_model("--loss", "Loss, a mean.")] = "cross_entropy",
+    loss: Annotated[LossName, of_model("--loss", "Loss, averaged over a batch.")] = "cross_entropy",
     l2: Annotated[float, of_model("--l2", "Coefficient of ‖θ‖² in the objective.")] = 0.0,
     optimizer: Annotated[
         Literal["sgd", "adam", "lbfgs"],

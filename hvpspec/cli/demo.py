@@ -11,8 +11,8 @@ from hvpspec.cli.checkpoints import train_and_save
 from hvpspec.cli.index import compute_index
 from hvpspec.cli.options import Seed, of_output
 from hvpspec.cli.problem import load_problem
-from hvpspec.files import check_target, keep_apart, make_folder
-from hvpspec.results import Row, number, text_table, write_json
+from hvpspec.files import check_target, keep_apart, make_folder, write_json
+from hvpspec.results import Row, number, text_table
 
 if TYPE_CHECKING:
     from hvpspec import IndexResult
@@ -76,13 +76,7 @@ def demo(
 
 
 def compare(certified: IndexResult, exact: IndexResult, *, seconds: tuple[float, float]) -> str:
-    """Lay a matrix-free ladder beside the exact counts at the same resolutions.
-
-    Args:
-        certified: with a ladder.
-        exact: with all eigenvalues.
-        seconds: the time of each.
-    """
+    """Lay a matrix-free ladder beside the exact counts at the same resolutions."""
     assert exact.eigenvalues is not None
     rows: list[Row] = [("τ", "τ / ‖H‖", "certified", "exact", "")]
     for rung in certified.ladder:

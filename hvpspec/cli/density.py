@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hvpspec.cli.files import Names
 from hvpspec.cli.index import compute_index
 from hvpspec.cli.options import (
     JsonFile,
+    Names,
     ProbeSeed,
     of_method,
     of_output,

@@ -8,8 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from hvpspec.cli.files import Names
-from hvpspec.cli.options import JsonFile, ProbeSeed, of_method, of_output, positive
+from hvpspec.cli.options import JsonFile, Names, ProbeSeed, of_method, of_output, positive
 from hvpspec.cli.problem import LoadProblem, on_problem, show
 from hvpspec.errors import ComputationError
 from hvpspec.files import write_atomically

@@ -5,11 +5,11 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
+from hvpspec.cli.options import Names
 from hvpspec.cli.processes import rank
 from hvpspec.errors import InputError
 from hvpspec.files import check_target, keep_apart
@@ -17,22 +17,6 @@ from hvpspec.files import check_target, keep_apart
 if TYPE_CHECKING:
     from hvpspec.zoo import Checkpoint
 
-
-@dataclass(frozen=True)
-class Names:
-    """What an option names; stands behind ``typer.Option`` in its annotation.
-
-    Attributes:
-        use: ``read``: a file or data, also behind ``name=``; ``code``: code, if it has the form
-            ``module:callable``; ``written``: a file; ``kept``: a folder of products.
-        suffixes: endings that a written file may have; none for any.
-    """
-
-    use: Literal["read", "code", "written", "kept"]
-    suffixes: tuple[str, ...] = ()
-
-
-READ, CODE, WRITTEN, KEPT = Names("read"), Names("code"), Names("written"), Names("kept")
 
 #: Values of options, each behind the option as people write it.
 Named = Sequence[tuple[str, Any]]

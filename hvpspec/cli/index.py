@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
-from hvpspec.cli.files import Names
 from hvpspec.cli.options import (
     JsonFile,
+    Names,
     ProbeSeed,
     of_method,
     of_output,

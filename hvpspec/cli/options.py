@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import typer
 
-from hvpspec.cli.files import CODE, KEPT, READ, WRITTEN
 from hvpspec.errors import InputError
 
 LossName = Literal["cross_entropy", "mse"]
@@ -23,6 +23,23 @@ DATA_HELP = (
     " module:callable, which is imported and called."
 )
 _AS_TRAINED = "as in training"
+
+
+@dataclass(frozen=True)
+class Names:
+    """What an option names; stands behind ``typer.Option`` in its annotation.
+
+    Attributes:
+        use: ``read``: a file or data, also behind ``name=``; ``code``: code, if it has the form
+            ``module:callable``; ``written``: a file; ``kept``: a folder of products.
+        suffixes: endings that a written file may have; none for any.
+    """
+
+    use: Literal["read", "code", "written", "kept"]
+    suffixes: tuple[str, ...] = ()
+
+
+READ, CODE, WRITTEN, KEPT = Names("read"), Names("code"), Names("written"), Names("kept")
 
 
 def _option(panel: str, flag: str, help: str, default: str | bool = True, **settings: Any) -> Any:

@@ -17,7 +17,8 @@ from hvpspec.cli import options as given
 from hvpspec.cli.files import Named, named_by, spare_recorded_data
 from hvpspec.cli.processes import joined, num_processes, own_share, rank
 from hvpspec.errors import InputError
-from hvpspec.results import Subject, plain, write_json
+from hvpspec.files import write_json
+from hvpspec.results import Subject, plain
 
 if TYPE_CHECKING:
     from torch import nn

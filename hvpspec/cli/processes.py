@@ -41,10 +41,10 @@ def rank() -> int:
 
 @contextmanager
 def joined() -> Iterator[ProcessGroup | None]:
-    """Join the processes that were started together; all but the first are silent.
+    """Join the processes that were started together, of which the first alone prints.
 
     Yields:
-        The group of them all; None where there is one process.
+        The group of all processes; None if there is only one.
     """
     if num_processes() == 1:
         yield None
@@ -66,9 +66,8 @@ def joined() -> Iterator[ProcessGroup | None]:
 def divided(parallel: Parallel | None) -> tuple[ProcessGroup | None, ProcessGroup | None]:
     """Divide the processes: return those that share this one's data, and those its probes.
 
-    Args:
-        parallel: what is shared out; None for the data. With ``both``, as many groups as fit share
-            probes, the others data: 4 processes make 2 groups of 2.
+    The data are shared unless ``parallel`` says otherwise. With ``both``, 4 processes make 2 groups
+    of 2: those of a group share data, and the groups share probes.
 
     Raises:
         typer.BadParameter: there is one process alone, or a number that cannot be divided.

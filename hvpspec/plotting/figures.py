@@ -36,14 +36,7 @@ class _ShownFigure(Figure):
 
 
 def check_picture(path: str | PathLike[str]) -> None:
-    """Refuse a picture that could not be written, before the work for it starts.
-
-    Args:
-        path: the file; its ending chooses the format.
-
-    Raises:
-        InputError: unknown ending, no such folder, or no permission.
-    """
+    """Raise InputError for a picture that could not be written, before the work for it starts."""
     check_target(Path(path), PICTURE_SUFFIXES)
 
 

@@ -101,12 +101,7 @@ def spectrum_histogram(
 
 
 def draw_spectrum(ax: Axes, histogram: SpectrumHistogram) -> None:
-    """Draw a histogram of eigenvalues with logarithmic counts into given axes.
-
-    Args:
-        ax: where to.
-        histogram: from `spectrum_histogram`.
-    """
+    """Draw a histogram of eigenvalues, from `spectrum_histogram`, with logarithmic counts."""
     edges, counts, floor = histogram.edges, histogram.counts, histogram.noise_floor
     threshold = histogram.linear_threshold
     negative = edges[1:] <= 0

@@ -29,11 +29,6 @@ def read_full(
     They are looked for in ``data_dir``, in ``$HVPSPEC_DATA`` and in `cache_dir`, in this order, and
     otherwise downloaded to the last.
 
-    Args:
-        name: ``mnist`` or ``fashion-mnist``.
-        split: ``train`` or ``test``.
-        data_dir: Folder with ``MNIST/raw`` or ``FashionMNIST/raw``, if the user named one.
-
     Raises:
         InputError: A named folder does not exist, a file is broken, or nothing was found and the
             download failed.

@@ -28,12 +28,9 @@ def is_code_name(name: str) -> bool:
 def call_by_name(name: str, arguments: Mapping[str, object]) -> object:
     """Import ``module:callable``, call it with keyword arguments and return what it returns.
 
-    Modules are looked for where Python looks and, last of all, in the current directory: a user's
-    own file is found, but cannot shadow an installed package.
-
-    Args:
-        name: Such as ``torchvision.models:resnet18``; the callable may be dotted, as ``Net.small``.
-        arguments: Keyword arguments.
+    The callable may be dotted, such as ``networks:Net.small``. Modules are looked for where Python
+    looks and, last of all, in the current directory: a user's own file is found, but cannot shadow
+    an installed package.
 
     Raises:
         InputError: The name is malformed, the module cannot be imported, it has no such callable,
@@ -53,10 +50,7 @@ def call_by_name(name: str, arguments: Mapping[str, object]) -> object:
 
 
 def find_by_name(name: str) -> object:
-    """Import a module and return what it has under a name, as it is.
-
-    Args:
-        name: As for `call_by_name`, but what it names need not be callable.
+    """Import what ``module:name`` stands for and return it as it is.
 
     Raises:
         InputError: The name is malformed, the module cannot be imported, or it has no such name.
@@ -66,14 +60,7 @@ def find_by_name(name: str) -> object:
 
 
 def module_file(name: str) -> Path | None:
-    """Find the file of the module in ``module:callable`` without running anything.
-
-    Args:
-        name: As for `call_by_name`.
-
-    Returns:
-        The file; None where there is none, or none of Python's own way of finding modules.
-    """
+    """Find the file of the module in ``module:callable``, if there is one, without running it."""
     module_name, _, _ = name.partition(":")
     parts, path, spec = module_name.split("."), None, None
     with _current_directory_last():

@@ -53,17 +53,13 @@ def require_file(path: Path) -> None:
 def load_torch_file(path: Path, *, remedy: str, unread: Iterable[str] = ()) -> object:
     """Read what `torch.save` wrote: tensors, plain containers, strings and numbers, on the CPU.
 
-    A pickle may name any function to be called when it is read. Those that do are refused, unread.
-
-    Args:
-        path: The file.
-        remedy: How to save it so that it can be read, for the message.
-        unread: Classes and functions, such as ``numpy.dtype``, that the file may name: an `Unread`
-            comes back in place of what they make.
+    A pickle may name any function to be called when it is read. Files that do are refused, but for
+    the functions and classes in ``unread``, such as ``numpy.dtype``: an `Unread` stands for what
+    they would make.
 
     Raises:
         InputError: The file is missing, truncated, of another kind, or holds anything but plain
-            data.
+            data; ``remedy`` says how to save it so that it can be read.
     """
     require_file(path)
     try:

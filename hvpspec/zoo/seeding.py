@@ -17,11 +17,8 @@ def seeded(seed: int) -> Iterator[None]:
     PyTorch's initialisers and dropout draw from the global generators and take no other, so these
     are seeded, but only for as long as the block lasts.
 
-    Args:
-        seed: A whole number, 0 or more and below 2**63.
-
     Raises:
-        InputError: The seed is no such number.
+        InputError: The seed is not a whole number in [0, 2**63).
     """
     check_seed(seed)
     # None before CUDA is initialised: it has no state yet, and a seed would lie in wait for it.
@@ -34,10 +31,6 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def check_seed(seed: object) -> None:
-    """Refuse a seed that is not a whole number in [0, 2**63).
-
-    Raises:
-        InputError: The seed is no such number.
-    """
+    """Raise InputError for a seed that is not a whole number in [0, 2**63)."""
     if type(seed) is not int or not 0 <= seed < 2**63:
         raise InputError(f"seed is {seed!r}; it must be a whole number from 0 to 2**63 - 1")

@@ -272,17 +272,14 @@ def _try(
         raise
     except Exception as error:  # a user's own code may fail in any way
         name = getattr(loss, "__qualname__", type(loss).__qualname__)
+        shape = getattr(outputs, "shape", None)
+        shown = f"a {type(outputs).__name__} as outputs"
+        if shape is not None:
+            shown = f"outputs of shape {tuple(shape)}"
         raise InputError(
-            f"the loss {name} cannot take {_shown(outputs)} and targets of shape"
+            f"the loss {name} cannot take {shown} and targets of shape"
             f" {tuple(targets.shape)}, {targets.dtype}: {type(error).__name__}: {first_line(error)}"
         ) from error
-
-
-def _shown(outputs: object) -> str:
-    """Name what a network returns."""
-    if isinstance(outputs, torch.Tensor):
-        return f"outputs of shape {tuple(outputs.shape)}"
-    return f"a {type(outputs).__name__} as outputs"
 
 
 def _tensor(outputs: object) -> torch.Tensor:

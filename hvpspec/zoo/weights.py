@@ -76,15 +76,9 @@ def read_weights_file(path: Path) -> object:
 
 
 def state_dicts(path: Path, content: object) -> dict[str, StateDict]:
-    """Find everything in a file that holds tensors under names.
+    """Find all dictionaries in a file that hold tensors under names.
 
-    Args:
-        path: The file, for messages.
-        content: What it holds.
-
-    Returns:
-        The tensors by name, by the entries that lead there, joined by dots. Other things beside
-        tensors are left out.
+    Each is listed by the entries that lead to it, joined by dots, and without what is no tensor.
 
     Raises:
         InputError: There are none.
@@ -115,20 +109,14 @@ def state_dicts(path: Path, content: object) -> dict[str, StateDict]:
 def choose_weights(
     path: Path, states: Mapping[str, StateDict], model: nn.Module, weights: str | None = None
 ) -> FoundWeights:
-    """Choose, among all tensors of a file, the weights that fit a network.
+    """Choose the weights that fit a network, among what `state_dicts` found.
 
-    What stands before the names, as wrappers of the network put it there, is found by comparing
-    them with the network's own, which may be wrapped as well. Where several fit, one that is no
-    running average is taken if it is the only such one.
-
-    Args:
-        path: The file, for messages.
-        states: As `state_dicts` gives them.
-        model: The network.
-        weights: Which ones: the `FoundWeights.name`, the beginning of it, or another part.
+    Prefixes that wrappers put before all names are found by comparing them with the network's own,
+    which may be wrapped as well. Where several sets fit, the only one that is no running average is
+    taken, unless ``weights`` gives a `FoundWeights.name`, or part of one.
 
     Raises:
-        InputError: None fit, or several do and it is not plain which ones are meant.
+        InputError: None fit, or several do and it is not clear which ones are meant.
     """
     every: list[FoundWeights] = []
     fitting: list[FoundWeights] = []
@@ -142,7 +130,7 @@ def choose_weights(
     if not every:
         raise InputError(f"{path} has no weights named {weights}; it holds {describe(states)}")
     if not fitting:
-        nearest = max(every, key=_num_known)
+        nearest = max(every, key=lambda f: len(_own_tensors(f.module).keys() & f.tensors.keys()))
         own = _own_tensors(nearest.module)
         name = f" {nearest.name}" if nearest.name else ""
         raise InputError(
@@ -169,24 +157,16 @@ def choose_weights(
 
 
 def describe(states: Mapping[str, StateDict]) -> str:
-    """Say where a file holds tensors, and how many.
-
-    Args:
-        states: As `state_dicts` gives them.
-    """
+    """Say where `state_dicts` found tensors, and how many."""
     parts = [f"{place or 'a state_dict'} ({len(state)} tensors)" for place, state in states.items()]
     return _few(parts)
 
 
 def check_state_dict(where: object, state: object) -> StateDict:
-    """Refuse anything but finite tensors under names.
-
-    Args:
-        where: What holds them, for the message.
-        state: What should be a state_dict.
+    """Return what ``where`` holds if it is a state_dict of finite tensors.
 
     Raises:
-        InputError: Not a state_dict, or a tensor is NaN or infinite.
+        InputError: It is not.
     """
     if not isinstance(state, Mapping) or not state:
         raise InputError(f"{where} holds no weights; expected a state_dict of named tensors")
@@ -249,31 +229,16 @@ def _wrapped(model: nn.Module) -> Iterator[nn.Module]:
         yield from _wrapped(children[firsts.pop()])
 
 
-def _num_known(found: FoundWeights) -> int:
-    """How many of the names are those of the network."""
-    return len(_own_tensors(found.module).keys() & found.tensors.keys())
-
-
 def _candidates(
     place: str, state: StateDict, module: nn.Module, own: StateDict
 ) -> Iterator[FoundWeights]:
-    """Take from the names of a state_dict each beginning after which a name of the network follows.
-
-    Where there is none, the names are taken as they are, for the message.
-    """
-    prefixes = {
-        name[: len(name) - len(rest)]: None for name in state for rest in _ends(name) if rest in own
-    }
+    """Strip each prefix after which a name of the network follows; none if there is none."""
+    starts = {name: [0, *(dot.end() for dot in re.finditer(r"\.", name))] for name in state}
+    prefixes = {n[:start]: None for n in state for start in starts[n] if n[start:] in own}
     for prefix in prefixes or [""]:
         tensors = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
         name = _joined(place, prefix.removesuffix("."))
         yield FoundWeights(name, _with_tied(tensors, own), state, module)
-
-
-def _ends(name: str) -> Iterator[str]:
-    """A name, and what is left of it behind each dot."""
-    yield name
-    yield from (name[dot.end() :] for dot in re.finditer(r"\.", name))
 
 
 def _named(every: Sequence[FoundWeights], weights: str) -> list[FoundWeights]:

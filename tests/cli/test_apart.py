@@ -11,7 +11,7 @@ from typing import get_args
 import pytest
 
 from hvpspec.cli.app import app
-from hvpspec.cli.files import Names
+from hvpspec.cli.options import Names
 from tests.cli.conftest import Run
 
 TRAIN = "train --net tiny_cli_network:make --epochs 0"

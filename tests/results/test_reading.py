@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hvpspec import InputError
-from hvpspec.results import read_json
+from hvpspec.files import read_json
 
 # Written by the commands before files told where they come from.
 OLD = Path(__file__).parent / "version-1"

@@ -14,9 +14,10 @@ from matplotlib.figure import Figure
 
 import hvpspec
 from hvpspec import Certified, Filtered, Inertia, Quadrature, SpectralMeasure, index
+from hvpspec.files import read_json, write_json
 from hvpspec.linalg import IndexBound, PointFacts, measure_noise
 from hvpspec.plotting import check_picture, save_figure, spectrum_histogram
-from hvpspec.results import Result, Subject, plain, read_json, text_table, write_json
+from hvpspec.results import Result, Subject, plain, text_table
 
 N = 900
 VALUES = torch.cat([torch.linspace(-1, -0.5, 5), torch.linspace(-0.01, 2, N - 5)]).double()
