@@ -157,12 +157,12 @@ def read_json(path: str | PathLike[str]) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:  # JSON and UTF-8 both raise a ValueError
-        raise InputError(f"{path} is no JSON, or damaged: {first_line(error)}") from error
+        raise InputError(f"{path} is not JSON, or is damaged: {first_line(error)}") from error
     kind = content.get("format") if isinstance(content, dict) else None
     if not isinstance(kind, str) or kind not in _ADDED:
         known = ", ".join(_ADDED)
         raise InputError(
-            f"{path} is no result of hvpspec: its format is {kind!r}, not one of {known}"
+            f"{path} is not a result of hvpspec: its format is {kind!r}, not one of {known}"
         )
     version = content.get("version")
     if version != VERSION or version is True:
@@ -173,7 +173,7 @@ def read_json(path: str | PathLike[str]) -> dict[str, Any]:
     layers = content.get("layers")
     if layers is not None:
         if not isinstance(layers, dict) or not all(isinstance(x, dict) for x in layers.values()):
-            raise InputError(f"{path} is damaged: its layers are no objects by name")
+            raise InputError(f"{path} is damaged: its layers are not objects by name")
         layers = {name: {**_ADDED_TO_MEASURES, **layer} for name, layer in layers.items()}
         content = {**content, "layers": layers}
     method = content.get("method")

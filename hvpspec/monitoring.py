@@ -48,9 +48,8 @@ class CurvatureMonitor:
         if not 0 < rtau < 1:
             raise InputError(f"rtau must be between 0 and 1, got {rtau}")
         known = signature(hvpspec.HessianOperator).parameters
-        for name in options:
-            if name not in known:
-                raise InputError(f"{name!r} is no argument of CurvatureMonitor or HessianOperator")
+        for name in options.keys() - known.keys():
+            raise InputError(f"{name!r} is not an argument of CurvatureMonitor or HessianOperator")
         self._arguments, self._options = (loss, data), options
         self._rtau, self._max_matvecs, self._seed = rtau, max_matvecs, seed
 

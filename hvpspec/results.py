@@ -75,7 +75,7 @@ class Result:
     ``_brief`` (what ``repr`` shows) and ``_content`` (what a file holds).
     """
 
-    #: The name of its file format; empty where it has no file of its own.
+    #: The name of its file format; empty where it is never written to a file of its own.
     _FORMAT: ClassVar[str] = ""
 
     def __repr__(self) -> str:
@@ -131,7 +131,7 @@ class Result:
         return ()
 
     def _title(self) -> str:
-        """What stands above the table where nobody says what the result is about."""
+        """The title of the table where the subject is unknown."""
         return type(self).__name__
 
     def _brief(self) -> dict[str, object]:

@@ -177,7 +177,7 @@ def test_training_that_has_diverged() -> None:
 
 
 def test_numbers_out_of_range() -> None:
-    with pytest.raises(InputError, match="'max_matvec' is no argument of CurvatureMonitor"):
+    with pytest.raises(InputError, match="'max_matvec' is not an argument of CurvatureMonitor"):
         CurvatureMonitor(nn.MSELoss(), data(), max_matvec=20)
     with pytest.raises(InputError, match="max_matvecs must be a whole number, 10 or more, got 20"):
         CurvatureMonitor(nn.MSELoss(), data(), max_matvecs=20.5)

@@ -167,7 +167,7 @@ def compute_index(
                 hessian, method=method, tau_ladder=taus or None, progress=progress, **options
             )
     except BaseException:
-        if bracket:  # what was found out before somebody lost patience, or something failed
+        if bracket:  # what was known when the run was interrupted or failed
             typer.echo(f"{bracket} so far", err=True)
         raise
     return result, time.perf_counter() - start

@@ -95,7 +95,7 @@ WeightsName = Annotated[
     of_model(
         "--weights",
         "Which weights, if the file holds several: params_ema, state_dict.net.",
-        "those that fit and are no running average",
+        "those that fit and are not a running average",
         metavar="NAME",
     ),
 ]
@@ -186,7 +186,7 @@ CheckpointEvery = Annotated[
 Seed = Annotated[int, of_method("--seed", "Seed of the initial weights and the order of examples.")]
 ProbeSeed = Annotated[int | None, of_method("--seed", "Seed of the random vectors.", "0", min=0)]
 JsonFile = Annotated[
-    Path | None, of_output("--json", "Write the result as JSON, too.", metavar="FILE"), WRITTEN
+    Path | None, of_output("--json", "Write the result as JSON as well.", metavar="FILE"), WRITTEN
 ]
 
 

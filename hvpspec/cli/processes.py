@@ -107,7 +107,7 @@ def divided(parallel: Parallel | None) -> tuple[ProcessGroup | None, ProcessGrou
 
 
 class _EveryFew:
-    """Every so-manieth batch of a sequence that can be read again."""
+    """Every k-th batch of a sequence that can be read again."""
 
     def __init__(self, batches: Iterable[Any], start: int, step: int) -> None:
         self._batches, self._start, self._step = batches, start, step

@@ -242,7 +242,7 @@ def load_checkpoint(
 
     Foreign weights are a ``.safetensors`` file, or a state_dict written by `torch.save`, bare or
     anywhere within dictionaries. The one that fits the network is taken, without what wrappers of
-    the network have put before all its names. If several fit, the one that is no running average
+    the network have put before all its names. If several fit, the one that is not a running average
     (``ema``, ``swa``) is, unless ``weights`` names another.
 
     Args:

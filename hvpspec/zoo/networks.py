@@ -33,7 +33,7 @@ class NetworkSpec:
         arguments: Keyword arguments for it, plain enough to be written as JSON.
 
     Raises:
-        InputError: The name is no string or the arguments are no mapping.
+        InputError: The name is not a string or the arguments are not a mapping.
     """
 
     name: str

@@ -39,7 +39,7 @@ BESIDE_WEIGHTS = (
 
 
 def require_file(path: Path) -> None:
-    """Refuse a path that is no file.
+    """Refuse a path that is not a file.
 
     Raises:
         InputError: Nothing is there, or a folder is.
@@ -68,10 +68,10 @@ def load_torch_file(path: Path, *, remedy: str, unread: Iterable[str] = ()) -> o
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Unsupported operand" in str(error):  # these bytes are no pickle
+        if "Unsupported operand" in str(error):  # these bytes are not a pickle
             raise _unreadable(path) from error
         raise InputError(
-            f"{path} holds {_refused(error)}, which is no plain data, and was not read, since that"
+            f"{path} holds {_refused(error)}, which is not plain data, and was not read, since that"
             f" could run code; {remedy}"
         ) from error
     except PermissionError as error:
@@ -93,7 +93,7 @@ def _refused(error: pickle.UnpicklingError) -> str:
 
 
 def _is_script(path: Path) -> bool:
-    """Tell archives of TorchScript, by the file that PyTorch knows them by, too."""
+    """Tell archives of TorchScript by the file that PyTorch itself looks for."""
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith("/constants.pkl") for name in archive.namelist())
@@ -102,9 +102,9 @@ def _is_script(path: Path) -> bool:
 
 
 def _unreadable(path: Path) -> InputError:
-    """Say that a file is no file of `torch.save`."""
+    """Say that a file was not written by `torch.save`."""
     size = path.stat().st_size
     return InputError(
-        f"{path} ({size} bytes) is truncated, damaged, or no plain PyTorch file;"
+        f"{path} ({size} bytes) is truncated, damaged, or not a PyTorch file;"
         " save or fetch it again"
     )

@@ -88,7 +88,7 @@ class TrainingHistory:
             before it is made, weighted by batch size.
         loss: Mean loss over the training data at the end, without the l2 term.
         accuracy: Fraction of the training data classified rightly, or None where the targets
-            are no classes.
+            are not classes.
 
     Raises:
         InputError: A value is not a number.
@@ -199,7 +199,7 @@ def evaluate(
         loss: ``cross_entropy`` or ``mse``.
 
     Returns:
-        The mean loss, and the accuracy in [0, 1] or None where the targets are no classes.
+        The mean loss, and the accuracy in [0, 1] or None where the targets are not classes.
 
     Raises:
         InputError: The model cannot take the data.
@@ -283,7 +283,7 @@ def _try(
 
 
 def _tensor(outputs: object) -> torch.Tensor:
-    """Refuse outputs that are no tensor."""
+    """Refuse outputs that are not a tensor."""
     if not isinstance(outputs, torch.Tensor):
         raise InputError(f"the network returns a {type(outputs).__name__}; it must return a tensor")
     return outputs

@@ -72,13 +72,13 @@ def read_weights_file(path: Path) -> object:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is no readable safetensors file ({error})") from error
+        raise InputError(f"{path} is not a readable safetensors file ({error})") from error
 
 
 def state_dicts(path: Path, content: object) -> dict[str, StateDict]:
     """Find all dictionaries in a file that hold tensors under names.
 
-    Each is listed by the entries that lead to it, joined by dots, and without what is no tensor.
+    Each is listed by the entries that lead to it, joined by dots, and without what is not a tensor.
 
     Raises:
         InputError: There are none.
@@ -100,7 +100,7 @@ def state_dicts(path: Path, content: object) -> dict[str, StateDict]:
     if not found:
         held = ", ".join(map(str, content)) if isinstance(content, Mapping) else ""
         raise InputError(
-            f"{path} holds no weights, that is tensors under names; it holds"
+            f"{path} holds no weights, that is, no tensors under names; it holds"
             f" {held[:200] or f'a {type(content).__name__}'}"
         )
     return found
@@ -112,8 +112,8 @@ def choose_weights(
     """Choose the weights that fit a network, among what `state_dicts` found.
 
     Prefixes that wrappers put before all names are found by comparing them with the network's own,
-    which may be wrapped as well. Where several sets fit, the only one that is no running average is
-    taken, unless ``weights`` gives a `FoundWeights.name`, or part of one.
+    which may be wrapped as well. Where several sets fit, the only one that is not a running average
+    is taken, unless ``weights`` gives a `FoundWeights.name`, or part of one.
 
     Raises:
         InputError: None fit, or several do and it is not clear which ones are meant.
@@ -173,7 +173,7 @@ def check_state_dict(where: object, state: object) -> StateDict:
     for name, tensor in state.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
             raise InputError(
-                f"{where} is no state_dict: its entry {name!r} is a {type(tensor).__name__},"
+                f"{where} is not a state_dict: its entry {name!r} is a {type(tensor).__name__},"
                 " not a tensor"
             )
         if tensor.dtype not in _DTYPES or tensor.layout != torch.strided or tensor.is_meta:
@@ -219,7 +219,7 @@ def _own_tensors(model: nn.Module) -> StateDict:
 
 
 def _wrapped(model: nn.Module) -> Iterator[nn.Module]:
-    """A network, and what it does no more than wrap: the child with all tensors, if no layer."""
+    """A network and, if it merely wraps another, that one: the child that holds all tensors."""
     yield model
     children = dict(model.named_children())
     names = [name.split(".") for name in _own_tensors(model)]
@@ -248,7 +248,7 @@ def _named(every: Sequence[FoundWeights], weights: str) -> list[FoundWeights]:
 
 
 def _main(fitting: Sequence[FoundWeights]) -> FoundWeights | None:
-    """The one that is meant: of equal ones the first, otherwise the only one that is no average."""
+    """The first of equal sets; otherwise the only one that is not an average, if there is one."""
     first = fitting[0]
     if all(_equal(first.tensors, found.tensors) for found in fitting[1:]):
         return first

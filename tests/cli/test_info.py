@@ -78,6 +78,6 @@ def test_files_that_are_code_stay_unread(run, workspace):
     torch.save({"model": {}, "args": argparse.Namespace(lr=1)}, "args.pt")
     outcome = run("info args.pt --net tiny_cli_network:make")
     assert (outcome.code, outcome.out) == (2, "")
-    assert "args.pt holds argparse.Namespace, which is no plain data" in outcome.err
+    assert "args.pt holds argparse.Namespace, which is not plain data" in outcome.err
     assert "torch.save(model.state_dict(), 'weights.pt')" in outcome.err
     assert len(outcome.err.splitlines()) == 1

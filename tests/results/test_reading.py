@@ -45,17 +45,17 @@ def test_old_files(name: str) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "is no JSON, or damaged: Expecting value"),
-        (b'{"format": "hvpspec-index", "ver', "is no JSON, or damaged"),
-        (b"\xff\xfe\x00", "is no JSON, or damaged"),
-        (b"[1]", "no result of hvpspec: its format is None, not one of hvpspec-index"),
-        (b'{"format": "other"}', "no result of hvpspec: its format is 'other'"),
+        (b"", "is not JSON, or is damaged: Expecting value"),
+        (b'{"format": "hvpspec-index", "ver', "is not JSON, or is damaged"),
+        (b"\xff\xfe\x00", "is not JSON, or is damaged"),
+        (b"[1]", "not a result of hvpspec: its format is None, not one of hvpspec-index"),
+        (b'{"format": "other"}', "not a result of hvpspec: its format is 'other'"),
         (b'{"format": ["hvpspec-index"]}', r"its format is \['hvpspec-index'\]"),
         (b'{"format": "hvpspec-index", "version": 2}', "of version 2 of hvpspec-index, and this"),
         (b'{"format": "hvpspec-index"}', "of version None"),
         (b'{"format": "hvpspec-index", "version": true}', "of version True"),
         (b'{"format": "hvpspec-index", "version": 1, "tau": NaN}', "damaged: it holds NaN"),
-        (b'{"format": "hvpspec-measure", "version": 1, "layers": 3}', "its layers are no objects"),
+        (b'{"format": "hvpspec-measure", "version": 1, "layers": 3}', "its layers are not objects"),
         (b"[" * 100_000, "damaged: maximum recursion depth"),
     ],
 )

@@ -43,7 +43,7 @@ def test_a_hostile_pickle_does_not_run(
 
 def test_a_whole_model_is_refused_with_the_remedy(tmp_path: Path) -> None:
     torch.save(torch.nn.Linear(1, 1), tmp_path / "model.pt")
-    cause = "model.pt holds torch.nn.modules.linear.Linear, which is no plain data"
+    cause = "model.pt holds torch.nn.modules.linear.Linear, which is not plain data"
     with pytest.raises(InputError, match=rf"{cause}.* could run code; save it otherwise"):
         load(tmp_path / "model.pt")
 
@@ -52,7 +52,7 @@ def test_a_whole_model_is_refused_with_the_remedy(tmp_path: Path) -> None:
 def test_what_is_refused_is_named(tmp_path: Path, archive: bool) -> None:
     content = {"a": torch.ones(2), "args": argparse.Namespace(lr=0.1)}
     torch.save(content, tmp_path / "a.pt", _use_new_zipfile_serialization=archive)
-    with pytest.raises(InputError, match=r"a.pt holds argparse.Namespace, which is no plain data"):
+    with pytest.raises(InputError, match=r"a.pt holds argparse.Namespace, which is not plain data"):
         load(tmp_path / "a.pt", unread=BESIDE_WEIGHTS)
 
 
@@ -74,14 +74,14 @@ def test_what_stands_beside_weights_is_left_unread(tmp_path: Path) -> None:
     assert found.keys() == beside.keys()
     assert all(isinstance(value, Unread) for value in found.values())
     assert set(get_safe_globals()) == allowed
-    with pytest.raises(InputError, match="which is no plain data"):
+    with pytest.raises(InputError, match="which is not plain data"):
         load(tmp_path / "a.pt")
 
 
 def test_an_array_that_holds_a_trap_does_not_run(tmp_path: Path, trap: tuple[object, Path]) -> None:
     hostile, sprung = trap
     torch.save({"a": np.array([hostile], dtype=object)}, tmp_path / "a.pt")
-    with pytest.raises(InputError, match=r"mkdir, which is no plain data"):
+    with pytest.raises(InputError, match=r"mkdir, which is not plain data"):
         load(tmp_path / "a.pt", unread=BESIDE_WEIGHTS)
     assert not sprung.exists()
 

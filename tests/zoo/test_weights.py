@@ -52,7 +52,7 @@ def test_safetensors(tmp_path: Path, state: dict[str, Any]) -> None:
 @pytest.mark.parametrize("content", [b"", b"\x08\x00\x00\x00\x00\x00\x00\x00{}{}{}{}", b"x" * 99])
 def test_broken_safetensors(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "w.safetensors").write_bytes(content)
-    with pytest.raises(InputError, match=r"w.safetensors is no readable safetensors file"):
+    with pytest.raises(InputError, match=r"w.safetensors is not a readable safetensors file"):
         _loaded(tmp_path / "w.safetensors")
 
 
@@ -108,7 +108,7 @@ def _bad(state: dict[str, Any]) -> dict[str, tuple[object, str]]:
         "unexpected": (many, r"5 unexpected \(extra0, extra1, extra2 and 2 more\)"),
         "shape": (other, r"1 of another shape \(output.bias \(7,\) instead of \(10,\)\)"),
         "nan": (nan, "tensor 'output.bias' has NaN or infinite values"),
-        "nothing": ({}, "holds no weights, that is tensors under names; it holds a dict"),
+        "nothing": ({}, "holds no weights, that is, no tensors under names; it holds a dict"),
         "a list": ([state], "holds no weights, .* it holds a list"),
         "number as name": ({3: torch.ones(1)}, "holds no weights, .* it holds 3"),
         "only others": ({"epoch": 3, "args": {}}, "holds no weights, .* it holds epoch, args"),
