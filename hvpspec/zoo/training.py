@@ -172,16 +172,21 @@ def train(
         return values[-1]
 
     epoch_losses = []
-    with seeded(settings.seed), _training(model):
-        for epoch in range(1, settings.epochs + 1):
-            total = 0.0
-            for rows in torch.split(torch.randperm(n, generator=order), settings.batch_size):
-                values.clear()
-                optimizer.step(descend)
-                total += values[0] * len(rows)
-            epoch_losses.append(total / n)
-            if progress:
-                progress(epoch, epoch_losses[-1])
+    model.train()
+    try:
+        with seeded(settings.seed):
+            for epoch in range(1, settings.epochs + 1):
+                total = 0.0
+                for rows in torch.split(torch.randperm(n, generator=order), settings.batch_size):
+                    values.clear()
+                    optimizer.step(descend)
+                    total += values[0] * len(rows)
+                epoch_losses.append(total / n)
+                if progress:
+                    progress(epoch, epoch_losses[-1])
+    finally:
+        model.zero_grad()
+        model.eval()
     loss, accuracy = evaluate(model, data, loss=settings.loss)
     return TrainingHistory(tuple(epoch_losses), _finite(loss, settings.epochs, settings), accuracy)
 
@@ -359,17 +364,6 @@ def _remedy(criterion: nn.Module, outputs: torch.Tensor, targets: torch.Tensor) 
         label = int(beyond)
         return f"; if {label} marks what does not count, pass --ignore-index {label}"
     return ""
-
-
-@contextmanager
-def _training(model: nn.Module) -> Iterator[None]:
-    """Put a model in training mode, and leave it in eval mode without gradients, come what may."""
-    model.train()
-    try:
-        yield
-    finally:
-        model.zero_grad()
-        model.eval()
 
 
 @contextmanager
