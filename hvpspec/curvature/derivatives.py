@@ -13,7 +13,7 @@ from hvpspec.errors import NotDifferentiableError, first_line
 _NO_SECOND_DERIVATIVE = re.compile(
     r"derivative for .* (is )?not implemented|differentiate twice|once_differentiable"
     r"|does not (support|have) (a )?double backward|double backward"
-    r"|support automatic differentiation"
+    r"|support automatic differentiation|requires create_graph=False"
 )
 
 

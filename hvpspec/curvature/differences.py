@@ -45,7 +45,8 @@ def compare(
     left of higher derivatives, and by kinks: where one lies between the two points the gradient
     jumps by J, and its difference by ``J / 2h``, for every h. All three show in the second
     difference ``g+ - 2 g + g-``, which has the size of the round-off, ``h^2 |D^3 f|`` and J:
-    divided by h it tells the error, if not where kinks happen to cancel. So a small step comes
+    divided by h it tells the error, if not where kinks happen to cancel. Where one difference to
+    one side agrees, ``h = u^0.6 ||theta||``, nothing more is asked. Otherwise a small step comes
     first, ``h = u^(1/2) ||theta||``, between whose points few kinks lie, then a smaller one,
     ``u^(2/3) ||theta||``, and where round-off is too large for these a larger one,
     ``u^(1/3) ||theta||``, at which round-off and third derivatives balance. A fault stays at each.
@@ -69,8 +70,16 @@ def compare(
     scale = _norm(theta) or 1.0
     slope = float(gradient @ v)
     by_product, by_value = Comparison(False, 0.0), Comparison(False, 0.0)
+    h = u**0.6 * scale
+    above, g_above = f(torch.add(theta, v, alpha=h))
+    rise = h * (slope + float(g_above @ v)) / 2
+    size = max(_norm(product), _norm(gradient) / scale)
+    is_same = _norm((g_above - gradient).div_(h).sub_(product)) <= enough * size
+    if is_same and abs(above - value - rise) <= enough * abs(rise):
+        return Comparison(True, 0.0), Comparison(True, 0.0)
     for h in (u**0.5 * scale, u ** (2 / 3) * scale, u ** (1 / 3) * scale):
-        (above, g_above), (below, g_below) = f(theta + h * v), f(theta - h * v)
+        above, g_above = f(torch.add(theta, v, alpha=h))
+        below, g_below = f(torch.add(theta, v, alpha=-h))
         off = _norm((g_above + g_below).sub_(gradient, alpha=2))
         slopes = (g_above - g_below).div_(2 * h)
         size = _norm(slopes)
@@ -115,6 +124,25 @@ def _judge(difference: float, error: float, size: float, scale: float, u: float)
     is_conclusive = error <= _CONCLUSIVE[u < 1e-10] * max(size, scale)
     defect = max(0.0, difference - error) / size if size else 0.0
     return Comparison(is_conclusive, defect if is_conclusive else 0.0)
+
+
+def slope_defect(value: float, above: float, below: float, slope: float, u: float) -> float:
+    """How far a slope is from the difference of two values on both sides, relative to it.
+
+    Args:
+        value: of the function at a point.
+        above: a step further.
+        below: a step back.
+        slope: how much the function should rise with a step.
+        u: unit round-off of the function.
+
+    Returns:
+        The relative defect; 0 where round-off and what second differences tell of higher
+        derivatives and kinks explain it.
+    """
+    defect = abs((above - below) / 2 - slope)
+    error = 16 * u * abs(value) + abs(above - 2 * value + below) / 16
+    return defect / max(abs(slope), abs(above - below) / 2) if defect > error else 0.0
 
 
 def _better(before: Comparison, now: Comparison) -> Comparison:

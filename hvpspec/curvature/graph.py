@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -50,6 +51,11 @@ def foreign_leaves(loss: Tensor) -> list[Tensor]:
     """The tensors at the beginning of a graph by which it can be differentiated."""
     found = (getattr(node, "variable", None) for node in nodes([loss]))
     return [leaf for leaf in found if isinstance(leaf, Tensor)]
+
+
+def has_own_backward(loss: Tensor) -> bool:
+    """Whether a graph holds a function whose derivative is written out in Python, or a hook's."""
+    return any(isinstance(node, BackwardCFunction) for node in nodes([loss]))
 
 
 #: The parameters that were handed to models in the place of their own, as far as they still exist.

@@ -14,20 +14,25 @@ refused by the stage of a pass, or known from the record of the first.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
+from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
-from hvpspec.curvature.data import Batch, Data, is_nested, leaves_of, map_tensors
+from hvpspec.curvature.data import Batch, is_nested, leaves_of, map_tensors
 from hvpspec.curvature.graph import foreign_leaves
+from hvpspec.curvature.parameters import add_parts_
 from hvpspec.curvature.probe import (
     MOST_DEFECT,
     Coarsest,
     Probe,
     Rule,
+    Slopes,
+    attempted,
     coarser,
     joined,
     rule_by_rows,
@@ -36,7 +41,6 @@ from hvpspec.curvature.record import Record, parameter_marks, raise_not_finite
 from hvpspec.curvature.sharding import refuse_other_networks, unmanaged
 from hvpspec.curvature.stage import stage
 from hvpspec.errors import (
-    HvpspecError,
     InputError,
     NotDifferentiableError,
     first_line,
@@ -153,7 +157,7 @@ def uses_batch_statistics(model: nn.Module) -> bool:
 # ---------------------------------------------------------------------------------------------
 # The checks before the first answer
 
-# Examples on which derivatives are checked: enough to see a fault, too few to cost much.
+# Examples that are looked at closely: enough to see most faults, too few to cost much.
 _FEW = 48
 # That many parameters times examples take no time worth saving.
 _CHEAP = 2**20
@@ -172,7 +176,7 @@ class Guard:
         inside_natively: the same for the network as it was given, which may differ where autocast
             stands in its forward pass.
         defect: the relative error of products as derivatives of the gradient, beyond the error of
-            the comparison.
+            the comparison, where it is too small to refuse them.
         is_verified: whether the products are known to be the derivative of the loss's gradient;
             None where every target is ignored.
         is_pseudo: whether the gradient is another than the loss's, as was allowed.
@@ -196,8 +200,9 @@ class Guard:
         self._rule: Rule | None = None
         self._takes_rows: bool | None = None
         self._counted: Batch | None = None
-        self._looked_at: list[Batch] = []
+        self._looked_at: Iterable[Batch] = ()
         self._rows_tell = True
+        self._has_hooks = False
         self._first: tuple[Batch, float, float, Any] | None = None
 
     @property
@@ -223,10 +228,13 @@ class Guard:
         # Of processes that share the data all make the first pass; on later ones each is alone.
         with objective.ranks.together() if first else nullcontext():
             probe = Probe(objective, is_wide=not self.float64_fails)
-            weights, losses, dtype, samples = self._first_pass(objective, probe)
-            if first:
+            leaves = objective.leaves()
+            slopes = Slopes(objective, leaves) if first else None
+            weights, losses, dtype, samples = self._first_pass(objective, probe, leaves, slopes)
+            if slopes is not None:
                 self._check_modes(objective, probe, *samples[0])
-                self._check_derivatives(objective, probe, samples)
+                with stage(objective, 0):  # to which the random states of loaders belong
+                    self._check_derivatives(objective, probe, samples, slopes)
                 self.inside, self.float64_fails = probe.inside, probe.float64_fails
                 self._counted = None  # whose memory is free now
         if first:
@@ -278,7 +286,11 @@ class Guard:
     # -- statement 1 ---------------------------------------------------------------------------
 
     def _first_pass(
-        self, objective: Objective, probe: Probe
+        self,
+        objective: Objective,
+        probe: Probe,
+        leaves: Mapping[str, Tensor],
+        slopes: Slopes | None,
     ) -> tuple[list[float], list[float], torch.dtype, list[tuple[Batch, Batch]]]:
         """Note weight and loss of each chunk, and see that they combine to the loss over the data.
 
@@ -292,62 +304,40 @@ class Guard:
         losses: list[float] = []
         dtype = objective.dtype
         samples: list[tuple[Batch, Batch]] = []
-        tensors = objective.tensors(objective.leaves())
-        waiting: Batch | None = None  # the first, as long as it is the only one
-        unchecked: list[Any] = []
+        tensors = objective.tensors(leaves)
         is_compared = False
         with stage(objective, 0):
-            for number, batch in enumerate(data.batches()):
-                self.longest = max(self.longest, *(c.num_examples for c in data.cut(batch)))
-                if number == 0:
-                    waiting = batch
-                    if objective.ranks.size > 1:  # the others have batches, too
-                        self._require_batches(objective, probe, batch, None)
-                    if data.chunk_size is None and len(data.cut(batch)) > 1:
-                        # Whole, if it must be, unless a size was asked for.
-                        self._settle(objective, probe, batch, None)
-                        data.whole = not self._can_cut
-                elif number == 1:
-                    assert waiting is not None
-                    self._require_batches(objective, probe, waiting, batch)
-                    data.whole = data.whole or not self._can_cut
-                    if self.dim and objective.loss.weight is None:
-                        weights = [float(waiting.length(self.dim))]
-                    for chunk, loss, weight, plain in unchecked:
-                        if self.dim and objective.loss.weight is None:
-                            weight = float(chunk.length(self.dim))
-                        self._check_rows(objective, tensors, chunk, loss, weight, plain)
+            batches = data.batches()
+            first, second = next(batches), next(batches, None)
+            self._decide(objective, probe, first, second, tensors)
+            ahead = [first] if second is None else [first, second]
+            for number, batch in enumerate(chain(ahead, batches)):
+                chunks = data.cut(batch)
+                self.longest = max(self.longest, *(chunk.num_examples for chunk in chunks))
+                self.num_examples += batch.num_examples
                 # The first, the second, the fourth, ..., of which one lies in the middle.
                 if number & (number - 1) == 0:
                     samples.append(self._sample(objective, batch))
-                last = batch
-                self.num_examples += batch.num_examples
-                chunks = data.cut(batch)
                 if len(chunks) > 1:
                     self._settle(objective, probe, batch, None)
                 for chunk in chunks:
-                    k = len(losses)
                     loss, weight, outputs = self._evaluate(objective, chunk, batch, tensors)
-                    self._check_loss(objective, k, loss, weight, tensors)
-                    if self._rule is not None:
-                        self._check_rows(objective, tensors, chunk, loss, weight, outputs)
-                    elif number == 0 and objective.source != "known" and is_nested(outputs):
-                        # Without the graph, so that its memory is free for the next batch.
-                        plain = map_tensors(Tensor.detach, outputs)
-                        unchecked.append((chunk, loss.detach(), weight, plain))
-                    # Where every target is ignored, PyTorch's mean is 0/0, and counts nothing.
-                    losses.append(float(loss.detach()) if weight else 0.0)
+                    self._check_loss(objective, len(losses), loss, weight, tensors)
+                    self._check_rows(objective, tensors, chunk, loss, weight, outputs)
+                    if weight and slopes is not None:
+                        slopes.look(chunk, loss, tensors, self._roundoff(objective))
                     if weight and self._counted is None:
                         self._counted = chunk
+                    # Where every target is ignored, PyTorch's mean is 0/0, and counts nothing.
+                    losses.append(float(loss.detach()) if weight else 0.0)
                     weights.append(weight)
                     dtype = loss.dtype
                 if len(chunks) > 1:  # now that the loss is known to be finite on each
                     self._require_cuts(objective, probe, batch)
                 if number < 2 and len(losses) > 1 and self._can_cut and not is_compared:
                     is_compared = True
-                    together = _together(waiting or batch, batch, data)
-                    if together is not None:
-                        self._compare_together(objective, probe, *together, weights, losses)
+                    self._compare_together(objective, probe, tensors, first, batch, weights, losses)
+                last = batch
         if number and number & (number - 1):
             samples.append(self._sample(objective, last))
         if len(samples) > 3:
@@ -361,62 +351,111 @@ class Guard:
         self._first = None  # whose memory is free now
         return weights, losses, dtype, samples
 
+    def _decide(
+        self,
+        objective: Objective,
+        probe: Probe,
+        batch: Batch,
+        other: Batch | None,
+        tensors: Mapping[str, Tensor],
+    ) -> None:
+        """Find out whether batches may be cut, and refuse several of them that do not combine.
+
+        Args:
+            objective: the function.
+            probe: looks at it.
+            batch: the first.
+            other: the second, if this process has one.
+            tensors: all parameters.
+        """
+        data = objective.data
+        try:
+            if other is not None or objective.ranks.size > 1:  # the others have batches, too
+                self._require_batches(objective, probe, batch, other)
+            if data.chunk_size is None and len(data.cut(batch)) > 1:
+                self._settle(objective, probe, batch, other)
+                data.whole = not self._can_cut  # unless a size was asked for
+        except InputError:
+            # A network that fails, or a loss that is not finite, is the reason to name first.
+            loss, weight, _ = self._evaluate(objective, batch, batch, tensors)
+            self._check_loss(objective, 0, loss, weight, tensors)
+            raise
+
+    def _roundoff(self, objective: Objective) -> float:
+        """The unit round-off of the network as it was given, as far as was seen."""
+        return torch.finfo(self.inside_natively or objective.dtype).eps / 2
+
     def _compare_together(
         self,
         objective: Objective,
         probe: Probe,
-        together: Batch,
-        count: int,
+        tensors: Mapping[str, Tensor],
+        first: Batch,
+        second: Batch,
         weights: Sequence[float],
         losses: Sequence[float],
     ) -> None:
         """Compare the loss on the first chunks together with those on each.
 
         What takes the k largest losses of a batch, or drops what is beyond a capacity, shows only
-        where there are more examples than in a chunk. Without a graph they take less memory.
+        where there are more examples than in a chunk. These are as many as may be looked at without
+        a chunk size, or fit into memory; of batches that are not cut, the first two.
         """
-        try:
-            with torch.no_grad():
-                loss, _, _ = objective.evaluate(together, objective.tensors(objective.leaves()))
-        except Exception:  # nothing is known where so many examples are not taken, or do not fit
+        chunks, count = objective.data.cut(first), 2
+        length = chunks[0].num_examples
+        if len(chunks) > 1:
+            count = min(len(chunks), max(2, first.default_chunk_size // length))
+        elif len(objective.data.cut(second)) > 1:
             return
+        loss: float | Exception | None = None
+        while loss is None:
+            is_cut = len(chunks) > 1
+            together = first.rows(slice(0, count * length)) if is_cut else joined(first, second, 0)
+            if together is None or count < 2:
+                return
+            try:
+                loss = _value(objective, together, tensors)
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                count //= 2
+        if isinstance(loss, Exception):
+            return  # nothing is known where so many examples are not taken
         shares = [1.0] * count
         if self._rule == "mean":
             shares = [w / (sum(weights[:count]) or 1.0) for w in weights[:count]]
         parts = [s * x for s, x in zip(shares, losses[:count], strict=True)]
-        size = max(abs(float(loss)), sum(map(abs, parts)))
-        tolerance = max(1e3 * torch.finfo(loss.dtype).eps, probe.tolerance)
-        if any(weights[:count]) and not abs(float(loss) - sum(parts)) <= tolerance * size:
+        size = max(abs(loss), sum(map(abs, parts)))
+        tolerance = max(2e3 * self._roundoff(objective), probe.tolerance)
+        if any(weights[:count]) and not abs(loss - sum(parts)) <= tolerance * size:
             self._rule = "coupled"
+            assert together is not None
             _refuse_coupled(objective, probe, together)
 
     def _evaluate(
         self, objective: Objective, chunk: Batch, batch: Batch, tensors: Mapping[str, Tensor]
     ) -> tuple[Tensor, float, Any]:
         """Evaluate a chunk of a batch for the first time, and say what may help where it fails."""
-        try:
-            with Coarsest() as dtypes:
-                found = objective.evaluate(chunk, tensors)
-            if dtypes.found is not None:
-                self.inside_natively = coarser(self.inside_natively, dtypes.found)
+        with Coarsest() as dtypes:
+            found = attempted(partial(objective.evaluate, chunk, tensors))
+        if dtypes.found is not None:
+            self.inside_natively = coarser(self.inside_natively, dtypes.found)
+        self._has_hooks = self._has_hooks or dtypes.has_hooks
+        if not isinstance(found, Exception):
             return found
-        except HvpspecError:
-            raise
-        except Exception as error:  # whatever a network or a loss makes of it
-            if is_out_of_memory(error):
-                raise
-            reason = f"{type(error).__name__}: {first_line(error)}"
-            if chunk is not batch:
-                raise InputError(
-                    f"the network or the loss fails on {chunk.num_examples} of a batch's "
-                    f"{batch.num_examples} examples ({reason}); leave chunk_size out"
-                ) from error
-            if objective.mode == "eval" and objective.was_training:
-                given = objective.changed(mode="as given")
-                with suppress(Exception), stage(given, 1):
-                    given.evaluate(chunk, tensors)
-                    reason += "; in training mode, as it was given, it works: pass mode='as given'"
-            raise InputError(f"the network or the loss fails on the data ({reason})") from error
+        error = found
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        if chunk is not batch:
+            raise InputError(
+                f"the network or the loss fails on {chunk.num_examples} of a batch's "
+                f"{batch.num_examples} examples ({reason}); leave chunk_size out"
+            ) from error
+        if objective.mode == "eval" and objective.was_training:
+            given = objective.changed(mode="as given")
+            with suppress(Exception), stage(given, 1):
+                given.evaluate(chunk, tensors)
+                reason += "; in training mode, as it was given, it works: pass mode='as given'"
+        raise InputError(f"the network or the loss fails on the data ({reason})") from error
 
     def _check_loss(
         self,
@@ -459,35 +498,34 @@ class Guard:
             by_rows = rule_by_rows(objective, tensors, chunk, loss, outputs, (self._rule,))
             if by_rows == "coupled":
                 _raise_no_mean(objective)
+        # Without the graph, so that its memory is free for the next chunk.
         plain = map_tensors(Tensor.detach, outputs) if is_nested(outputs) else None
+        value = float(loss.detach())
         if self._first is None:
-            self._first = chunk, float(loss.detach()), weight, plain
+            self._first = chunk, value, weight, plain
             return
-        first, first_loss, first_weight, first_plain = self._first
-        same = None
+        first, first_value, first_weight, first_plain = self._first
+        together: float | Exception | None = None
         if self._rows_tell and plain is not None and first_plain is not None:
-            before = Batch((first_plain,), {}, first.targets)
-            together = joined(before, Batch((plain,), {}, chunk.targets), self.dim)
-            if together is not None:
+            pair = Batch((first_plain,), {}, first.targets), Batch((plain,), {}, chunk.targets)
+            rows = joined(*pair, self.dim)
+            if rows is not None:
                 function = objective.loss_of(tensors)
-                with suppress(RuntimeError, ValueError, IndexError):  # a mask of fixed length, say
-                    same = float(function(together.args[0], together.targets).detach())
-        if same is None:
+                (outputs,), targets = rows.args, rows.targets
+                together = attempted(lambda: float(function(outputs, targets).detach()))
+        if not isinstance(together, float):  # as of a mask of fixed length
             both = joined(first, chunk, self.dim)
             if both is not None:
-                with suppress(RuntimeError, ValueError, IndexError), torch.no_grad():
-                    same = float(objective.evaluate(both, tensors)[0])
-        if same is None:
+                together = _value(objective, both, tensors)
+        if not isinstance(together, float):
             if objective.source == "assumed" and self._rule == "mean":
                 _raise_unknown()
             return
-        parts = [first_weight * first_loss, weight * float(loss.detach())]
-        if self._rule == "mean":
-            parts = [part / (first_weight + weight) for part in parts]
-        else:
-            parts = [first_loss, float(loss.detach())]
-        tolerance = 1e3 * torch.finfo(loss.dtype).eps * max(abs(same), sum(map(abs, parts)))
-        if not abs(same - sum(parts)) <= tolerance:
+        total = first_weight + weight if self._rule == "mean" else 1.0
+        shares = (first_weight, weight) if self._rule == "mean" else (1.0, 1.0)
+        parts = [shares[0] * first_value / total, shares[1] * value / total]
+        tolerance = 1e3 * torch.finfo(loss.dtype).eps * max(abs(together), sum(map(abs, parts)))
+        if not abs(together - sum(parts)) <= tolerance:
             _raise_no_mean(objective)
 
     def _look_for_parameters(
@@ -524,19 +562,12 @@ class Guard:
     def _require_batches(
         self, objective: Objective, probe: Probe, batch: Batch, other: Batch | None
     ) -> None:
-        """Raise InputError unless the loss over several batches is known to combine.
-
-        Args:
-            objective: the function.
-            probe: looks at it.
-            batch: the first.
-            other: the second, if this process has one.
-        """
-        if objective.loss.whole or objective.is_coupled:
-            what = "a loss" if objective.loss.whole else "batch normalisation"
-            raise InputError(f"{what} that couples the examples needs all data in one batch")
+        """Raise InputError unless the loss over several batches is known to combine."""
         rule = self._settle(objective, probe, batch, other)
         if rule == "coupled":
+            what = _what_couples(objective)
+            if what:
+                raise InputError(f"{what} that couples the examples needs all data in one batch")
             _refuse_coupled(objective, probe, self._few(objective, probe, batch))
         if rule == "unknown" and objective.source == "assumed":
             _raise_unknown()
@@ -546,8 +577,8 @@ class Guard:
         self._settle(objective, probe, batch, None)
         if self._can_cut:
             return
-        if objective.loss.whole or objective.is_coupled:
-            what = "a loss" if objective.loss.whole else "batch normalisation"
+        what = _what_couples(objective)
+        if what:
             raise InputError(
                 f"a batch cannot be cut where {what} couples the examples; leave chunk_size out, "
                 f"or pass at least {batch.num_examples}"
@@ -559,7 +590,7 @@ class Guard:
     ) -> Rule:
         """Find out once how the loss on parts of a batch combines."""
         if self._rule is None:
-            if objective.loss.whole or objective.is_coupled:
+            if _what_couples(objective):
                 self._rule = "coupled"
                 return self._rule
             sample = self._few(objective, probe, batch)
@@ -577,7 +608,7 @@ class Guard:
         """Some examples of a batch, or all that it has where the network takes these only."""
         few, whole = self._sample(objective, batch)
         if self._takes_rows is None and few is not batch:  # as is seen on the first batch
-            self._takes_rows = probe.takes(few)
+            self._takes_rows = probe.takes(few, probe.nearby)
         return few if self._takes_rows else whole
 
     def _sample(self, objective: Objective, batch: Batch) -> tuple[Batch, Batch]:
@@ -606,19 +637,20 @@ class Guard:
         """Say so where the network is another function in training mode, if it was in that."""
         if objective.mode == "as given" or not objective.was_training:
             return
-        look = probe.look_at_one(sample, more)
+        look = probe.look(sample if sample is more or probe.takes(sample) else more)
         given = probe.objective.changed(mode="as given")
+        batch = look.batch.to(given.device, given.dtype)
         with stage(given, 1):
-            try:
-                loss, _, outputs = given.evaluate(look.batch, given.tensors(given.leaves()))
-            except Exception as error:  # whatever a network makes of training
-                self.notes.append(
-                    f"in training mode the network fails on these data ({first_line(error)}); "
-                    "evaluation mode is another function"
-                )
-                return
+            found = attempted(lambda: given.evaluate(batch, given.tensors(given.leaves())))
+        if isinstance(found, Exception):
+            self.notes.append(
+                f"in training mode the network fails on these data ({first_line(found)}); "
+                "evaluation mode is another function"
+            )
+            return
         if not math.isfinite(look.value):
             return
+        loss, _, outputs = found
         before, now = (_structure(value) for value in (look.outputs, outputs))
         if before != now:
             self.notes.append(
@@ -634,33 +666,65 @@ class Guard:
             )
 
     def _check_derivatives(
-        self, objective: Objective, probe: Probe, samples: Sequence[tuple[Batch, Batch]]
+        self,
+        objective: Objective,
+        probe: Probe,
+        samples: Sequence[tuple[Batch, Batch]],
+        slopes: Slopes,
     ) -> None:
         """Compare products with differences of the gradient, and the gradient with the loss.
+
+        That is done on few examples, and on the chunk whose loss follows its gradient least, if one
+        does not. Only functions whose derivatives are written by hand, and hooks, have first ones
+        that are right and second ones that are not; with one of these it is done on all the data.
+        """
+        self._looked_at = self._few_of_each(objective, probe, samples)
+        if not self._looked_at:
+            return
+        self.is_verified = False
+        if not slopes.gradient:
+            return  # whoever asks says that there is no path to the loss
+        if slopes.is_own or self._has_hooks:
+            self._looked_at = objective.data
+        along = torch.zeros_like(probe.theta)
+        add_parts_(along, objective.space, slopes.gradient)
+        self._compare(objective, probe, self._looked_at, along)
+        if slopes.suspect is not None and not self.has_faults:
+            _, along, _, _ = probe.derivatives([slopes.suspect], probe.theta)
+            self._compare(objective, probe, [slopes.suspect], along)
+
+    def _few_of_each(
+        self, objective: Objective, probe: Probe, samples: Sequence[tuple[Batch, Batch]]
+    ) -> list[Batch]:
+        """A part of each sample with targets that count, so that they are few in all."""
+        few = max(self.num_examples // 12, _CHEAP // objective.space.dim, 1)
+        samples = samples[:few]
+        share = few / max(few, sum(sample.num_examples for sample, _ in samples))
+        found = []
+        for sample, more in samples:
+            batch = _thinned(sample, share)
+            if batch is not more and not probe.takes(batch):
+                batch = more
+            if probe.look(batch).weight:
+                found.append(batch)
+        if not found and self._counted is not None:  # a chunk in which a target counts
+            found = [self._counted]
+        return found
+
+    def _compare(
+        self, objective: Objective, probe: Probe, examples: Iterable[Batch], along: Tensor
+    ) -> None:
+        """Compare derivatives on some batches with differences, and note what is wrong.
 
         Where a kink lies at the very point, as those of many ReLU units do when their biases are 0,
         differences say nothing, and the comparison is made at a point nearby.
         """
-        # A part of each, so that they are few in all.
-        few = max(self.num_examples // 12, _CHEAP // objective.space.dim, 1)
-        samples = samples[:few]
-        share = few / max(few, sum(sample.num_examples for sample, _ in samples))
-        looks = [probe.look_at_one(_thinned(sample, share), *more) for sample, *more in samples]
-        looks = [look for look in looks if look.weight]
-        if not looks and self._counted is not None:  # a chunk in which a target counts
-            looks = [probe.look(self._counted)]
-        if not looks:
-            return
-        self._looked_at = [look.batch for look in looks]
-        self.is_verified = False
-        if not any(look.reached for look in looks):
-            return  # whoever asks says that there is no path to the loss
-        here = probe.compared(looks, None)
+        here = probe.compared(examples, along)
         if here is None:
             return  # products are not finite, as the first one will say
-        product, gradient, self.defect = here
+        product, gradient, asymmetry = here
         if not product.is_conclusive or gradient.defect > MOST_DEFECT:
-            nearby = probe.compared(looks, probe.nearby)
+            nearby = probe.compared(examples, along, probe.nearby)
             if nearby is None:
                 return
             product = product if product.is_conclusive else nearby[0]
@@ -674,11 +738,12 @@ class Guard:
                     "index is not that of the loss, and nothing is certified"
                 )
             else:
-                self._gradient_fault = f"along a random direction by {gradient.defect:.1%}"
-        if self.defect > MOST_DEFECT:
-            self._product_fault = f"they are not symmetric, by {self.defect:.1%}"
+                self._gradient_fault = f"along some direction by {gradient.defect:.2g} of it"
+        if asymmetry > MOST_DEFECT:
+            self._product_fault = f"they are not symmetric, by {asymmetry:.2g}"
         elif product.defect > MOST_DEFECT and not self.is_pseudo:
-            self._product_fault = f"along a random direction by {product.defect:.1%}"
+            self._product_fault = f"along a random direction by {product.defect:.2g} of it"
+        self.defect = max(self.defect, asymmetry)
         if self.is_pseudo:
             return
         self.defect = max(self.defect, product.defect)
@@ -702,26 +767,16 @@ class Guard:
         if self.is_pseudo or not self._looked_at:
             return
         probe = Probe(objective, is_wide=not self.float64_fails)
-        looks = [probe.look(batch, theta) for batch in self._looked_at]
-        found = probe.compared(looks, theta)
+        with stage(objective, 0):
+            found = probe.compared(self._looked_at, None, theta)
         if found is not None and found[0].defect > MOST_DEFECT:
-            raise _no_derivative(f"along a random direction by {found[0].defect:.1%}")
+            raise _no_derivative(f"along a random direction by {found[0].defect:.2g} of it")
 
 
-def _together(first: Batch, second: Batch, data: Data) -> tuple[Batch, int] | None:
-    """The first chunks of a batch as one, or two batches that are not cut, and how many they are.
-
-    Returns:
-        At least two chunks, and no more examples than may be looked at without a chunk size; None
-        where two batches do not fit together.
-    """
-    chunks = data.cut(first)
-    if len(chunks) > 1:
-        size = chunks[0].num_examples
-        count = min(len(chunks), max(2, first.default_chunk_size // size))
-        return first.rows(slice(0, count * size)), count
-    both = None if len(data.cut(second)) > 1 else joined(first, second, 0)
-    return None if both is None else (both, 2)
+def _value(objective: Objective, batch: Batch, tensors: Mapping[str, Tensor]) -> float | Exception:
+    """The loss on a batch, without a graph, or what the network raises."""
+    plain = {name: tensor.detach() for name, tensor in tensors.items()}
+    return attempted(lambda: float(objective.evaluate(batch, plain)[0].detach()))
 
 
 def _thinned(sample: Batch, share: float) -> Batch:
@@ -731,6 +786,13 @@ def _thinned(sample: Batch, share: float) -> Batch:
     if count == n or not sample.can_be_cut:
         return sample
     return sample.rows([i * n // count for i in range(count)])
+
+
+def _what_couples(objective: Objective) -> str:
+    """What is known to couple the examples without a look; empty if nothing."""
+    if objective.loss.whole:
+        return "a loss"
+    return "batch normalisation" if objective.is_coupled else ""
 
 
 def _refuse_coupled(objective: Objective, probe: Probe, sample: Batch) -> NoReturn:

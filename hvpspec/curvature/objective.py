@@ -379,10 +379,11 @@ class Objective:
         if self._loss_module is None or not self._loss_slots:
             return self.loss.evaluate
         own = {name: tensors[place] for name, place in self._loss_places.items()}
-        buffers = self._copies(dict(self._loss_module.named_buffers()))
+        module = self._loss_module
 
         def loss(outputs: Any, targets: Any) -> Tensor:
             """Evaluate it, with its tensors (class weights, say) converted."""
+            buffers = self._copies(dict(module.named_buffers()))
             with self._put(self._loss_slots, {**own, **buffers}):
                 return self.loss.evaluate(outputs, targets)
 

@@ -1,13 +1,14 @@
-"""A look at an objective on a few examples: its loss, its gradient, and those on parts of them."""
+"""A look at an objective on some examples: values and derivatives, there and on parts of them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial, reduce
-from operator import add
-from typing import TYPE_CHECKING, Any, Literal
+from functools import cached_property, partial
+from statistics import median
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,10 +17,9 @@ from torch.utils._pytree import tree_leaves
 
 from hvpspec.curvature.data import Batch, is_nested
 from hvpspec.curvature.derivatives import differentiate
-from hvpspec.curvature.differences import Comparison, compare
-from hvpspec.curvature.graph import refuse_earlier_leaves, refuse_known_faults
+from hvpspec.curvature.differences import Comparison, compare, slope_defect
+from hvpspec.curvature.graph import has_own_backward, refuse_earlier_leaves, refuse_known_faults
 from hvpspec.curvature.parameters import add_parts_, aligned
-from hvpspec.curvature.record import raise_changed
 from hvpspec.curvature.stage import stage
 from hvpspec.errors import HvpspecError, InputError, first_line
 from hvpspec.linalg.memory import is_out_of_memory
@@ -27,8 +27,14 @@ from hvpspec.linalg.memory import is_out_of_memory
 if TYPE_CHECKING:
     from hvpspec.curvature.objective import Objective
 
-#: Products that are further off are no derivatives; round-off in any part of a network is less.
-MOST_DEFECT = 1e-3
+T = TypeVar("T")
+
+#: Derivatives that are further off are none. Of a fault in few examples, or one that is orthogonal
+#: to the gradient, a comparison along one direction sees only a small part.
+MOST_DEFECT = 1e-5
+
+# A prime, so that no two rows of a layer are moved alike.
+_PERIOD = 65_537
 
 # A defect that differences are not exact enough to tell from none.
 _LEAST_DEFECT = 1e-6
@@ -38,29 +44,41 @@ _LEAST_DEFECT = 1e-6
 Rule = Literal["mean", "sum", "coupled", "unknown"]
 
 
+def attempted(compute: Callable[[], T]) -> T | Exception:
+    """What a network or a loss makes of some examples, be it an exception.
+
+    Raises:
+        Exception: a refusal of hvpspec, or that memory does not suffice, which are no answers.
+    """
+    try:
+        return compute()
+    except HvpspecError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        return error
+
+
 @dataclass(frozen=True)
 class Look:
-    """The loss on some examples, looked at once.
+    """The loss on some examples.
 
     Attributes:
-        batch: the examples, as they were converted.
+        batch: the examples.
         value: the loss.
         weight: what it weighs.
-        gradient: by all selected parameters, shape (n,).
-        reached: names of the parameters with a path to the loss.
         outputs: what the loss took.
     """
 
     batch: Batch
     value: float
     weight: float
-    gradient: Tensor
-    reached: frozenset[str]
-    outputs: Any
+    outputs: Any = None
 
 
 class Probe:
-    """Looks at an objective on a few examples, in float64 where that is possible.
+    """Looks at an objective on some examples, in float64 where that is possible.
 
     Args:
         objective: the function.
@@ -77,15 +95,23 @@ class Probe:
         self.objective = objective.changed(dtype=torch.float64) if wide else objective
         self.float64_fails = ""
         self.inside: torch.dtype | None = None
-        self._seen: tuple[Batch, Look] | None = None  # the last at the present parameters
+        self._seen: tuple[Batch, Tensor | None, Look] | None = None
         self._generator = torch.Generator().manual_seed(0)
 
     def draw(self) -> Tensor:
-        """A random unit vector, shape (n,), of uniform numbers, which are cheapest to draw."""
-        objective = self.objective
-        z = torch.rand(objective.space.dim, generator=self._generator, dtype=objective.dtype)
-        z = z.sub_(0.5).to(objective.device)
-        return z.div_(torch.linalg.vector_norm(z))
+        """A random vector of norm about 1, shape (n,), which repeats itself where it is long.
+
+        To draw ten million numbers takes as long as several examples.
+        """
+        n, objective = self.objective.space.dim, self.objective
+        period = min(n, _PERIOD)
+        z = torch.rand(period, generator=self._generator, dtype=objective.dtype).sub_(0.5)
+        return z.mul_((12 / n) ** 0.5).repeat(-(-n // period))[:n].to(objective.device)
+
+    @cached_property
+    def _z(self) -> Tensor:
+        """The random vector of all comparisons."""
+        return self.draw()
 
     @cached_property
     def theta(self) -> Tensor:
@@ -99,11 +125,11 @@ class Probe:
         Each parameter moves by a hundredth of its size, and those that are zero as much as others.
         """
         moved, space = self.theta.clone(), self.objective.space
-        moves = space.unflatten(self.draw() * space.dim**0.5)
-        sizes = {name: part.square().mean().sqrt() for name, part in space.unflatten(moved).items()}
-        others = torch.stack([size for size in sizes.values() if size > 0] or [moved.new_ones(())])
-        for name, part in space.unflatten(moved).items():
-            part.add_(1e-2 * (sizes[name] or others.median()) * moves[name])
+        moves, parts = space.unflatten(self._z), space.unflatten(moved)
+        sizes = {name: _norm(part) / part.numel() ** 0.5 for name, part in parts.items()}
+        others = median([size for size in sizes.values() if size > 0] or [1.0])
+        for name, part in parts.items():
+            part.add_(moves[name], alpha=1e-2 * (sizes[name] or others) * space.dim**0.5)
         return moved
 
     @property
@@ -116,84 +142,72 @@ class Probe:
         """Summation order depends on shapes; half the digits is far above that error."""
         return float((2 * self.unit_roundoff) ** 0.5)
 
+    # -- values --------------------------------------------------------------------------------
+
     def look(
-        self,
-        batch: Batch,
-        theta: Tensor | None = None,
-        num_examples: int | None = None,
+        self, batch: Batch, theta: Tensor | None = None, num_examples: int | None = None
     ) -> Look:
-        """The loss and its gradient on some examples.
+        """The loss on some examples.
 
         Args:
             batch: the examples.
             theta: the selected parameters, shape (n,); None for the present ones.
             num_examples: how many there are, if they are not along the first dimension.
         """
-        objective = self.objective
-        if theta is None and self._seen is not None and self._seen[0] is batch:
-            return self._seen[1]
-        try:
-            look = self._look(objective, batch, theta, num_examples)
-        except HvpspecError:
-            raise
-        except Exception as error:
-            native = objective.native_dtype
-            if is_out_of_memory(error) or objective.dtype == native:
-                raise
-            as_given = objective.changed(dtype=native)
-            look = self._look(as_given, batch, theta, num_examples)
-            # It works as it was given, and so it is float64 that the network does not take.
-            self.objective, self.float64_fails = as_given, first_line(error)
-        if theta is None:
-            self._seen = batch, look
+        if self._seen is not None and self._seen[0] is batch and self._seen[1] is theta:
+            return self._seen[2]
+
+        def evaluate(objective: Objective) -> Look:
+            with self._evaluated(objective, batch, theta, 1) as (_, loss, weight, outputs):
+                if objective.loss.weight is None and objective.loss.reduction == "mean":
+                    weight = float(num_examples or weight)
+                return Look(batch, float(loss.detach()), weight, outputs)
+
+        look = self._in_float64(evaluate)
+        self._seen = batch, theta, look
         return look
 
-    def takes(self, batch: Batch) -> bool:
+    def takes(self, batch: Batch, theta: Tensor | None = None) -> bool:
         """Whether the network and the loss take some examples of a batch alone."""
-        try:
-            self.look(batch)
-        except HvpspecError:
-            raise
-        except Exception as error:  # whatever they make of fewer examples
-            if is_out_of_memory(error):
-                raise
-            return False
-        return True
+        return isinstance(attempted(lambda: self.look(batch, theta)), Look)
 
-    def look_at_one(self, few: Batch, more: Batch) -> Look:
-        """The loss and its gradient on few examples, or on more if those are not taken alone."""
-        return self.look(few if few is more or self.takes(few) else more)
+    def _in_float64(self, compute: Callable[[Objective], T]) -> T:
+        """Compute something in float64, or as the network was given where that fails."""
+        found = attempted(lambda: compute(self.objective))
+        if not isinstance(found, Exception):
+            return found
+        native = self.objective.native_dtype
+        if self.objective.dtype == native:
+            raise found
+        as_given = self.objective.changed(dtype=native)
+        result = compute(as_given)
+        # It works as it was given, and so it is float64 that the network does not take.
+        self.objective, self.float64_fails = as_given, first_line(found)
+        return result
 
-    def _look(
-        self,
-        objective: Objective,
-        batch: Batch,
-        theta: Tensor | None,
-        num_examples: int | None,
-    ) -> Look:
-        """Evaluate the loss and its gradient on some examples."""
-        batch = batch.to(objective.device, objective.dtype)
+    @contextmanager
+    def _evaluated(
+        self, objective: Objective, batch: Batch, theta: Tensor | None, seed: int
+    ) -> Iterator[tuple[dict[str, Tensor], Tensor, float, Any]]:
+        """The leaves, the loss on some examples, its weight and the outputs, on a stage."""
         leaves = objective.leaves(theta)
         tensors = objective.tensors(leaves)
-        with stage(objective, 1), objective.placed(tensors):
+        batch = batch.to(objective.device, objective.dtype)
+        with stage(objective, seed), objective.placed(tensors):
             with Coarsest() as dtypes:
                 loss, weight, outputs = objective.evaluate(batch, tensors)
             refuse_known_faults([loss])
             refuse_earlier_leaves(loss, leaves.values())
-            parts = differentiate(loss, leaves)
-        if objective.loss.weight is None and objective.loss.reduction == "mean" and num_examples:
-            weight = float(num_examples)
-        gradient = torch.zeros(objective.space.dim, dtype=objective.dtype, device=objective.device)
-        add_parts_(gradient, objective.space, parts)
-        if dtypes.found is not None:
-            self.inside = coarser(self.inside, dtypes.found)
-        return Look(batch, float(loss.detach()), weight, gradient, frozenset(parts), outputs)
+            if dtypes.found is not None:
+                self.inside = coarser(self.inside, dtypes.found)
+            yield leaves, loss, weight, outputs
 
     def rules(self, sample: Batch) -> tuple[Rule, Rule, int]:
-        """Compare the loss and its gradient on some examples with those on parts of them.
+        """Compare the loss on some examples with that on parts of them.
 
         They are compared at a point nearby, since at the present one the parts may go together by
-        chance: with a last layer of zeros, say, many losses have the same value and gradient.
+        chance: with a last layer of zeros, say, many losses have the same value. That the gradient
+        on each chunk is the loss's is compared by itself, and so gradients go together as well.
 
         Returns:
             How the loss of the network combines over parts of the batch, how the loss function
@@ -207,14 +221,15 @@ class Probe:
         if objective.source != "known":
             tensors = objective.tensors(objective.leaves(self.nearby))
             value = torch.tensor(whole.value, dtype=objective.dtype)
-            by_rows = rule_by_rows(objective, tensors, whole.batch, value, whole.outputs)
+            batch = sample.to(objective.device, objective.dtype)
+            by_rows = rule_by_rows(objective, tensors, batch, value, whole.outputs)
         if not sample.can_be_cut:
             return by_rows, by_rows, 0
         found: Rule = "unknown"
         for dim in (0, 1):  # time may be first, and examples second
             parts = self._parts(sample, dim)
             if parts:
-                found = _combination(objective, whole, parts, self.tolerance)
+                found = _combination(objective, whole.value, parts, self.tolerance)
             if found in ("mean", "sum"):
                 return found, by_rows, dim
         return found, by_rows, 0
@@ -233,58 +248,63 @@ class Probe:
             return []
         of_row = torch.tensor([2, 1, 2, 0, 2, 1]).repeat(n // 6 + 1)[:n]
         parts = [rows for k in range(3) if len(rows := (of_row == k).nonzero().flatten())]
-        try:
-            return [
+        found = attempted(
+            lambda: [
                 self.look(sample.map(partial(_select, dim, rows)), self.nearby, len(rows))
                 for rows in parts
             ]
-        except HvpspecError:
-            raise
-        except Exception as error:  # whatever a network makes of fewer examples
-            if is_out_of_memory(error):
-                raise
-            return []
+        )
+        return [] if isinstance(found, Exception) else found
 
-    def products(
-        self, looks: Sequence[Look], leaves: Mapping[str, Tensor], vectors: Sequence[Tensor]
-    ) -> tuple[list[Tensor], list[float], frozenset[str]]:
-        """Products of the Hessian on some examples with vectors, by double backward.
+    # -- derivatives ---------------------------------------------------------------------------
+
+    def derivatives(
+        self, examples: Iterable[Batch], theta: Tensor, vectors: Sequence[Tensor] = ()
+    ) -> tuple[float, Tensor, list[Tensor], frozenset[str]]:
+        """The sum of the losses on some batches with its derivatives, by double backward.
 
         Args:
-            looks: at the examples.
-            leaves: the selected parameters.
-            vectors: each of shape (n,).
+            examples: the batches.
+            theta: the point, shape (n,).
+            vectors: what the Hessian is multiplied with, each of shape (n,).
 
         Returns:
-            The products, the losses, and the names of the parameters with a path to these.
+            The sum, its gradient, the products, and the parameters with a path to it.
         """
-        objective = self.objective
-        products = [torch.zeros_like(v) for v in vectors]
-        losses: list[float] = []
-        found: set[str] = set()
-        for look in looks:
-            tensors = objective.tensors(leaves)
-            with stage(objective, 2), objective.placed(tensors):
-                loss, _, _ = objective.evaluate(look.batch, tensors)
-                losses.append(float(loss.detach()))
-                gradient = differentiate(loss, leaves, create_graph=True)
-                found |= gradient.keys()
-                refuse_known_faults(gradient.values())
-                parts = {name: g for name, g in gradient.items() if g.requires_grad}
-                for v, product in zip(vectors, products, strict=True):
-                    columns = aligned(objective.space, objective.space.unflatten(v))
-                    weights = [columns[name] for name in parts]
-                    second = differentiate(parts.values(), leaves, weights, retain_graph=True)
-                    add_parts_(product, objective.space, second)
-        return products, losses, frozenset(found)
+
+        def evaluate(
+            batch: Batch, objective: Objective
+        ) -> tuple[float, list[dict[str, Tensor]], frozenset[str]]:
+            seed = 2 if vectors else 1
+            with self._evaluated(objective, batch, theta, seed) as (leaves, loss, _, _):
+                gradient = differentiate(loss, leaves, create_graph=bool(vectors))
+                found = [gradient]
+                ends = {name: g for name, g in gradient.items() if g.requires_grad}
+                refuse_known_faults(ends.values())
+                for v in vectors:
+                    columns = aligned(space, space.unflatten(v.to(loss.dtype)))
+                    weights = [columns[name] for name in ends]
+                    found.append(differentiate(ends.values(), leaves, weights, retain_graph=True))
+                return float(loss.detach()), found, frozenset(gradient)
+
+        space, total, reached = self.objective.space, 0.0, frozenset[str]()
+        gradient, *products = sums = [torch.zeros_like(theta) for _ in range(1 + len(vectors))]
+        for batch in examples:
+            value, found, names = self._in_float64(partial(evaluate, batch))
+            total, reached = total + value, reached | names
+            for into, parts in zip(sums, found, strict=True):
+                add_parts_(into, space, parts)
+        return total, gradient, products, reached
 
     def compared(
-        self, looks: Sequence[Look], theta: Tensor | None
+        self, examples: Iterable[Batch], along: Tensor | None, theta: Tensor | None = None
     ) -> tuple[Comparison, Comparison, float] | None:
         """Compare products at a point with differences of the gradient, and that with the loss.
 
         Args:
-            looks: at some examples, at the present point (or the given one).
+            examples: some batches, which can be gone over again.
+            along: a gradient, shape (n,), along which the comparison is made beside the point and
+                a random vector, which sees next to nothing of the loss's slope.
             theta: the point, shape (n,); None for the present one.
 
         Returns:
@@ -292,57 +312,132 @@ class Probe:
             symmetric; None where they are not finite.
 
         Raises:
-            DataChangedError: the loss is another than before.
-            InputError: so are the parameters that it depends on.
+            InputError: the parameters that the loss depends on change from pass to pass.
         """
-        objective, n = self.objective, self.objective.space.dim
-        examples = [look.batch for look in looks]
+        n = self.objective.space.dim
+        theta = self.theta if theta is None else theta.to(self.theta)
+        space = self.objective.space
+        v = self._z.clone()
+        for other in (theta,) if along is None else (theta, along.to(theta)):
+            into, parts = space.unflatten(v), space.unflatten(other)
+            for name, factor in equalised(parts).items():
+                into[name].add_(parts[name], alpha=factor)
+        v.div_(torch.linalg.vector_norm(v))
+        # Where a difference of the gradient agrees with A v, the matrix is symmetric along v; of a
+        # pseudo-gradient it does not.
+        vectors = [v, self.draw()] if self.objective.pseudo_gradient else [v]
+        value, gradient, (Av, *others), reached = self.derivatives(examples, theta, vectors)
+        if not all(math.isfinite(float(x.sum())) for x in (gradient, Av, *others)):
+            return None
 
         def f(theta: Tensor) -> tuple[float, Tensor]:
             """The loss on all these examples and its gradient."""
-            return total([self.look(batch, theta) for batch in examples])
+            value, gradient, _, now = self.derivatives(examples, theta)
+            if now != reached:
+                raise InputError(
+                    "the network keeps a tensor from an earlier pass: the loss depends on other "
+                    f"parameters than before ({', '.join(sorted(reached ^ now))}); clear what is "
+                    "computed from parameters before each pass"
+                )
+            return value, gradient
 
-        is_here = theta is None
-        theta = self.theta if theta is None else theta.to(self.theta)
-        value, gradient = total(looks) if is_here else f(theta)
-        if not math.isfinite(float(gradient.sum())):
-            return None
-        # Half of it along the gradient: of that alone a random vector sees next to nothing.
-        size = float(torch.linalg.vector_norm(gradient))
-        v = self.draw()
-        if size:
-            v.add_(gradient, alpha=1 / size)
-            v.div_(torch.linalg.vector_norm(v))
-        # Where a difference of the gradient agrees with A v, the matrix is symmetric along v; of a
-        # pseudo-gradient it does not.
-        vectors = [v, self.draw()] if objective.pseudo_gradient else [v]
-        (Av, *others), losses, reached = self.products(looks, objective.leaves(theta), vectors)
-        if is_here:
-            for look, loss in zip(looks, losses, strict=True):
-                if not math.isclose(loss, look.value, rel_tol=self.tolerance, abs_tol=1e-300):
-                    raise_changed(f"loss {loss:.6g}, before {look.value:.6g}")
-        before = frozenset().union(*(look.reached for look in looks))
-        if reached != before:
-            raise InputError(
-                "the network keeps a tensor from an earlier pass: the loss depends on other "
-                f"parameters than before ({', '.join(sorted(reached ^ before))}); clear what is "
-                "computed from parameters before each pass"
-            )
-        if not all(math.isfinite(float(product.sum())) for product in (Av, *others)):
-            return None
         u, asymmetry = self.unit_roundoff, 0.0
         for w, Aw in zip(vectors[1:], others, strict=True):
             # Of unit vectors, of which w is random, <w, A v> is about ||A v|| / sqrt(n).
             defect = abs(float(w @ Av) - float(v @ Aw)) * n**0.5
             size = float(torch.linalg.vector_norm(Av) + torch.linalg.vector_norm(Aw))
             asymmetry = defect / size if defect > n**0.5 * 1e3 * u * size else 0.0
-        here = (value, gradient)
-        return (*compare(f, theta, here, v, Av, u, _LEAST_DEFECT), asymmetry)
+        return (*compare(f, theta, (value, gradient), v, Av, u, _LEAST_DEFECT), asymmetry)
 
 
-def total(looks: Sequence[Look]) -> tuple[float, Tensor]:
-    """The sum of the losses that were looked at, and of their gradients."""
-    return sum(look.value for look in looks), reduce(add, (look.gradient for look in looks))
+def equalised(parts: Mapping[str, Tensor]) -> dict[str, float]:
+    """Factors with which all parts of a vector that are not zero have the same norm, together 1.
+
+    So a fault in a layer with small derivatives is not lost beside those of another.
+    """
+    norms = {name: _norm(part) for name, part in parts.items()}
+    counted = {name: norm for name, norm in norms.items() if 0 < norm < math.inf}
+    return {name: 1 / (norm * len(counted) ** 0.5) for name, norm in counted.items()}
+
+
+def _norm(x: Tensor) -> float:
+    """The norm of a tensor."""
+    return float(torch.linalg.vector_norm(x))
+
+
+class Slopes:
+    """Compares the loss on every chunk of the data with its gradient there.
+
+    The direction is that of the gradient and of the parameters themselves. It takes a backward and
+    two forward passes over the data, in the dtype of the objective, with steps at which round-off
+    and third derivatives balance about. A chunk on which the two differ is to be looked at closely.
+
+    Args:
+        objective: the function.
+        leaves: the selected parameters.
+
+    Attributes:
+        gradient: the sum of the gradients, by parameter.
+        suspect: the chunk on which they differ most, if on any.
+        is_own: whether a function with a backward of its own was met.
+    """
+
+    def __init__(self, objective: Objective, leaves: Mapping[str, Tensor]) -> None:
+        self._objective, self._leaves = objective, leaves
+        self.gradient: dict[str, Tensor] = {}
+        self.suspect: Batch | None = None
+        self.is_own = False
+        self._most = MOST_DEFECT
+        self._here = {name: leaf.detach() for name, leaf in leaves.items()}
+        self._along = equalised(self._here)
+        self._scale = math.hypot(*map(_norm, self._here.values())) or 1.0
+
+    def look(self, chunk: Batch, loss: Tensor, tensors: Mapping[str, Tensor], u: float) -> None:
+        """Compare them on a chunk.
+
+        Args:
+            chunk: the examples.
+            loss: on them, with its graph.
+            tensors: all parameters.
+            u: unit round-off.
+        """
+        refuse_known_faults([loss])
+        self.is_own = self.is_own or has_own_backward(loss)
+        parts = differentiate(loss, self._leaves)
+        for name, part in parts.items():
+            self.gradient[name] = self.gradient[name] + part if name in self.gradient else part
+        by_gradient, here = equalised(parts), self._here
+        slope = sum(
+            float((part * here[name]).sum()) * self._along.get(name, 0.0)
+            + _norm(part) ** 2 * by_gradient.get(name, 0.0)
+            for name, part in parts.items()
+        )
+        value = float(loss.detach())
+        # The loss changes by some digits above round-off, and the parameters never by many.
+        h = u**0.4 * self._scale
+        if slope:
+            h = min(h, 4 * u**0.5 * abs(value / slope))
+        above, below = (
+            self._value(chunk, tensors, parts, by_gradient, sign * h) for sign in (1, -1)
+        )
+        defect = slope_defect(value, above, below, h * slope, u)
+        if defect > self._most:
+            self._most, self.suspect = defect, chunk
+
+    def _value(
+        self,
+        chunk: Batch,
+        tensors: Mapping[str, Tensor],
+        parts: Mapping[str, Tensor],
+        factors: Mapping[str, float],
+        t: float,
+    ) -> float:
+        """The loss on a chunk a step further; NaN where it cannot be evaluated."""
+        moved = {name: x * (1 + t * self._along.get(name, 0.0)) for name, x in self._here.items()}
+        for name, factor in factors.items():
+            moved[name].add_(parts[name], alpha=t * factor)
+        found = attempted(lambda: self._objective.evaluate(chunk, {**tensors, **moved})[0].detach())
+        return math.nan if isinstance(found, Exception) else float(found)
 
 
 def coarser(dtype: torch.dtype | None, other: torch.dtype) -> torch.dtype:
@@ -353,21 +448,24 @@ def coarser(dtype: torch.dtype | None, other: torch.dtype) -> torch.dtype:
 
 
 class Coarsest(TorchFunctionMode):
-    """Notes the coarsest dtype of what is computed from parameters.
+    """Notes the coarsest dtype of what is computed from parameters, and hooks on gradients.
 
     Attributes:
         found: that dtype; None where nothing is.
+        has_hooks: whether a hook was set on a tensor.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.found: torch.dtype | None = None
+        self.has_hooks = False
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Run one function and look at what it returns."""
         result = func(*args, **(kwargs or {}))
+        self.has_hooks = self.has_hooks or func is Tensor.register_hook
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.requires_grad:
                 self.found = coarser(self.found, leaf.dtype)
@@ -398,23 +496,20 @@ def rule_by_rows(
     if objective.spoils_outputs:
         return "unknown"  # they are no longer what the loss has taken
     n, loss = pair.num_examples, objective.loss_of(tensors)
-    cut = max(1, n // 3)
-    looks = []
-    for rows in (slice(0, cut), slice(cut, n)):
+
+    def look(rows: range) -> Look:
+        """The loss on some rows."""
         part = pair.rows(rows)
-        try:
-            length = len(range(n)[rows])
-            weight = objective.loss.batch_weight(part.args[0], part.targets, length)
-            value = float(loss(part.args[0], part.targets).detach()) if weight else 0.0
-        except HvpspecError:
-            raise
-        except Exception as error:  # whatever a loss makes of fewer examples, such as a fixed mask
-            if is_out_of_memory(error):
-                raise
-            return "unknown"
-        looks.append(Look(batch, value, weight, torch.zeros(0), frozenset(), None))
-    look = Look(batch, float(whole.detach()), 0.0, torch.zeros(0), frozenset(), None)
-    return _combination(objective, look, looks, 1e3 * torch.finfo(whole.dtype).eps, rules)
+        weight = objective.loss.batch_weight(part.args[0], part.targets, len(rows))
+        value = float(loss(part.args[0], part.targets).detach()) if weight else 0.0
+        return Look(batch, value, weight)
+
+    cut = max(1, n // 3)
+    looks = attempted(lambda: [look(range(cut)), look(range(cut, n))])
+    if isinstance(looks, Exception):  # of fewer examples, such as a mask of fixed length
+        return "unknown"
+    tolerance = 1e3 * torch.finfo(whole.dtype).eps
+    return _combination(objective, float(whole.detach()), looks, tolerance, rules)
 
 
 def _select(dim: int, rows: Tensor, tensor: Tensor) -> Tensor:
@@ -424,7 +519,7 @@ def _select(dim: int, rows: Tensor, tensor: Tensor) -> Tensor:
 
 def _combination(
     objective: Objective,
-    whole: Look,
+    whole: float,
     parts: Sequence[Look],
     tolerance: float,
     rules: Sequence[Rule] | None = None,
@@ -434,21 +529,13 @@ def _combination(
     if not counted:
         return "unknown"
     if rules is None:
-        rules = [objective.loss.reduction]
-        if objective.source == "assumed":
-            rules = ["mean", "sum"]
+        rules = ["mean", "sum"] if objective.source == "assumed" else [objective.loss.reduction]
     total = sum(part.weight for part in counted)
     for rule in rules:
         shares = [part.weight / total if rule == "mean" else 1.0 for part in counted]
-        value = sum(s * part.value for s, part in zip(shares, counted, strict=True))
-        size = sum(s * abs(part.value) for s, part in zip(shares, counted, strict=True))
-        gradients = torch.stack([part.gradient for part in counted])
-        weights = torch.tensor(shares, dtype=gradients.dtype, device=gradients.device)
-        difference = float(torch.linalg.vector_norm(whole.gradient - weights @ gradients))
-        scale = float(weights @ torch.linalg.vector_norm(gradients, dim=1))
-        same_value = abs(value - whole.value) <= tolerance * max(abs(whole.value), size)
-        # What is not finite is said of the first product.
-        if same_value and not difference > tolerance * scale:
+        terms = [share * part.value for share, part in zip(shares, counted, strict=True)]
+        size = max(abs(whole), sum(map(abs, terms)))
+        if abs(sum(terms) - whole) <= tolerance * size:
             return rule
     return "coupled"
 
