@@ -137,7 +137,7 @@ def test_curve_is_the_exact_staircase(tmp_path):
 
 def test_curve_of_an_interval():
     figure = plot_index_curve(_result([0.0] * 30 + [-1.0, 2.0], tau=1e-18))
-    assert figure.axes[0].texts[0].get_text().startswith("between 1 and 31")
+    assert figure.axes[0].texts[0].get_text().startswith("index [1, 31] at")
 
 
 def test_round_off_that_dwarfs_the_index_is_on_a_logarithm():

@@ -49,10 +49,8 @@ def plot_index_curve(
     ax.set_xlim(left, taus[-1])
     _scale_counts(ax, result, top)
     _draw_limits(ax, result, left)
-    if result.eigenvalues is None:
-        _mark_rungs(ax, result)
-    elif result.tau >= left:
-        _mark_result(ax, result)
+    if result.eigenvalues is None or result.tau >= left:
+        _mark_counts(ax, result)
     note = "resolution τ, in units of the eigenvalues"
     if result.resolution:
         note += f"\neigenvalues within {short(result.resolution)} of −τ may be counted or not"
@@ -112,41 +110,47 @@ def _draw_brackets(ax: Axes, result: IndexResult) -> Floats:
     return np.array([finest / 3, right])
 
 
-def _mark_rungs(ax: Axes, result: IndexResult) -> None:
-    """Mark what is known at each resolution of a ladder."""
-    proves = result.method == "certified"
-    named: set[str] = set()
+def _mark_counts(ax: Axes, result: IndexResult) -> None:
+    """Mark what is known at the resolution of an exact count, or at each one of a ladder."""
+    exact = result.eigenvalues is not None
     left, right = np.log(ax.get_xlim())
     before, raised = math.inf, False
-    for rung in result.ladder:
-        certified = proves and rung.index is not None
+    named: set[str] = set()
+    for rung in result.ladder[-1:] if exact else result.ladder:
+        certain = rung.index is not None and result.method in ("exact", "certified")
         text = f"{rung.lower:,}" if rung.index is not None else f"[{rung.lower:,}, {rung.upper:,}]"
-        kind = "certified" if certified else "interval"
+        kind = "certified" if certain else "interval"
         label = f"{kind}, each at confidence {result.confidence:.10g}"
         ax.plot(
             [rung.tau, rung.tau],
             [rung.lower, rung.upper],
-            "o" if certified else "_-",
+            "o" if certain else "_-",
             color="black",
             zorder=3,
             clip_on=False,
-            label="_" if label in named else label,
-            ms=6 if certified else 9,
+            label="_" if exact or label in named else label,
+            ms=6 if certain else 9,
             lw=1.8,
         )
         named.add(label)
+        place = math.log(rung.tau)
         # Two labels next to each other stand at two heights.
-        raised = not raised and before - math.log(rung.tau) < 0.1 * (right - left)
-        before = math.log(rung.tau)
+        raised = not raised and before - place < 0.1 * (right - left)
+        before = place
+        side, offset = "center", 0
+        if exact:  # a longer text, which must stay in the picture
+            text = f"index {text} at τ = {short(rung.tau)}"
+            side, offset = ("left", 8) if place - left < 0.6 * (right - left) else ("right", -8)
         ax.annotate(
             text,
             (rung.tau, rung.upper),
-            xytext=(0, 21 if raised else 7),
+            xytext=(offset, 21 if raised else 7),
             textcoords="offset points",
-            ha="center",
+            ha=side,
             va="bottom",
             fontsize=9,
             fontweight="bold",
+            # Legible also where the curve or the bound passes behind it.
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
         )
 
@@ -167,29 +171,3 @@ def _staircase(result: IndexResult) -> tuple[Floats, NDArray[np.int64]]:
     ends = torch.tensor([low, high], dtype=torch.float64)
     curve = result.curve(torch.cat([ends, steps]))
     return curve.taus.numpy(), curve.counts.numpy()
-
-
-def _mark_result(ax: Axes, result: IndexResult) -> None:
-    """Mark the resolution at which the result was counted, and what was counted there."""
-    if result.index is not None:
-        ax.plot(result.tau, result.index, "o", color="black", ms=6, zorder=3, clip_on=False)
-        text, height = f"index {result.index:,} at τ = {short(result.tau)}", result.index
-    else:
-        ax.vlines(result.tau, result.lower, result.upper, color="black", lw=2, zorder=3)
-        text = f"between {result.lower:,} and {result.upper:,} at τ = {short(result.tau)}"
-        height = result.upper
-    left = math.log(result.tau / ax.get_xlim()[0]) < 0.6 * math.log(
-        ax.get_xlim()[1] / ax.get_xlim()[0]
-    )
-    ax.annotate(
-        text,
-        (result.tau, height),
-        xytext=(8 if left else -8, 6),
-        textcoords="offset points",
-        ha="left" if left else "right",
-        va="bottom",
-        fontsize=10,
-        fontweight="bold",
-        # Legible also where the curve or the bound passes behind it.
-        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5},
-    )
