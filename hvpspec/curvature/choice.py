@@ -19,9 +19,11 @@ EngineName = Literal["auto", "double-backward", "batched", "linearised", "compil
 
 # A machine of fixed speed: one core of about 2020, or an accelerator. It decides only which of two
 # efforts is several times the other, which a clock would decide otherwise from run to run.
-# On a CPU, PyTorch's convolutions are slower than its products of matrices.
+# On a CPU, PyTorch's convolutions are slower than its products of matrices, and those between fewer
+# pairs of channels slower still, in proportion.
 _MATRIX_FLOPS = 5e10
 _CONVOLUTION_FLOPS = 1e10
+_PAIRS = 16
 _ACCELERATOR_FLOPS = 1e13
 _BYTES_PER_SECOND = 1e10
 _SECONDS_PER_OPERATION = 1e-5
@@ -34,16 +36,16 @@ _SHARE = 0.1
 #: Products that nobody announced are expected to go on for a quarter of those that were made.
 UNANNOUNCED = 0.25
 
-# Vectors taken at once save calls of operations but no arithmetic, and larger intermediate results
-# leave the cache. By double backward a block is taken at once where calls are at least a tenth of
-# the arithmetic (blocks of 8: 0.5 of the time with 1.4 and 0.6, perceptrons; 0.93 to 1.5 below 0.1,
-# convolutions and transformers), linearised from a fiftieth on (0.5 of the time of single vectors
-# with 0.07, 0.73 with 0.03, 1.4 with 0.009, all of them convolutions).
+# Vectors taken at once save calls of operations but no arithmetic, and make intermediate results
+# larger. Double backward takes a block at once where calls are at least a tenth of the arithmetic
+# (blocks of 8: 0.5 of the time with 1.4 and 0.6, perceptrons; 0.93 to 1.5 below 0.1, convolutions
+# and transformers).
 _BATCHED = 0.1
-_LINEARISED = 0.02
+# Results that leave a core's cache for one vector gain nothing from others (blocks of a CNN with
+# results of 3 MB: 1.4 of the time of single vectors; with 1.6 MB, 0.5 and 0.7).
+_CACHE = 2**21
 # The C library takes pieces of memory beyond 32 MB from the system each time, which clears them
-# first (mallopt(3), M_MMAP_THRESHOLD); smaller ones stay in the cache. Linearised, a block of 8
-# with results of 51 MB took 1.6 times as long as one vector after the other.
+# first (mallopt(3), M_MMAP_THRESHOLD).
 _LARGEST = 2**24
 # The most vectors that are multiplied at once: more gain little, and take as much more memory.
 _MOST_VECTORS = 32
@@ -116,7 +118,7 @@ def most_at_once(cost: Cost, width: int, device: torch.device) -> int:
     most = min(_MOST_VECTORS, free // (4 * max(1, cost.size)))
     if device.type == "cpu":
         most = min(most, _LARGEST // max(1, cost.largest))
-        if cost.calls < _LINEARISED * cost.arithmetic:
+        if cost.largest > _CACHE:
             most = 1
     num_parts = math.ceil(width / max(1, most))
     return math.ceil(width / num_parts)
@@ -148,7 +150,9 @@ class Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if any(t.device.type != "cpu" for t in tensors):
                 rate = _ACCELERATOR_FLOPS
             elif "convolution" in func.__name__:
-                rate = _CONVOLUTION_FLOPS * torch.get_num_threads()
+                weight = args[2] if "backward" in func.__name__ else args[1]
+                pairs = weight.shape[0] * weight.shape[1]
+                rate = _CONVOLUTION_FLOPS * torch.get_num_threads() * min(1, pairs / _PAIRS)
             self.arithmetic += flops(*args, **kwargs, out_val=out) / rate
         elif not func.is_view:
             self.arithmetic += sum(t.nbytes for t in tensors) / _BYTES_PER_SECOND

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -169,7 +170,7 @@ def test_an_engine_asked_for_makes_every_product(engine: str) -> None:
 COSTS = {
     # Measured: a perceptron 300-24-24-10 on 500 examples, and a GPT of 0.9 million parameters.
     "perceptron": Cost(calls=1e-3, arithmetic=1e-3, num_nodes=41, largest=600_000, size=900_000),
-    "gpt": Cost(calls=1e-2, arithmetic=0.12, num_nodes=550, largest=2**21, size=45_000_000),
+    "gpt": Cost(calls=1e-2, arithmetic=0.12, num_nodes=550, largest=2**20, size=45_000_000),
 }
 
 
@@ -186,9 +187,11 @@ def test_what_is_expected_decides_whether_to_trace() -> None:
 def test_blocks_are_parted_where_results_or_memory_are_large(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    cost = COSTS["gpt"]
-    assert [most_at_once(cost, width, CPU) for width in (1, 8, 9, 20, 100)] == [1, 8, 5, 7, 8]
+    cost = COSTS["gpt"]  # with results of 1 MB
+    assert [most_at_once(cost, width, CPU) for width in (1, 8, 9, 20, 100)] == [1, 8, 9, 10, 15]
     assert most_at_once(COSTS["perceptron"], 100, CPU) == 25
+    assert most_at_once(replace(cost, largest=2**22), 8, CPU) == 1
+    assert most_at_once(replace(cost, largest=2**22), 8, torch.device("meta")) == 8
     monkeypatch.setattr(choice, "available_memory", lambda device: 3 * 4 * cost.size)
     assert most_at_once(cost, 8, CPU) == 3
     monkeypatch.setattr(choice, "available_memory", lambda device: 0)
@@ -247,10 +250,16 @@ def test_counts_are_those_of_the_arithmetic() -> None:
     with Count() as count:
         A + A
     assert count.arithmetic == pytest.approx(4 * A.numel() / 1e10)
-    weight, images = torch.randn(4, 3, 3, 3), torch.randn(2, 3, 10, 10)
-    with Count() as count:
-        nn.functional.conv2d(images, weight)
-    assert count.arithmetic == pytest.approx(2 * 2 * 8 * 8 * weight.numel() / 1e10 / threads)
+    for channels, speed in ((4, 1e10), (2, 2.5e9)):  # 16 pairs of channels, and 4
+        weight = torch.randn(channels, channels, 3, 3)
+        images = torch.randn(2, channels, 10, 10, requires_grad=True)
+        flops = 2 * 2 * 8 * 8 * weight.numel()
+        with Count() as count:
+            y = nn.functional.conv2d(images, weight)
+        assert count.arithmetic == pytest.approx(flops / speed / threads)
+        with Count() as count:
+            torch.autograd.grad(y, images, y.detach())
+        assert count.arithmetic >= flops / speed / threads
 
 
 def test_a_short_run_is_not_traced() -> None:
