@@ -92,6 +92,22 @@ def resnet18() -> nn.Module:
     return model
 
 
+def perceptron() -> nn.Module:
+    """A perceptron 300-24-24-10, narrower than the paper's."""
+    return nn.Sequential(
+        nn.Linear(300, 24), nn.Tanh(), nn.Linear(24, 24), nn.Tanh(), nn.Linear(24, 10)
+    )
+
+
+def small_cnn(inputs: int, channels: int) -> Callable[[], nn.Module]:
+    """A convolutional network of two layers with few channels on images of 20 x 20."""
+    return lambda: nn.Sequential(
+        nn.Conv2d(inputs, channels, 3, padding=1), nn.Tanh(),
+        nn.Conv2d(channels, channels, 3, padding=1), nn.Tanh(),
+        nn.AvgPool2d(4), nn.Flatten(), nn.Linear(25 * channels, 10),
+    )  # fmt: skip
+
+
 def _images(shape: tuple[int, ...], batch_size: int) -> Callable[[nn.Module], Problem]:
     return lambda model: Problem(
         model, torch.randn(shape), torch.randint(10, shape[:1]), batch_size
@@ -109,6 +125,9 @@ def _tokens(sequences: int, batch_size: int) -> Callable[[nn.Module], Problem]:
 _MAKERS: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], Problem]]] = {
     "mlp2": (lambda: mlp2("tanh"), _images((10_000, 1, 28, 28), 1000)),
     "cnn": (lambda: cnn("tanh"), _images((2_000, 1, 28, 28), 500)),
+    "perceptron": (perceptron, _images((2_000, 300), 500)),
+    "cnn4": (small_cnn(4, 4), _images((512, 4, 20, 20), 256)),
+    "cnn8": (small_cnn(3, 8), _images((512, 3, 20, 20), 256)),
     "gpt": (GPT, _tokens(16, 8)),
     "vit": (ViT, _images((64, 3, 32, 32), 32)),
     "resnet18": (resnet18, _images((16, 3, 32, 32), 8)),

@@ -205,8 +205,8 @@ class _Search:
             start = draw_probes(
                 "gaussian", n, 1, self.generator, dtype=A.dtype, device=A.device, ranks=A.ranks
             )
-        # A restart keeps 1.5 count + 15 of these, so that 0.5 count + 15 are new: with much fewer, a
-        # small count would hardly converge.
+        # A restart keeps 1.5 count + 15 of these, so that 0.5 count + 15 are new: with much fewer,
+        # a small count would hardly converge.
         space = KrylovSpace(A, start, 2 * count + 30, found, limit="k")
         while True:
             for _ in range(_STEPS_BETWEEN_LOOKS):
