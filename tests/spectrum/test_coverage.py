@@ -11,7 +11,8 @@ from scipy.stats import binom
 
 from hvpspec import FunctionOperator, index
 
-REPEATS = 40
+#: A certificate takes three times as long, and misses far less often than it may.
+REPEATS = {"certified": 20, "quadrature": 40}
 TOP = torch.logspace(-1, 1, 8)
 BULK = torch.linspace(-0.1, 0.1, 120)
 FEW = -torch.tensor([0.9, 0.5, 0.2])
@@ -36,7 +37,7 @@ def test_no_more_misses_than_chance_explains(name: str, method: str) -> None:
     values, tau = SPECTRA[name][0].double(), SPECTRA[name][1]
     true = int((values < -tau).sum())
     missed = 0
-    for seed in range(REPEATS):
+    for seed in range(REPEATS[method]):
         result = index(
             FunctionOperator(len(values), lambda v: values * v),
             tau,
@@ -52,4 +53,4 @@ def test_no_more_misses_than_chance_explains(name: str, method: str) -> None:
             assert result.certified
     # A miss has a chance of at most 0.05, so there are at most binomially many. One in 100 choices
     # of generators would be called wrong in one of the 18 tests: 8 misses of 40 pass, 9 do not.
-    assert binom.sf(missed - 1, REPEATS, 0.05) > 1e-2 / (2 * len(SPECTRA))
+    assert binom.sf(missed - 1, REPEATS[method], 0.05) > 1e-2 / (2 * len(SPECTRA))

@@ -306,18 +306,18 @@ COVERAGE = {
 
 @pytest.mark.parametrize("name", COVERAGE)
 def test_coverage(name: str) -> None:
-    """Of 200 generators, no more miss than 5% misses make likely."""
+    """Of 100 generators, no more miss than 5% misses make likely."""
     values, x = COVERAGE[name]
     true = int((values.double() < x).sum())
     A = diagonal(values)
     missed = 0
-    for seed in range(200):
+    for seed in range(100):
         count = spectral_measure(A, 3, 6, generator=generator(seed)).count(x)
         assert count.confidence == 0.95
         assert count.lower is not None
         assert count.upper is not None
         missed += not count.lower <= true <= count.upper
-    assert binom.sf(missed - 1, 200, 0.05) > 1e-3
+    assert binom.sf(missed - 1, 100, 0.05) > 1e-3
 
 
 def test_the_interval_is_worth_having() -> None:
