@@ -71,8 +71,11 @@ def test_bad_histograms(values, options, cause):
         spectrum_histogram(values, **{"noise_floor": 1e-9, **options})
 
 
-@pytest.mark.parametrize("name", SPECTRA)
-@pytest.mark.parametrize(("scale", "panels"), [("linear", 1), ("symlog", 1), ("both", 2)])
+# A picture of both has the other two as its panels.
+@pytest.mark.parametrize(
+    ("name", "scale", "panels"),
+    [("both signs", "linear", 1), ("both signs", "symlog", 1), *((n, "both", 2) for n in SPECTRA)],
+)
 def test_spectrum_pictures(tmp_path, name, scale, panels):
     figure = plot_spectrum(SPECTRA[name], noise_floor=1e-9, scale=scale, title="a title")
     assert len(figure.axes) == panels
