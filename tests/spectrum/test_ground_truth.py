@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 import hvpspec
 from hvpspec import HessianOperator, IndexResult
+from hvpspec.curvature.kronecker import NUM_CHECKS
 from hvpspec.zoo import load_data, mlp2
 
 
@@ -14,7 +15,14 @@ from hvpspec.zoo import load_data, mlp2
 def matrix() -> Tensor:
     """The float64 Hessian of the ReLU network at its initial weights on the sample of MNIST."""
     H = HessianOperator(mlp2(), nn.CrossEntropyLoss(), load_data("mnist-sample").tensors)
-    return H.in_float64().to_dense()
+    H = H.in_float64()
+    seen: list[tuple[int, int]] = []
+    A = H.to_dense(progress=lambda *done: seen.append(done))
+    # The first layer's block is made of outer products, the rest of a product for each column.
+    assert H.num_matvecs == 110 + NUM_CHECKS
+    assert seen == sorted(seen)
+    assert seen[-1] == (7960, 7960)
+    return A
 
 
 @pytest.fixture(scope="module")
