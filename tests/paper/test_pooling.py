@@ -20,20 +20,29 @@ def trained(activation, epochs):
     return model
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("activation", ["relu", "tanh", "sigmoid"])
-@pytest.mark.parametrize("epochs", [0, 2])
+# Every two of the three choices together once, not all three.
+@pytest.mark.parametrize(
+    ("epochs", "activation", "dtype"),
+    [
+        (0, "relu", torch.float32),
+        (0, "tanh", torch.float64),
+        (0, "sigmoid", torch.float32),
+        (2, "relu", torch.float64),
+        (2, "tanh", torch.float32),
+        (2, "sigmoid", torch.float64),
+    ],
+)
 def test_the_same_hessian_loss_gradient_and_bound(activation, epochs, dtype):
     # The black margins of the images make ties in most windows of the first pooling.
     model = trained(activation, epochs)
-    few = zoo.load_data("mnist-sample", subset=30)
+    few = zoo.load_data("mnist-sample", subset=10)
     before = {name: p.clone() for name, p in model.named_parameters()}
     H = hessian_at(model, few, dtype)
     reference = HessianOperator(model, nn.CrossEntropyLoss(), few.tensors, dtype=dtype)
     exact, matrix = reference.to_dense(), H.to_dense()
     assert matrix.dtype == dtype
     # The longest sum on the way to an entry is over the pixels of all images.
-    tolerance = 30 * 784 * torch.finfo(dtype).eps
+    tolerance = 10 * 784 * torch.finfo(dtype).eps
     assert float((matrix - exact).abs().max()) <= tolerance * float(exact.abs().max())
     difference = H.gradient() - reference.gradient()
     assert float(difference.abs().max()) <= tolerance * float(reference.gradient().abs().max())
