@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -279,19 +277,6 @@ def test_what_would_fit(monkeypatch: pytest.MonkeyPatch) -> None:
             lanczos(A, Z[:, :probes], 20)
             with pytest.raises(InputError):
                 lanczos(A, Z[:, : probes + 1], 20)
-
-
-def test_no_module_hides_a_function() -> None:
-    """Rooms are there after `import hvpspec`, and load nothing that pictures or commands need."""
-    script = (
-        "import sys, hvpspec\n"
-        "rooms = hvpspec.linalg, hvpspec.spectrum, hvpspec.recording, hvpspec.curvature\n"
-        "import hvpspec.linalg.krylov\n"
-        "assert callable(hvpspec.linalg.lanczos) and callable(hvpspec.linalg.trace)\n"
-        "print({'matplotlib', 'typer', 'torchvision'} & set(sys.modules))"
-    )
-    printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert printed.stdout == "set()\n", printed.stderr
 
 
 def test_errors() -> None:

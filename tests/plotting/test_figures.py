@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -191,11 +188,3 @@ def test_pictures_that_cannot_be_written(tmp_path, name):
     with pytest.raises(InputError, match="cannot write"):
         save_figure(plot_spectrum([1.0], noise_floor=0.0), tmp_path / name)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_no_pyplot():
-    """In a process of its own, since other libraries load it."""
-    draw = "import sys, hvpspec.plotting as p; p.plot_spectrum([-1.0, 0.0, 2.0], noise_floor=0.1)"
-    script = f"{draw}; print('matplotlib.pyplot' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.stdout == "False\n", done.stderr
