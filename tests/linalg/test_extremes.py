@@ -33,8 +33,10 @@ def expected(values: Tensor, k: int, which: str) -> Tensor:
     return values[values.abs().argsort(descending=True)[:k]].sort().values
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
+# Scales as far apart are harder in single precision, and no harder in double precision than one.
+@pytest.mark.parametrize(
+    ("scale", "dtype"), [(1e-8, torch.float32), (1.0, torch.float64), (1e8, torch.float32)]
+)
 @pytest.mark.parametrize("which", ["LA", "SA", "LM", "BE"])
 @pytest.mark.parametrize("name", SPECTRA)
 def test_equal_the_exact_ones(name: str, which: str, scale: float, dtype: torch.dtype) -> None:

@@ -1,6 +1,7 @@
 """The search over ways of counting: spectra as a script would compute them, and their scores."""
 
 from dataclasses import asdict, replace
+from functools import cache
 
 import pandas as pd
 import pytest
@@ -93,13 +94,25 @@ def test_rows_of_zeros_are_eigenvalues_zero():
         torch.testing.assert_close(values[values != 0].sort().values, expected)
 
 
-@pytest.mark.parametrize("run", runs())
-def test_a_line_counts_at_every_cutoff(tmp_path, run):
-    record = measure_protocol(run, out=tmp_path, data_dir=None)
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """Measures a run, each once."""
+    out = tmp_path_factory.mktemp("protocols")
+    return cache(lambda run: measure_protocol(run, out=out, data_dir=None))
+
+
+@pytest.fixture(scope="module")
+def exact():
+    """The eigenvalues in double precision that all runs are after."""
     data = zoo.load_data("mnist-sample", subset=5)
-    dtype = getattr(torch, run.dtype)
     H = HessianOperator(zoo.cnn("tanh"), nn.CrossEntropyLoss(), data.tensors, dtype=torch.float64)
-    exact = torch.linalg.eigvalsh(H.to_dense())
+    return torch.linalg.eigvalsh(H.to_dense())
+
+
+@pytest.mark.parametrize("run", runs())
+def test_a_line_counts_at_every_cutoff(measured, exact, run):
+    record = measured(run)
+    dtype = getattr(torch, run.dtype)
     norm = float(exact.abs().max())
     assert record["norm"] == pytest.approx(norm, rel=1e-4)
     assert record["tau"] == pytest.approx(552 * torch.finfo(dtype).eps / 2 * norm, rel=1e-4)
@@ -144,10 +157,10 @@ def test_lines_from_before_there_was_a_choice_of_images(tmp_path):
     assert finished(tmp_path, [old], ProtocolRun) == {run: old}
 
 
-def test_single_precision_counts_round_off_as_directions(tmp_path):
+def test_single_precision_counts_round_off_as_directions(measured):
     single = [run for run in runs() if run.dtype == "float32"]
     # No index can be above 52, whatever the activation.
-    raw = [measure_protocol(run, out=tmp_path, data_dir=None)["raw_count"] for run in single]
+    raw = [measured(run)["raw_count"] for run in single]
     assert min(raw) > 52
 
 
