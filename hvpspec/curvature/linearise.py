@@ -160,19 +160,21 @@ def _drop_constants(graph: fx.Graph, dependent: Set[fx.Node]) -> None:
     Products are linear, but PyTorch's forward derivative of a group's norm, for one, subtracts a
     mean whose share in the result cancels. With small vectors its round-off would be all there is.
     """
+    constant = {node for node in graph.nodes if node not in dependent}
     for node in graph.nodes:
         if node not in dependent or node.target not in _SUMS or node.kwargs:
             continue
         first, second = node.args
-        term = first if first in dependent else second
-        if (first in dependent and second in dependent) or not _is_like(term, node):
-            continue
-        if term is second and node.target is _aten.sub.Tensor:
-            with graph.inserting_before(node):
-                term = graph.call_function(_aten.neg.default, (second,))
-            term.meta["val"] = node.meta["val"]
-        node.replace_all_uses_with(term)
-        graph.erase_node(node)
+        if second in constant and _is_like(first, node):
+            node.replace_all_uses_with(first)
+        elif first in constant and _is_like(second, node):
+            if node.target is _aten.sub.Tensor:
+                with graph.inserting_before(node):
+                    negative = graph.call_function(_aten.neg.default, (second,))
+                _replace(graph, node, negative)
+            else:
+                node.replace_all_uses_with(second)
+    graph.eliminate_dead_code()
 
 
 def _accumulate_products(graph: fx.Graph) -> None:

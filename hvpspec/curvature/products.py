@@ -136,7 +136,7 @@ class Products:
             ComputationError: memory does not suffice for a single example.
         """
         if not self._is_checked:  # later changes are found in every product
-            self._point.require_products()
+            self._point.within_memory(self._point.require_products)
             self._is_checked = True
         return self._point.within_memory(lambda: self._multiply(V), self._forget)
 
