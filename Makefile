@@ -6,16 +6,22 @@ BIN := $(VENV)/bin
 # tests start would compile all of PyTorch anew, which takes longer than all that they do.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test docs format clean
+.PHONY: demo test types pytest docs format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/hvpspec demo --out out
 
+# Types are checked beside the tests: without its cache, mypy keeps one core busy for a minute.
 test: $(VENV)/.developer
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(MAKE) --jobs 2 types pytest
+
+types:
+	$(BIN)/mypy
+
+pytest:
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist worksteal
 
 docs: $(VENV)/.developer
