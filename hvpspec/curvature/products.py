@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -143,7 +143,14 @@ class Products:
     def _multiply(self, V: Tensor) -> Tensor:
         """Multiply with what was kept, or in a pass over the data."""
         way, kept = self._ways.get(len(V)), self._kept
-        if way is None or way.made >= way.review:
+        if way is not None and way.made >= way.review:
+            assert self._cost is not None
+            name, _ = next(self._candidates(self._cost, len(V), way.made))
+            if name == way.name:
+                way.review = self._review(len(V), way.made)
+            else:
+                way = None
+        if way is None:
             return self._pass(V, None)
         if kept is None or kept.engine is not way.engine:
             return self._pass(V, way)
@@ -209,25 +216,15 @@ class Products:
             The way, and what its engine prepared for the chunk; None for both where the chunk's
             share of the matrix is zero, by which nothing can be chosen.
         """
-        with Count() as count:
-            graph = plain.prepare(k, batch)
-        if graph is None:
-            return None, None
         if self._cost is None:
-            tensors = saved(graph.ends)
-            # What does not depend on a vector is not multiplied by their number.
-            fixed = {
-                t.untyped_storage().data_ptr() for t in (*batch.leaves, *plain.tensors.values())
-            }
-            moving = [t for t in tensors if t.untyped_storage().data_ptr() not in fixed]
-            # Backward through the gradient's graph takes about twice what making it took.
-            self._cost = Cost(
-                calls=2 * count.calls,
-                arithmetic=2 * count.arithmetic,
-                num_nodes=len(nodes(graph.ends)),
-                largest=max((t.nbytes for t in moving), default=0),
-                size=bytes_of(tensors),
-            )
+            with Count() as count:
+                graph = plain.prepare(k, batch)
+            if graph is not None:
+                self._cost = _cost(count, graph, [*batch.leaves, *plain.tensors.values()])
+        else:
+            graph = plain.prepare(k, batch)
+        if graph is None or self._cost is None:
+            return None, None
         made = self._ways[width].made if width in self._ways else 0
         engine: Engine = plain
         prepared: Any = graph
@@ -240,12 +237,15 @@ class Products:
                 break
         way = _Way(name, engine, at_once, made)
         if self._engine == "auto" and engine is plain:
-            # Once as many have been made again, so that choosing costs little in all.
-            way.review = 2 * made + width
+            way.review = self._review(width, made)
         if self._memory_budget is None:
             self._memory_budget = available_memory(self._point.device) // 4
         way.keeps = engine.size(prepared) * self._point.num_chunks <= self._memory_budget
         return way, prepared
+
+    def _review(self, width: int, made: int) -> int:
+        """When to choose anew: beyond what was announced, once as many have been made again."""
+        return max(self._announced.get(width, 0), 2 * made + width)
 
     def _candidates(self, cost: Cost, width: int, made: int) -> Iterator[tuple[str, int]]:
         """The engines to try for blocks of some width, and the vectors that each takes at once."""
@@ -318,6 +318,26 @@ class Products:
             self._notes[name, at_once] = f"{name}, {at_once} at once: differs from double backward"
             return None
         return engine, prepared
+
+
+def _cost(count: Count, graph: ProductGraph, fixed: Iterable[Tensor]) -> Cost:
+    """What a product takes by double backward, from what making the graph took.
+
+    Args:
+        count: of the operations that made it.
+        graph: the gradient's, on the first chunk.
+        fixed: data and parameters, which are not multiplied by the number of vectors.
+    """
+    tensors, where = saved(graph.ends), {t.untyped_storage().data_ptr() for t in fixed}
+    moving = [t for t in tensors if t.untyped_storage().data_ptr() not in where]
+    return Cost(
+        # Backward through the graph takes about twice what making it took.
+        calls=2 * count.calls,
+        arithmetic=2 * count.arithmetic,
+        num_nodes=len(nodes(graph.ends)),
+        largest=max((t.nbytes for t in moving), default=0),
+        size=bytes_of(tensors),
+    )
 
 
 def _add_product_(total: Tensor, engine: Engine, prepared: Any, V: Tensor, at_once: int) -> None:
