@@ -109,3 +109,13 @@ def test_scaling() -> None:
     assert row["basis"] == 2 * 4 * 7960 * 4 // 2
     assert 0 < max(row["talking"]) < min(row["seconds"])
     assert scaling.markdown([row]).splitlines()[-1].split(" | ")[5] == "1.00 x"
+
+
+def test_engines(run: Run) -> None:
+    rows, table = run("engines", "--networks perceptron --probes 2 --steps 2 --repeats 1")
+    (row,) = rows
+    assert (row["network"], row["density"]) == ("perceptron", "2 x 2")
+    assert row["engine"] == "batched, 2 at once"
+    assert 0 < row["cold, auto"] < 60
+    assert row["warm ratio"] > 0
+    assert table.count("| perceptron | 2 x 2 |") == 1
