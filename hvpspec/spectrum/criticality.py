@@ -15,8 +15,8 @@ def relative_decrease(gradient_norm: float, norm: float, loss: float) -> float:
 
     A gradient of norm g says nothing by itself: the loss may be multiplied and the parameters
     stretched. A step of length ``g / ||H||`` against the gradient lowers the quadratic model of the
-    loss by at least ``g^2 / (2 ||H||)``. Divided by ``|f|`` this has no units: it is the fraction of
-    the loss that one safe step still takes away.
+    loss by at least ``g^2 / (2 ||H||)``. Divided by ``|f|`` this has no units: it is the fraction
+    of the loss that one safe step still takes away.
 
     Args:
         gradient_norm: g, the Euclidean norm of the gradient.
