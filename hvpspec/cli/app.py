@@ -109,7 +109,8 @@ def _explain(error: Exception, debug: bool) -> tuple[str, int]:
     if message is not None:
         context = getattr(error, "ctx", None)
         path = context.command_path if context else "hvpspec"
-        text = message()
+        # Where pydantic is installed, typer has it word some of them.
+        text = message().replace("Value error, ", "")
         # A bare program or group prints its help instead of an error.
         return (f"error: {text}\nTry '{path} --help'." if text else ""), error.exit_code  # type: ignore[attr-defined]
     lines = str(error).strip().splitlines()

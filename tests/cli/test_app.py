@@ -81,6 +81,7 @@ def test_usage_errors(run, command):
     assert (outcome.code, outcome.out) == (2, "")
     lines = outcome.err.splitlines()
     assert lines[0].startswith("error: ")
+    assert "Value error" not in lines[0]
     assert lines[1].startswith("Try 'hvpspec")
     assert len(lines) == 2
 
