@@ -7,7 +7,7 @@ Both make each product orthogonal first to what the recurrence says, whose coeff
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from os import PathLike
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hvpspec.errors import ComputationError, InputError
-from hvpspec.linalg.memory import available_memory, give_back_freed, on_disk, require_memory
+from hvpspec.linalg.memory import give_back_freed, on_disk, require_memory
 from hvpspec.linalg.operator import SymmetricOperator
 from hvpspec.linalg.probes import require_count
 from hvpspec.linalg.ranks import ALONE, Ranks
@@ -218,8 +218,11 @@ class KrylovSpace:
         # No more rows exist than the complement of D has dimensions.
         self.capacity = min(capacity, n - len(deflated))
         rows = self.capacity + width
-        fit = available_memory(A.device) // max(1, share * A.dtype.itemsize)
-        remedy = f"a smaller {limit} (a basis of {fit} fits), or fewer parameters (params=...)"
+
+        def remedy(free: int) -> str:
+            fit = free // max(1, share * A.dtype.itemsize)
+            return f"a smaller {limit} (a basis of {fit} fits), or fewer parameters (params=...)"
+
         what = f"a basis of {rows} vectors of length {share}"
         self._basis = _in_memory((rows, share), A, what, remedy)
         # Few runs fill the space before they have their answer.
@@ -428,7 +431,9 @@ def _multiply(A: SymmetricOperator, rows: Tensor) -> Tensor:
     return A.matmat(A.ranks.whole(rows, n).T).T[:, A.ranks.share(n)].contiguous()
 
 
-def _in_memory(shape: tuple[int, ...], A: SymmetricOperator, what: str, remedy: str) -> Tensor:
+def _in_memory(
+    shape: tuple[int, ...], A: SymmetricOperator, what: str, remedy: Callable[[int], str]
+) -> Tensor:
     """Memory for vectors; it is not cleared, so that it is taken only as it fills."""
     with A.ranks.together():
         require_memory(math.prod(shape) * A.dtype.itemsize, what, A.device, remedy)
@@ -445,11 +450,14 @@ def _lanczos_bases(
         if A.device.type != "cpu":
             raise InputError(f"basis_folder is for operators on the CPU, and this is on {A.device}")
         return on_disk((k, m, share), A.dtype, folder)
-    vectors = available_memory(A.device) // max(1, share * A.dtype.itemsize)
-    steps, probes = vectors // k - 1, vectors // m
-    fits = [f"num_steps={steps}"] * (steps > 0)
-    fits += [f"{probes} probes at a time (block_size={probes})"] * (0 < probes < k)
-    others = "reorthogonalize=False, or a basis_folder on a disk"
-    remedy = f"{' or '.join(fits)}, which fit, or {others}" if fits else others
+
+    def remedy(free: int) -> str:
+        vectors = free // max(1, share * A.dtype.itemsize)
+        steps, probes = vectors // k - 1, vectors // m
+        fits = [f"num_steps={steps}"] * (steps > 0)
+        fits += [f"{probes} probes at a time (block_size={probes})"] * (0 < probes < k)
+        others = "reorthogonalize=False, or a basis_folder on a disk"
+        return f"{' or '.join(fits)}, which fit, or {others}" if fits else others
+
     what = f"a Lanczos basis of {k} x {m} vectors of length {share}"
     return _in_memory((k, m, share), A, what, remedy)

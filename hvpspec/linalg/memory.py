@@ -8,7 +8,7 @@ import mmap
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from os import PathLike
 from pathlib import Path
@@ -91,13 +91,21 @@ def require_memory(
     num_bytes: int,
     what: str,
     device: torch.device | str = "cpu",
-    remedy: str = "fewer parameters (params=...)",
+    remedy: str | Callable[[int], str] = "fewer parameters (params=...)",
 ) -> None:
-    """Raise InputError when ``what``, of ``num_bytes`` bytes, does not fit."""
+    """Raise InputError when ``what``, of ``num_bytes`` bytes, does not fit.
+
+    Args:
+        num_bytes: that are needed.
+        what: needs them.
+        device: where.
+        remedy: what to choose instead, or a function of the free bytes that says so.
+    """
     available = available_memory(device)
     if num_bytes > available:
+        instead = remedy if isinstance(remedy, str) else remedy(available)
         raise InputError(
-            f"{what} needs {_size(num_bytes)}, but {_size(available)} are free; choose {remedy}"
+            f"{what} needs {_size(num_bytes)}, but {_size(available)} are free; choose {instead}"
         )
 
 
@@ -148,7 +156,7 @@ def is_out_of_memory(error: Exception) -> bool:
 def give_back_freed() -> None:
     """Return what was freed to the system, where the C library keeps it: malloc_trim(3) of glibc.
 
-    After work that takes much memory once, such as trials, hundreds of megabytes in pieces of less
+    After work that takes much memory once, such as tracing, hundreds of megabytes in pieces of less
     than 32 MB would else stay with the process, where larger tensors find no place in them.
     """
     if sys.platform == "linux":
