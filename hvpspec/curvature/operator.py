@@ -260,7 +260,7 @@ class CurvatureOperator(SymmetricOperator):
         return Piece("own-block", [(A, (own[:, None], own)), (known, ...)], fill)
 
     def _matmat(self, V: Tensor) -> Tensor:
-        """Multiply in the way that is planned for blocks of this width."""
+        """Multiply by the engine that is chosen for blocks of this width."""
         with torch.inference_mode(False):
             rows = V.T
             # Autograd cannot save an inference tensor, and vectors that lie apart go faster.

@@ -506,7 +506,7 @@ def test_out_of_memory_wherever_the_data_are_gone_over(ask: str) -> None:
         "index": lambda H: torch.tensor(index(H, 1e-3, method="certified").index),
     }
     expected = answers[ask](HessianOperator(model, nn.CrossEntropyLoss(), (X, y)))
-    # In a way that asks the network in each pass; by the clock another one may be taken.
+    # By an engine that asks the network in each pass.
     asking: dict[str, Any] = {"engine": "double-backward", "memory_budget": 0}
     H = HessianOperator(greedy, nn.CrossEntropyLoss(), (X, y), **asking)
     with pytest.warns(UserWarning, match="going on with") as warned:

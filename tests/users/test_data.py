@@ -113,15 +113,14 @@ class Examples(Dataset):
 class TestPairs:
     """Two inputs with two targets, and what else a pair of pairs may mean."""
 
+    def problem(self) -> tuple[nn.Module, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """A network, its two inputs and two targets, and the Hessian."""
+        net, y, r = seeded(Two), labels(), draw(N, 3, seed=2)
+        x1, x2 = draw(N, 4), draw(N, 4, seed=1)
+        return net, x1, x2, y, r, hessian(net, lambda call: two_losses(call(x1, x2), (y, r)))
+
     def test_two_inputs_and_two_targets(self) -> None:
-        net, x1, x2, y, r = (
-            seeded(Two),
-            draw(N, 4),
-            draw(N, 4, seed=1),
-            labels(),
-            draw(N, 3, seed=2),
-        )
-        truth = hessian(net, lambda call: two_losses(call(x1, x2), (y, r)))
+        net, x1, x2, y, r, truth = self.problem()
         right(HessianOperator(net, two_losses, ((x1, x2), (y, r))), truth)
         right(HessianOperator(net, two_losses, ((x1, x2), (y, r)), chunk_size=5), truth)
         right(HessianOperator(net, two_losses, [((x1, x2), (y, r))]), truth)
@@ -133,14 +132,7 @@ class TestPairs:
 
     def test_lists_may_mean_batches(self) -> None:
         """A list of two pairs is two batches, or two inputs and two targets: never both."""
-        net, x1, x2, y, r = (
-            seeded(Two),
-            draw(N, 4),
-            draw(N, 4, seed=1),
-            labels(),
-            draw(N, 3, seed=2),
-        )
-        truth = hessian(net, lambda call: two_losses(call(x1, x2), (y, r)))
+        net, x1, x2, y, r, truth = self.problem()
         for data in ([(x1, x2), (y, r)], [[x1, x2], [y, r]]):
             right_or_refused(partial(HessianOperator, net, two_losses, data), truth)
 
