@@ -7,7 +7,7 @@ The truth is by central differences of the gradient, and by double backward wher
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -542,17 +542,18 @@ def test_every_module_is_in_a_table() -> None:
     assert not (LAYERS.keys() & LOSSES.keys())
 
 
-def layer_cases() -> list[Any]:
+def cases_of(kinds: Mapping[str, Sequence[Any]]) -> list[Any]:
+    """The name and number of each case."""
     return [
         pytest.param(name, k, id=f"{name}-{k}")
-        for name, layers in LAYERS.items()
-        for k in range(len(layers))
+        for name, cases in kinds.items()
+        for k in range(len(cases))
     ]
 
 
 # One library or another has no projections.
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported:UserWarning")
-@pytest.mark.parametrize(("name", "k"), layer_cases())
+@pytest.mark.parametrize(("name", "k"), cases_of(LAYERS))
 def test_layers(name: str, k: int) -> None:
     build = partial(Around, LAYERS[name][k])
     x, y = numbers(N, 2), numbers(N, 2, seed=1)
@@ -744,17 +745,9 @@ class Outputs(nn.Module):
         return out if self.link is None else self.link(out)
 
 
-def loss_cases() -> list[Any]:
-    return [
-        pytest.param(name, k, id=f"{name}-{k}")
-        for name, cases in LOSSES.items()
-        for k in range(len(cases))
-    ]
-
-
 # PyTorch recommends "batchmean".
 @pytest.mark.filterwarnings("ignore:reduction. 'mean' divides the total loss:UserWarning")
-@pytest.mark.parametrize(("name", "k"), loss_cases())
+@pytest.mark.parametrize(("name", "k"), cases_of(LOSSES))
 def test_losses(name: str, k: int) -> None:
     case = LOSSES[name][k]
     net, x, t = seeded(partial(Outputs, case)), 1.5 * numbers(N, 2), case.targets()
