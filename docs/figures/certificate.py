@@ -122,22 +122,22 @@ def draw_loop(figure: Figure, position: int, values: Tensor) -> None:
     print(f"certified: {result.index} in {result.num_matvecs} products")
 
     num_steps = result.num_matvecs // 10
-    slq = hvpspec.index(
+    plain = hvpspec.index(
         A, TAU, method="quadrature", confidence=CONFIDENCE, num_probes=10, num_steps=num_steps
     )
     print(
-        f"quadrature: [{slq.lower}, {slq.upper}] around {slq.estimate:.1f}"
-        f" in {slq.num_matvecs} products"
+        f"quadrature: [{plain.lower}, {plain.upper}] around {plain.estimate:.1f}"
+        f" in {plain.num_matvecs} products"
     )
     ax.errorbar(
         [10 * num_steps * 1.06],
-        [slq.estimate],
-        [[slq.estimate - slq.lower], [slq.upper - slq.estimate]],
+        [plain.estimate],
+        [[plain.estimate - plain.lower], [plain.upper - plain.estimate]],
         color=ORANGE,
         fmt="s",
         ms=4,
         capsize=4,
-        label=f"slq, 10 probes of {num_steps} steps",
+        label=f"quadrature, 10 probes of {num_steps} steps",
     )
     truth = int((values < -TAU).sum())
     ax.axhline(truth, color="black", lw=0.8, ls=":")
