@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from os import PathLike
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,10 +21,11 @@ from hvpspec.linalg.operator import SymmetricOperator
 from hvpspec.linalg.probes import require_count
 from hvpspec.linalg.ranks import ALONE, Ranks
 from hvpspec.progress import Progress
+from hvpspec.results import Result, plain
 
 
-@dataclass(frozen=True)
-class LanczosRun:
+@dataclass(frozen=True, eq=False, repr=False)
+class LanczosRun(Result):
     """What m steps from one start vector z leave behind.
 
     With the basis Q (rows) and ``T = tridiag(betas[:-1], alphas, betas[:-1])`` there holds
@@ -58,6 +60,10 @@ class LanczosRun:
         """The tridiagonal matrix, shape (m, m)."""
         off = self.betas[:-1]
         return torch.diag(self.alphas) + torch.diag(off, 1) + torch.diag(off, -1)
+
+    def _content(self) -> dict[str, Any]:
+        """What ``repr`` shows, in full: a basis is far too large for plain data."""
+        return {name: plain(value) for name, value in self._brief().items()}
 
 
 def lanczos(

@@ -11,13 +11,17 @@ from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
 from hvpspec.errors import InputError
+from hvpspec.results import Drawn
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
     from hvpspec.linalg.krylov import LanczosRun
 
 
-@dataclass(frozen=True)
-class Rule:
+@dataclass(frozen=True, eq=False, repr=False)
+class Rule(Drawn):
     """A quadrature rule for the spectral measure of a start vector, scaled to total mass 1.
 
     Attributes:
@@ -27,6 +31,17 @@ class Rule:
 
     nodes: Tensor
     weights: Tensor
+
+    def _draw(self, ax: Axes | None) -> Figure:
+        from hvpspec.plotting.figures import figure_of
+
+        figure, ax = figure_of(ax)
+        ax.vlines(self.nodes, 0, self.weights)
+        # Weights fall off over many orders of magnitude.
+        ax.set_yscale("log")
+        ax.set_xlabel("node (Ritz value)")
+        ax.set_ylabel("weight")
+        return figure
 
 
 def gauss(run: LanczosRun) -> Rule:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 import hvpspec
 from hvpspec import Certified, Filtered, Inertia, Quadrature, SpectralMeasure, index
 from hvpspec.files import read_json, write_json
-from hvpspec.linalg import IndexBound, PointFacts, measure_noise
+from hvpspec.linalg import IndexBound, LanczosRun, PointFacts, gauss, lanczos, measure_noise
 from hvpspec.plotting import check_picture, save_figure, spectrum_histogram
 from hvpspec.results import Result, Subject, plain, text_table
 
@@ -28,6 +28,10 @@ SUBJECT = Subject("net", "data", 7, N, "mse", 0.5, None, "net.pt", {"seed": 0}, 
 
 def measure() -> SpectralMeasure:
     return hvpspec.spectral_measure(A, 3, 20)
+
+
+def lanczos_run() -> LanczosRun:
+    return lanczos(A, torch.ones(N, 1, dtype=torch.float64), 20)[0]
 
 
 RESULTS: dict[str, Any] = {
@@ -55,6 +59,8 @@ RESULTS: dict[str, Any] = {
     "noise": lambda: measure_noise(A, torch.Generator().manual_seed(0)),
     "facts": lambda: PointFacts(0.5, 0.1, IndexBound(2, 2, "reason " * 200), ("note " * 300,)),
     "bound": lambda: IndexBound(2, 2, "reason " * 200),
+    "lanczos run": lanczos_run,
+    "rule": lambda: gauss(lanczos_run()),
     "histogram": lambda: spectrum_histogram(VALUES, noise_floor=1e-9),
 }
 
@@ -118,7 +124,7 @@ def test_equality_does_not_raise(result: Any) -> None:
 
 
 PLOTS = ("exact index", "certified index", "filtered index", "curve", "measure")
-PLOTS += ("density", "log density", "distribution", "histogram")
+PLOTS += ("density", "log density", "distribution", "rule", "histogram")
 
 
 @pytest.mark.parametrize("name", PLOTS)
