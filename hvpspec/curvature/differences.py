@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+#: A vector in parts, by name; a part that is missing is zero. Large vectors stay in parts, since
+#: much memory that is asked for at once is slow to come.
+Parts = Mapping[str, Tensor]
 #: A function's value and gradient at a point.
-ValueAndGradient = Callable[[Tensor], tuple[float, Tensor]]
+ValueAndGradient = Callable[[Parts], tuple[float, Parts]]
 
 # A difference says something if its own error is at most so much of what it is compared with: more
 # where digits are few.
@@ -32,10 +35,10 @@ class Comparison:
 
 def compare(
     f: ValueAndGradient,
-    theta: Tensor,
-    here: tuple[float, Tensor],
-    v: Tensor,
-    product: Tensor,
+    theta: Parts,
+    here: tuple[float, Parts],
+    v: Parts,
+    product: Parts,
     u: float,
     enough: float,
 ) -> tuple[Comparison, Comparison]:
@@ -53,10 +56,10 @@ def compare(
 
     Args:
         f: the function.
-        theta: the point, shape (n,).
+        theta: the point.
         here: the value and the gradient at it.
-        v: the direction, of norm 1, shape (n,).
-        product: ``A v``, shape (n,).
+        v: the direction, of norm 1.
+        product: ``A v``.
         u: unit round-off of the function.
         enough: a defect that is small enough to stop at.
 
@@ -67,38 +70,35 @@ def compare(
         Gill, Murray & Wright, Practical Optimization, section 8.6, on the choice of h.
     """
     value, gradient = here
-    scale = _norm(theta) or 1.0
-    slope = float(gradient @ v)
+    scale = norm(theta) or 1.0
+    slope = inner(gradient, v)
     by_product, by_value = Comparison(False, 0.0), Comparison(False, 0.0)
     h = u**0.6 * scale
-    above, g_above = f(torch.add(theta, v, alpha=h))
-    rise = h * (slope + float(g_above @ v)) / 2
-    size = max(_norm(product), _norm(gradient) / scale)
-    is_same = _norm((g_above - gradient).div_(h).sub_(product)) <= enough * size
-    if is_same and abs(above - value - rise) <= enough * abs(rise):
+    above, g_above = f(moved(theta, h, v))
+    rise = h * (slope + inner(g_above, v)) / 2
+    size = max(norm(product), norm(gradient) / scale)
+    off = distance((1 / h, g_above), (-1 / h, gradient), (-1, product))
+    if off <= enough * size and abs(above - value - rise) <= enough * abs(rise):
         return Comparison(True, 0.0), Comparison(True, 0.0)
     for h in (u**0.5 * scale, u ** (2 / 3) * scale, u ** (1 / 3) * scale):
-        above, g_above = f(torch.add(theta, v, alpha=h))
-        below, g_below = f(torch.add(theta, v, alpha=-h))
-        off = _norm((g_above + g_below).sub_(gradient, alpha=2))
-        slopes = (g_above - g_below).div_(2 * h)
-        size = _norm(slopes)
+        above, g_above = f(moved(theta, h, v))
+        below, g_below = f(moved(theta, -h, v))
         by_product = _better(
             by_product,
             _judge(
-                _norm(slopes.sub_(product)),
-                (4 * off + 16 * u * _norm(gradient)) / h,
-                max(_norm(product), size),
-                _norm(gradient) / scale,
+                distance((0.5 / h, g_above), (-0.5 / h, g_below), (-1, product)),
+                (4 * distance((1, g_above), (1, g_below), (-2, gradient)) + 16 * u * norm(gradient))
+                / h,
+                max(norm(product), distance((0.5 / h, g_above), (-0.5 / h, g_below))),
+                norm(gradient) / scale,
                 u,
             ),
         )
-        off = abs(above - 2 * value + below)
         by_value = _better(
             by_value,
             _judge(
                 abs((above - below) / (2 * h) - slope),
-                (4 * off + 16 * u * abs(value)) / h,
+                (4 * abs(above - 2 * value + below) + 16 * u * abs(value)) / h,
                 max(abs(slope), abs(above - below) / (2 * h)),
                 0.0,
                 u,
@@ -152,6 +152,30 @@ def _better(before: Comparison, now: Comparison) -> Comparison:
     return min(before, now, key=lambda comparison: comparison.defect)
 
 
-def _norm(x: Tensor) -> float:
+def inner(x: Parts, y: Parts) -> float:
+    """The inner product of two vectors."""
+    return sum(float((x[name] * y[name]).sum()) for name in x if name in y)
+
+
+def norm(x: Parts) -> float:
     """The norm of a vector."""
-    return float(torch.linalg.vector_norm(x))
+    return math.hypot(*(float(torch.linalg.vector_norm(part)) for part in x.values()))
+
+
+def distance(*terms: tuple[float, Parts]) -> float:
+    """The norm of a sum of vectors, each times a factor."""
+    norms = []
+    for name in dict.fromkeys(name for _, x in terms for name in x):
+        total, *others = (factor * x[name] for factor, x in terms if name in x)
+        for other in others:
+            total.add_(other)
+        norms.append(float(torch.linalg.vector_norm(total)))
+    return math.hypot(*norms)
+
+
+def moved(theta: Parts, t: float, v: Parts) -> dict[str, Tensor]:
+    """``theta + t v``; parts that ``theta`` lacks stay out."""
+    return {
+        name: torch.add(part, v[name], alpha=t) if name in v else part.clone()
+        for name, part in theta.items()
+    }

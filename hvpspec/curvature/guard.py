@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from hvpspec.curvature.data import Batch, is_nested, leaves_of, map_tensors
+from hvpspec.curvature.differences import Parts
 from hvpspec.curvature.graph import foreign_leaves
-from hvpspec.curvature.parameters import add_parts_
 from hvpspec.curvature.probe import (
     MOST_DEFECT,
     Coarsest,
@@ -678,55 +678,57 @@ class Guard:
         does not. Only functions whose derivatives are written by hand, and hooks, have first ones
         that are right and second ones that are not; with one of these it is done on all the data.
         """
-        self._looked_at = self._few_of_each(objective, probe, samples)
-        if not self._looked_at:
-            return
+        if self._counted is None:
+            return  # every target is ignored
         self.is_verified = False
         if not slopes.gradient:
             return  # whoever asks says that there is no path to the loss
+
+        def compare(examples: Iterable[Batch]) -> bool:
+            self._looked_at = examples
+            return self._compare(objective, probe, examples, slopes.gradient)
+
         if slopes.is_own or self._has_hooks:
-            self._looked_at = objective.data
-        along = torch.zeros_like(probe.theta)
-        add_parts_(along, objective.space, slopes.gradient)
-        self._compare(objective, probe, self._looked_at, along)
+            compare(objective.data)
+        else:
+            few = self._few_of_each(objective, samples)
+            found = attempted(lambda: compare([sample for sample, _ in few]))
+            if isinstance(found, Exception):  # the network takes its batches as they are only
+                found = compare([batch for _, batch in few])
+            if not found:  # no target of these counts
+                compare([self._counted])
         if slopes.suspect is not None and not self.has_faults:
-            _, along, _, _ = probe.derivatives([slopes.suspect], probe.theta)
+            _, (along,) = probe.derivatives([slopes.suspect], probe.theta)
             self._compare(objective, probe, [slopes.suspect], along)
 
     def _few_of_each(
-        self, objective: Objective, probe: Probe, samples: Sequence[tuple[Batch, Batch]]
-    ) -> list[Batch]:
-        """A part of each sample with targets that count, so that they are few in all."""
+        self, objective: Objective, samples: Sequence[tuple[Batch, Batch]]
+    ) -> list[tuple[Batch, Batch]]:
+        """A part of each sample, so that they are few in all, with the batch as it is."""
         few = max(self.num_examples // 12, _CHEAP // objective.space.dim, 1)
         samples = samples[:few]
         share = few / max(few, sum(sample.num_examples for sample, _ in samples))
-        found = []
-        for sample, more in samples:
-            batch = _thinned(sample, share)
-            if batch is not more and not probe.takes(batch):
-                batch = more
-            if probe.look(batch).weight:
-                found.append(batch)
-        if not found and self._counted is not None:  # a chunk in which a target counts
-            found = [self._counted]
-        return found
+        return [(_thinned(sample, share), more) for sample, more in samples]
 
     def _compare(
-        self, objective: Objective, probe: Probe, examples: Iterable[Batch], along: Tensor
-    ) -> None:
+        self, objective: Objective, probe: Probe, examples: Iterable[Batch], along: Parts
+    ) -> bool:
         """Compare derivatives on some batches with differences, and note what is wrong.
 
         Where a kink lies at the very point, as those of many ReLU units do when their biases are 0,
         differences say nothing, and the comparison is made at a point nearby.
+
+        Returns:
+            Whether there was something to compare: products are finite, and some target counts.
         """
         here = probe.compared(examples, along)
         if here is None:
-            return  # products are not finite, as the first one will say
+            return False
         product, gradient, asymmetry = here
         if not product.is_conclusive or gradient.defect > MOST_DEFECT:
             nearby = probe.compared(examples, along, probe.nearby)
             if nearby is None:
-                return
+                return True
             product = product if product.is_conclusive else nearby[0]
             # What kinks do by chance they do not do at two points.
             gradient = min(gradient, nearby[1], key=lambda comparison: comparison.defect)
@@ -745,7 +747,7 @@ class Guard:
             self._product_fault = f"along a random direction by {product.defect:.2g} of it"
         self.defect = max(self.defect, asymmetry)
         if self.is_pseudo:
-            return
+            return True
         self.defect = max(self.defect, product.defect)
         self.is_verified = product.is_conclusive and not self._product_fault
         if not product.is_conclusive:
@@ -753,6 +755,7 @@ class Guard:
                 "products could not be compared with differences of the gradient, which say "
                 "nothing here: there are kinks everywhere, or round-off is too large"
             )
+        return True
 
     def check_at(self, objective: Objective, theta: Tensor) -> None:
         """Compare products at another point with differences of the gradient there.
@@ -768,7 +771,8 @@ class Guard:
             return
         probe = Probe(objective, is_wide=not self.float64_fails)
         with stage(objective, 0):
-            found = probe.compared(self._looked_at, None, theta)
+            theta = theta.to(probe.objective.device, probe.objective.dtype)
+            found = probe.compared(self._looked_at, None, objective.space.unflatten(theta))
         if found is not None and found[0].defect > MOST_DEFECT:
             raise _no_derivative(f"along a random direction by {found[0].defect:.2g} of it")
 

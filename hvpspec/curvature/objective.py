@@ -309,16 +309,23 @@ class Objective:
         self.guard.record(self)
         return self if self.guard.float64_fails else self.changed(dtype=torch.float64)
 
-    def leaves(self, theta: Tensor | None = None) -> dict[str, Tensor]:
-        """The selected parameters in the objective's dtype, detached, to differentiate by."""
+    def leaves(self, theta: Tensor | Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """The selected parameters in the objective's dtype, detached, to differentiate by.
+
+        Args:
+            theta: the point, shape (n,) or in parts; None for the present parameters.
+        """
         with torch.inference_mode(False):
             if theta is None:
                 parameters = self.parameters()
                 copies = self._copies({name: parameters[name] for name in self.space.names})
                 leaves = {name: as_real(copy) for name, copy in copies.items()}
             else:
-                parts = self.space.unflatten(theta.detach().to(self.device, self.dtype))
-                leaves = {name: part.clone() for name, part in parts.items()}
+                parts = self.space.unflatten(theta) if isinstance(theta, Tensor) else theta
+                leaves = {
+                    name: part.detach().to(self.device, self.dtype, copy=True)
+                    for name, part in parts.items()
+                }
             for leaf in leaves.values():
                 leaf.requires_grad_()
         HANDED.update(dict.fromkeys(leaves.values()))

@@ -17,9 +17,16 @@ from torch.utils._pytree import tree_leaves
 
 from hvpspec.curvature.data import Batch, is_nested
 from hvpspec.curvature.derivatives import differentiate
-from hvpspec.curvature.differences import Comparison, compare, slope_defect
+from hvpspec.curvature.differences import (
+    Comparison,
+    Parts,
+    compare,
+    inner,
+    norm,
+    slope_defect,
+)
 from hvpspec.curvature.graph import has_own_backward, refuse_earlier_leaves, refuse_known_faults
-from hvpspec.curvature.parameters import add_parts_, aligned
+from hvpspec.curvature.parameters import aligned
 from hvpspec.curvature.stage import stage
 from hvpspec.errors import HvpspecError, InputError, first_line
 from hvpspec.linalg.memory import is_out_of_memory
@@ -95,42 +102,48 @@ class Probe:
         self.objective = objective.changed(dtype=torch.float64) if wide else objective
         self.float64_fails = ""
         self.inside: torch.dtype | None = None
-        self._seen: tuple[Batch, Tensor | None, Look] | None = None
+        self._seen: tuple[Batch, Parts | None, Look] | None = None
         self._generator = torch.Generator().manual_seed(0)
 
-    def draw(self) -> Tensor:
-        """A random vector of norm about 1, shape (n,), which repeats itself where it is long.
+    def draw(self) -> Parts:
+        """A random vector of norm about 1, which repeats itself where it is long.
 
         To draw ten million numbers takes as long as several examples.
         """
-        n, objective = self.objective.space.dim, self.objective
-        period = min(n, _PERIOD)
-        z = torch.rand(period, generator=self._generator, dtype=objective.dtype).sub_(0.5)
-        return z.mul_((12 / n) ** 0.5).repeat(-(-n // period))[:n].to(objective.device)
+        objective, n = self.objective, self.objective.space.dim
+        z = torch.rand(min(n, _PERIOD), generator=self._generator, dtype=objective.dtype)
+        z = z.sub_(0.5).mul_((12 / n) ** 0.5).to(objective.device)
+        parts, start = {}, 0
+        for name, part in self.theta.items():
+            period = z.roll(-start)
+            repeated = period.repeat(-(-part.numel() // len(z)))
+            parts[name] = repeated[: part.numel()].view(part.shape)
+            start = (start + part.numel()) % len(z)
+        return parts
 
     @cached_property
-    def _z(self) -> Tensor:
+    def _z(self) -> Parts:
         """The random vector of all comparisons."""
         return self.draw()
 
     @cached_property
-    def theta(self) -> Tensor:
-        """The present parameters, shape (n,)."""
-        return self.objective.space.flatten(self.objective.leaves()).detach()
+    def theta(self) -> Parts:
+        """The present parameters."""
+        return {name: leaf.detach() for name, leaf in self.objective.leaves().items()}
 
     @cached_property
-    def nearby(self) -> Tensor:
+    def nearby(self) -> Parts:
         """A point nearby, where nothing is zero by chance, as outputs of a new layer may be.
 
         Each parameter moves by a hundredth of its size, and those that are zero as much as others.
         """
-        moved, space = self.theta.clone(), self.objective.space
-        moves, parts = space.unflatten(self._z), space.unflatten(moved)
-        sizes = {name: _norm(part) / part.numel() ** 0.5 for name, part in parts.items()}
+        n = self.objective.space.dim
+        sizes = {name: _norm(part) / part.numel() ** 0.5 for name, part in self.theta.items()}
         others = median([size for size in sizes.values() if size > 0] or [1.0])
-        for name, part in parts.items():
-            part.add_(moves[name], alpha=1e-2 * (sizes[name] or others) * space.dim**0.5)
-        return moved
+        return {
+            name: torch.add(part, self._z[name], alpha=1e-2 * (sizes[name] or others) * n**0.5)
+            for name, part in self.theta.items()
+        }
 
     @property
     def unit_roundoff(self) -> float:
@@ -145,13 +158,13 @@ class Probe:
     # -- values --------------------------------------------------------------------------------
 
     def look(
-        self, batch: Batch, theta: Tensor | None = None, num_examples: int | None = None
+        self, batch: Batch, theta: Parts | None = None, num_examples: int | None = None
     ) -> Look:
         """The loss on some examples.
 
         Args:
             batch: the examples.
-            theta: the selected parameters, shape (n,); None for the present ones.
+            theta: the selected parameters; None for the present ones.
             num_examples: how many there are, if they are not along the first dimension.
         """
         if self._seen is not None and self._seen[0] is batch and self._seen[1] is theta:
@@ -167,7 +180,7 @@ class Probe:
         self._seen = batch, theta, look
         return look
 
-    def takes(self, batch: Batch, theta: Tensor | None = None) -> bool:
+    def takes(self, batch: Batch, theta: Parts | None = None) -> bool:
         """Whether the network and the loss take some examples of a batch alone."""
         return isinstance(attempted(lambda: self.look(batch, theta)), Look)
 
@@ -187,7 +200,7 @@ class Probe:
 
     @contextmanager
     def _evaluated(
-        self, objective: Objective, batch: Batch, theta: Tensor | None, seed: int
+        self, objective: Objective, batch: Batch, theta: Parts | None, seed: int
     ) -> Iterator[tuple[dict[str, Tensor], Tensor, float, Any]]:
         """The leaves, the loss on some examples, its weight and the outputs, on a stage."""
         leaves = objective.leaves(theta)
@@ -259,98 +272,104 @@ class Probe:
     # -- derivatives ---------------------------------------------------------------------------
 
     def derivatives(
-        self, examples: Iterable[Batch], theta: Tensor, vectors: Sequence[Tensor] = ()
-    ) -> tuple[float, Tensor, list[Tensor], frozenset[str]]:
+        self, examples: Iterable[Batch], theta: Parts, vectors: Sequence[Parts] = ()
+    ) -> tuple[float, list[dict[str, Tensor]]]:
         """The sum of the losses on some batches with its derivatives, by double backward.
 
         Args:
-            examples: the batches.
-            theta: the point, shape (n,).
-            vectors: what the Hessian is multiplied with, each of shape (n,).
+            examples: the batches; one on which no target counts has no part in the sum.
+            theta: the point.
+            vectors: what the Hessian is multiplied with.
 
         Returns:
-            The sum, its gradient, the products, and the parameters with a path to it.
+            The sum; its gradient, which has the parameters with a path to it, and the products.
         """
 
-        def evaluate(
-            batch: Batch, objective: Objective
-        ) -> tuple[float, list[dict[str, Tensor]], frozenset[str]]:
+        def evaluate(batch: Batch, objective: Objective) -> tuple[float, list[dict[str, Tensor]]]:
             seed = 2 if vectors else 1
-            with self._evaluated(objective, batch, theta, seed) as (leaves, loss, _, _):
+            with self._evaluated(objective, batch, theta, seed) as (leaves, loss, weight, _):
+                if not weight:
+                    return 0.0, [{} for _ in sums]
                 gradient = differentiate(loss, leaves, create_graph=bool(vectors))
                 found = [gradient]
                 ends = {name: g for name, g in gradient.items() if g.requires_grad}
                 refuse_known_faults(ends.values())
                 for v in vectors:
-                    columns = aligned(space, space.unflatten(v.to(loss.dtype)))
-                    weights = [columns[name] for name in ends]
+                    columns = aligned(space, {name: v[name].to(loss.dtype) for name in ends})
+                    weights = list(columns.values())
                     found.append(differentiate(ends.values(), leaves, weights, retain_graph=True))
-                return float(loss.detach()), found, frozenset(gradient)
+                detached = [{name: x.detach() for name, x in parts.items()} for parts in found]
+                return float(loss.detach()), detached
 
-        space, total, reached = self.objective.space, 0.0, frozenset[str]()
-        gradient, *products = sums = [torch.zeros_like(theta) for _ in range(1 + len(vectors))]
+        space, total = self.objective.space, 0.0
+        sums: list[dict[str, Tensor]] = [{} for _ in range(1 + len(vectors))]
         for batch in examples:
-            value, found, names = self._in_float64(partial(evaluate, batch))
-            total, reached = total + value, reached | names
+            value, found = self._in_float64(partial(evaluate, batch))
+            total += value
             for into, parts in zip(sums, found, strict=True):
-                add_parts_(into, space, parts)
-        return total, gradient, products, reached
+                add_to(into, parts)
+        return total, sums
 
     def compared(
-        self, examples: Iterable[Batch], along: Tensor | None, theta: Tensor | None = None
+        self, examples: Iterable[Batch], along: Parts | None, theta: Parts | None = None
     ) -> tuple[Comparison, Comparison, float] | None:
         """Compare products at a point with differences of the gradient, and that with the loss.
 
         Args:
             examples: some batches, which can be gone over again.
-            along: a gradient, shape (n,), along which the comparison is made beside the point and
-                a random vector, which sees next to nothing of the loss's slope.
-            theta: the point, shape (n,); None for the present one.
+            along: a gradient, along which the comparison is made beside the point and a random
+                vector, which sees next to nothing of the loss's slope.
+            theta: the point; None for the present one.
 
         Returns:
             The comparisons of a product and of the gradient, and how far products are from
-            symmetric; None where they are not finite.
+            symmetric; None where they are not finite or no target counts.
 
         Raises:
             InputError: the parameters that the loss depends on change from pass to pass.
         """
-        n = self.objective.space.dim
-        theta = self.theta if theta is None else theta.to(self.theta)
-        space = self.objective.space
-        v = self._z.clone()
-        for other in (theta,) if along is None else (theta, along.to(theta)):
-            into, parts = space.unflatten(v), space.unflatten(other)
-            for name, factor in equalised(parts).items():
-                into[name].add_(parts[name], alpha=factor)
-        v.div_(torch.linalg.vector_norm(v))
+        theta = self.theta if theta is None else theta
+        v = {name: part.clone() for name, part in self._z.items()}
+        for other in (theta,) if along is None else (theta, along):
+            for name, factor in equalised(other).items():
+                v[name].add_(other[name], alpha=factor)
+        size = norm(v)
+        for part in v.values():
+            part.div_(size)
         # Where a difference of the gradient agrees with A v, the matrix is symmetric along v; of a
         # pseudo-gradient it does not.
         vectors = [v, self.draw()] if self.objective.pseudo_gradient else [v]
-        value, gradient, (Av, *others), reached = self.derivatives(examples, theta, vectors)
-        if not all(math.isfinite(float(x.sum())) for x in (gradient, Av, *others)):
+        value, (gradient, Av, *others) = self.derivatives(examples, theta, vectors)
+        if not (gradient and all(math.isfinite(norm(x)) for x in (gradient, Av, *others))):
             return None
 
-        def f(theta: Tensor) -> tuple[float, Tensor]:
+        def f(theta: Parts) -> tuple[float, Parts]:
             """The loss on all these examples and its gradient."""
-            value, gradient, _, now = self.derivatives(examples, theta)
-            if now != reached:
+            value, (now,) = self.derivatives(examples, theta)
+            if now.keys() != gradient.keys():
                 raise InputError(
                     "the network keeps a tensor from an earlier pass: the loss depends on other "
-                    f"parameters than before ({', '.join(sorted(reached ^ now))}); clear what is "
-                    "computed from parameters before each pass"
+                    f"parameters than before ({', '.join(sorted(gradient.keys() ^ now.keys()))}); "
+                    "clear what is computed from parameters before each pass"
                 )
-            return value, gradient
+            return value, now
 
-        u, asymmetry = self.unit_roundoff, 0.0
+        n, u, asymmetry = self.objective.space.dim, self.unit_roundoff, 0.0
         for w, Aw in zip(vectors[1:], others, strict=True):
             # Of unit vectors, of which w is random, <w, A v> is about ||A v|| / sqrt(n).
-            defect = abs(float(w @ Av) - float(v @ Aw)) * n**0.5
-            size = float(torch.linalg.vector_norm(Av) + torch.linalg.vector_norm(Aw))
+            defect = abs(inner(w, Av) - inner(v, Aw)) * n**0.5
+            size = norm(Av) + norm(Aw)
             asymmetry = defect / size if defect > n**0.5 * 1e3 * u * size else 0.0
         return (*compare(f, theta, (value, gradient), v, Av, u, _LEAST_DEFECT), asymmetry)
 
 
-def equalised(parts: Mapping[str, Tensor]) -> dict[str, float]:
+def add_to(total: dict[str, Tensor], parts: Parts) -> None:
+    """Add a vector to another, part by part."""
+    for name, part in parts.items():
+        total[name] = total[name] + part if name in total else part
+
+
+def equalised(parts: Parts) -> dict[str, float]:
     """Factors with which all parts of a vector that are not zero have the same norm, together 1.
 
     So a fault in a layer with small derivatives is not lost beside those of another.
@@ -390,7 +409,7 @@ class Slopes:
         self._most = MOST_DEFECT
         self._here = {name: leaf.detach() for name, leaf in leaves.items()}
         self._along = equalised(self._here)
-        self._scale = math.hypot(*map(_norm, self._here.values())) or 1.0
+        self._scale = norm(self._here) or 1.0
 
     def look(self, chunk: Batch, loss: Tensor, tensors: Mapping[str, Tensor], u: float) -> None:
         """Compare them on a chunk.
@@ -404,8 +423,7 @@ class Slopes:
         refuse_known_faults([loss])
         self.is_own = self.is_own or has_own_backward(loss)
         parts = differentiate(loss, self._leaves)
-        for name, part in parts.items():
-            self.gradient[name] = self.gradient[name] + part if name in self.gradient else part
+        add_to(self.gradient, parts)
         by_gradient, here = equalised(parts), self._here
         slope = sum(
             float((part * here[name]).sum()) * self._along.get(name, 0.0)
@@ -428,15 +446,15 @@ class Slopes:
         self,
         chunk: Batch,
         tensors: Mapping[str, Tensor],
-        parts: Mapping[str, Tensor],
+        parts: Parts,
         factors: Mapping[str, float],
         t: float,
     ) -> float:
         """The loss on a chunk a step further; NaN where it cannot be evaluated."""
-        moved = {name: x * (1 + t * self._along.get(name, 0.0)) for name, x in self._here.items()}
+        theta = {name: x * (1 + t * self._along.get(name, 0.0)) for name, x in self._here.items()}
         for name, factor in factors.items():
-            moved[name].add_(parts[name], alpha=t * factor)
-        found = attempted(lambda: self._objective.evaluate(chunk, {**tensors, **moved})[0].detach())
+            theta[name].add_(parts[name], alpha=t * factor)
+        found = attempted(lambda: self._objective.evaluate(chunk, {**tensors, **theta})[0].detach())
         return math.nan if isinstance(found, Exception) else float(found)
 
 

@@ -8,10 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from hvpspec.curvature.differences import Comparison, compare
+from hvpspec.curvature.differences import Comparison, Parts, compare
 
 U = torch.finfo(torch.float64).eps / 2
 N = 30
+
+
+def parted(vector: Tensor) -> Parts:
+    """The vector in two parts, as of two layers."""
+    return {"front": vector[: N // 3], "back": vector[N // 3 :]}
 
 
 def compared(
@@ -24,11 +29,11 @@ def compared(
 ) -> tuple[Comparison, Comparison]:
     """Compare autograd's derivatives of a function, or wrong ones, with differences."""
 
-    def both(theta: Tensor) -> tuple[float, Tensor]:
-        theta = theta.detach().requires_grad_()
+    def both(point: Parts) -> tuple[float, Parts]:
+        theta = torch.cat(list(point.values())).requires_grad_()
         value = f(theta)
         (gradient,) = torch.autograd.grad(value, theta)
-        return float(value.detach()), gradient * (1 + wrong_gradient)
+        return float(value.detach()), parted(gradient * (1 + wrong_gradient))
 
     generator = torch.Generator().manual_seed(0)
     v = torch.randn(len(theta), dtype=theta.dtype, generator=generator)
@@ -39,7 +44,8 @@ def compared(
     product = product * (1 + wrong_gradient) + wrong_product * torch.linalg.vector_norm(
         product
     ) * v.flip(0)
-    return compare(both, theta, both(theta), v, product, u, 1e-6)
+    here = parted(theta)
+    return compare(both, here, both(here), parted(v), parted(product), u, 1e-6)
 
 
 def point(scale: float = 1.0) -> Tensor:
