@@ -9,7 +9,6 @@ import typer
 
 from hvpspec.cli.files import spare_recorded_data
 from hvpspec.cli.options import (
-    CODE,
     DATA_HELP,
     NET_HELP,
     READ,
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
 
 
 def train(
-    net: Annotated[str, of_model("--net", NET_HELP, metavar="NAME"), CODE],
+    net: Annotated[str, of_model("--net", NET_HELP, metavar="NAME"), READ],
     data: Annotated[str, of_model("--data", DATA_HELP, metavar="SOURCE"), READ],
     out: Annotated[Path, of_output("--out", "Checkpoint to write.", metavar="FILE"), WRITTEN],
     net_arg: NetArgs = None,

@@ -11,8 +11,9 @@ import typer
 
 from hvpspec.cli.index import compute_index
 from hvpspec.cli.options import (
+    PICTURE,
+    File,
     JsonFile,
-    Names,
     ProbeSeed,
     of_method,
     of_output,
@@ -22,7 +23,6 @@ from hvpspec.cli.options import (
 )
 from hvpspec.cli.problem import LoadProblem, Problem, on_problem, show
 from hvpspec.cli.processes import Parallel, divided
-from hvpspec.files import PICTURE_SUFFIXES
 from hvpspec.progress import bar
 from hvpspec.results import Row, closing_rows, text_table
 
@@ -65,7 +65,7 @@ def density(
     out: Annotated[
         Path | None,
         of_output("--out", "Picture to draw: .png, .pdf or .svg.", metavar="FILE"),
-        Names("written", PICTURE_SUFFIXES),
+        PICTURE,
     ] = None,
     symlog: Annotated[
         bool, of_output("--symlog", "Use a logarithmic axis for eigenvalues of either sign.")
@@ -90,7 +90,7 @@ def density(
             "Keep the measure of the whole for hvpspec.SpectralMeasure.load.",
             metavar="FILE.npz",
         ),
-        Names("written", (".npz",)),
+        File("written", (".npz",)),
     ] = None,
     no_reorthogonalize: Annotated[
         bool,

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from hvpspec.cli.options import JsonFile, Names, ProbeSeed, of_method, of_output, positive
+from hvpspec.cli.options import File, JsonFile, ProbeSeed, of_method, of_output, positive
 from hvpspec.cli.problem import LoadProblem, on_problem, show
 from hvpspec.errors import ComputationError
 from hvpspec.files import write_atomically
@@ -49,7 +49,7 @@ def eigs(
             "Write the eigenvectors, under the names of the parameters.",
             metavar="FILE.safetensors",
         ),
-        Names("written", (".safetensors",)),
+        File("written", (".safetensors",)),
     ] = None,
 ) -> None:
     """Compute a few eigenvalues at the ends of the spectrum, with their residuals."""

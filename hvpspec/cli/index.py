@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 import typer
 
 from hvpspec.cli.options import (
+    PICTURE,
     JsonFile,
-    Names,
     ProbeSeed,
     of_method,
     of_output,
@@ -19,7 +19,6 @@ from hvpspec.cli.options import (
     refuse_together,
 )
 from hvpspec.cli.problem import LoadProblem, Problem, on_problem, show
-from hvpspec.files import PICTURE_SUFFIXES
 from hvpspec.progress import bar
 
 if TYPE_CHECKING:
@@ -83,7 +82,7 @@ def index(
         of_output(
             "--out", "Draw the index as a function of tau: .png, .pdf or .svg.", metavar="FILE"
         ),
-        Names("written", PICTURE_SUFFIXES),
+        PICTURE,
     ] = None,
 ) -> None:
     """Count the negative eigenvalues of the Hessian, apart from round-off."""

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, get_args
 import typer
 
 from hvpspec.errors import InputError
+from hvpspec.files import PICTURE_SUFFIXES
 
 LossName = Literal["cross_entropy", "mse"]
 EngineName = Literal["auto", "double-backward", "batched", "linearised", "compiled"]
@@ -26,20 +27,20 @@ _AS_TRAINED = "as in training"
 
 
 @dataclass(frozen=True)
-class Names:
-    """What an option names; stands behind ``typer.Option`` in its annotation.
+class File:
+    """Marks an option that names a file, data or code; stands last in its annotation.
 
     Attributes:
-        use: ``read``: a file or data, also behind ``name=``; ``code``: code, if it has the form
-            ``module:callable``; ``written``: a file; ``kept``: a folder of products.
+        use: whether it is read, written, or a folder in which products are kept.
         suffixes: endings that a written file may have; none for any.
     """
 
-    use: Literal["read", "code", "written", "kept"]
+    use: Literal["read", "written", "kept"]
     suffixes: tuple[str, ...] = ()
 
 
-READ, CODE, WRITTEN, KEPT = Names("read"), Names("code"), Names("written"), Names("kept")
+READ, WRITTEN, KEPT = File("read"), File("written"), File("kept")
+PICTURE = File("written", PICTURE_SUFFIXES)
 
 
 def _option(panel: str, flag: str, help: str, default: str | bool = True, **settings: Any) -> Any:
@@ -83,7 +84,7 @@ ModelFile = Annotated[
     READ,
 ]
 NetName = Annotated[
-    str | None, of_model("--net", NET_HELP, "the checkpoint's", metavar="NAME"), CODE
+    str | None, of_model("--net", NET_HELP, "the checkpoint's", metavar="NAME"), READ
 ]
 NetArgs = Annotated[
     list[str] | None,
@@ -117,7 +118,7 @@ Loss = Annotated[
         metavar="NAME",
         callback=known_loss,
     ),
-    CODE,
+    READ,
 ]
 IgnoreIndex = Annotated[
     int | None,

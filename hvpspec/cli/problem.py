@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 import typer
 
 from hvpspec.cli import options as given
-from hvpspec.cli.files import Named, named_by, spare_recorded_data
+from hvpspec.cli.files import spare_recorded_data, written_files
 from hvpspec.cli.processes import joined, num_processes, own_share, rank
 from hvpspec.errors import InputError
 from hvpspec.files import write_json
@@ -110,7 +110,7 @@ def load_problem(
     checkpoint_every: given.CheckpointEvery = None,
     group: Any = None,  # a ProcessGroup, whose name would load PyTorch here
     told: Mapping[str, Any] | None = None,
-    written: Named = (),
+    written: Sequence[tuple[str, Path]] = (),
 ) -> Problem:
     """Read a checkpoint and make the Hessian of its loss; the defaults are those of its training.
 
@@ -253,7 +253,7 @@ def on_problem(command: Callable[..., None]) -> Callable[..., None]:
 
     def run(**options: Any) -> None:
         chosen = {name: options.pop(name) for name in shared}
-        written = named_by(command, options, "written")
+        written = written_files(command, options)
         with joined() as together:
             told = {**chosen, **options}
             if rank() > 0:  # the first process writes what all of them have found

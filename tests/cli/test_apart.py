@@ -11,7 +11,7 @@ from typing import get_args
 import pytest
 
 from hvpspec.cli.app import app
-from hvpspec.cli.options import Names
+from hvpspec.cli.options import File
 from tests.cli.conftest import Run
 
 TRAIN = "train --net tiny_cli_network:make --epochs 0"
@@ -70,7 +70,6 @@ def places(checkpoint: str, workspace: Path) -> Path:
         (f"density {MODEL} --out here/x.png --json x.png", "--out and --json both write to"),
         (f"density {MODEL} --save plane.npz", "(--save) is what linear.pt reads"),
         (f"density {KEPT} --json kept", "both write to kept"),
-        (f"trace {KEPT} --json kept/network/checkpoint.json", "where --checkpoint kept keeps"),
         (f"trace {MODEL} --checkpoint linear.pt", "(--checkpoint) is what --model reads"),
         (f"{TRAIN} --data plane.npz --out plane.npz", "(--out) is what --data reads"),
         (f"{TRAIN} --data plane.npz --out tiny_cli_network.py", "(--out) is what --net reads"),
@@ -111,4 +110,4 @@ def test_every_option_that_names_a_file_is_known(name: str, command: Callable[..
     for option, parameter in inspect.signature(command, eval_str=True).parameters.items():
         kind, *marks = get_args(parameter.annotation)
         if Path in {kind, *get_args(kind)} and option not in known:
-            assert any(isinstance(mark, Names) for mark in marks), option
+            assert any(isinstance(mark, File) for mark in marks), option
