@@ -7,7 +7,6 @@ here rests on ``linalg`` alone.
 
 from hvpspec.spectrum.bulk import Outlier, Outliers, split_eigenvalues
 from hvpspec.spectrum.certified import Certified
-from hvpspec.spectrum.counting import CountResult, Distribution
 from hvpspec.spectrum.criticality import describe_gradient, relative_decrease
 from hvpspec.spectrum.exact import Exact, Inertia
 from hvpspec.spectrum.filtered import Filtered
@@ -15,8 +14,8 @@ from hvpspec.spectrum.matrix_free import Quadrature
 from hvpspec.spectrum.measure import spectral_measure
 from hvpspec.spectrum.morse import index
 from hvpspec.spectrum.results import IndexCurve, IndexResult, Rung
-from hvpspec.spectrum.slq import SpectralMeasure
-from hvpspec.spectrum.smoothing import Density, LogDensity
+from hvpspec.spectrum.slq import CountResult, SpectralMeasure
+from hvpspec.spectrum.smoothing import Density, Distribution, LogDensity
 
 __all__ = [
     "Certified",

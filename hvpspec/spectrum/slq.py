@@ -9,7 +9,7 @@ from functools import cached_property
 from itertools import accumulate
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,16 +18,16 @@ from hvpspec.errors import InputError
 from hvpspec.linalg.estimates import Estimate
 from hvpspec.linalg.krylov import LanczosRun
 from hvpspec.linalg.probes import ProbeKind
-from hvpspec.linalg.quadrature import Rule, gauss
-from hvpspec.results import Drawn, Row, Subject, plain
-from hvpspec.spectrum.archive import damaged, read_runs, write_runs
+from hvpspec.linalg.quadrature import Rule, gauss, mass_bracket
+from hvpspec.results import Drawn, Result, Row, Subject, plain
+from hvpspec.spectrum.archive import load_measure, save_measure
 from hvpspec.spectrum.bulk import Outliers, split_bulk
-from hvpspec.spectrum.counting import CountResult, Distribution, count_below, gauss_distribution
+from hvpspec.spectrum.chi_squared import beta_interval
 from hvpspec.spectrum.smoothing import (
     Density,
+    Distribution,
     LogDensity,
     default_grid,
-    default_sigma,
     mean_and_sem,
     smooth,
 )
@@ -35,6 +35,31 @@ from hvpspec.spectrum.smoothing import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, repr=False)
+class CountResult(Result):
+    """How many eigenvalues lie below a number.
+
+    Attributes:
+        below: the number.
+        estimate: mean over the probes of the middle of their brackets.
+        sem: its standard error from the randomness of the probes; NaN for a single probe.
+        bracket: means of the ends of the brackets: how far quadrature alone leaves it open.
+        lower: at least this many, at the stated confidence; None where nothing is proven.
+        upper: at most this many.
+        confidence: probability that ``lower`` and ``upper`` hold; None where there are none.
+        resolution: eigenvalues this near to ``below`` may be counted or not.
+    """
+
+    below: float
+    estimate: float
+    sem: float
+    bracket: tuple[float, float]
+    lower: int | None
+    upper: int | None
+    confidence: float | None
+    resolution: float
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -112,7 +137,10 @@ class SpectralMeasure(Drawn):
             Lin, Saad & Yang (2016), section 3.2.3.
         """
         nodes = torch.cat(self.nodes)
-        sigma = default_sigma(nodes) if sigma is None else sigma
+        if sigma is None:
+            # Nodes of a multiple of the identity differ by round-off, which is not to be shown.
+            low, high = (float(x) for x in nodes.aminmax())
+            sigma = max(high - low, 1e-6 * max(high, -low)) / 200 or 1 / 200
         grid = default_grid(nodes, sigma) if grid is None else grid.double()
         return Density(grid, *smooth(self.rules, grid, sigma), sigma)
 
@@ -167,7 +195,22 @@ class SpectralMeasure(Drawn):
             3.41.
         """
         x = torch.as_tensor(x, dtype=torch.float64).reshape(-1)
-        return gauss_distribution(self.runs, self.rules, x, self.resolution)
+        if not bool(torch.isfinite(x).all()):
+            raise InputError("x must be finite")
+        brackets = []
+        for rule, run in zip(self.rules, self.runs, strict=True):
+            # The mass below a node lies between the weights before it, without and with its own.
+            # Nodes within the resolution of x are inside the upper end and outside the lower.
+            mass = torch.cat([torch.zeros(1, dtype=torch.float64), rule.weights.cumsum(0)])
+            spare = 0 if run.exhausted else 1
+            first = torch.searchsorted(rule.nodes, x - self.resolution) - spare
+            last = torch.searchsorted(rule.nodes, x + self.resolution) + spare
+            ends = torch.stack([first, last]).clamp(0, len(rule.nodes))
+            brackets.append(mass[ends] / mass[-1])
+        bounds = torch.stack(brackets)  # (num_probes, 2, k)
+        values, sem = mean_and_sem(bounds.mean(1))
+        lower, upper = bounds.mean(0)
+        return Distribution(x, values, lower, upper, sem)
 
     def count(
         self, below: float, confidence: float = 0.95, *, resolution: float | None = None
@@ -197,14 +240,36 @@ class SpectralMeasure(Drawn):
             Golub & Meurant, Matrices, Moments and Quadrature, section 6.2.1, for the bracket;
             Horn & Johnson, Matrix Analysis, theorem 4.3.28, for interlacing.
         """
-        return count_below(
-            self.runs,
-            self.rules,
-            below,
-            dim=self.dim,
-            resolution=self.resolution if resolution is None else resolution,
-            confidence=confidence,
-            provable=self.probes == "gaussian" and self.reorthogonalized,
+        resolution = self.resolution if resolution is None else resolution
+        if not math.isfinite(below):
+            raise InputError(f"below must be finite, got {below}")
+        if not 0 < confidence < 1:
+            raise InputError(f"confidence must lie between 0 and 1, got {confidence}")
+        if not (math.isfinite(resolution) and resolution >= 0):
+            raise InputError(f"resolution must be finite and at least 0, got {resolution}")
+        first, last = below - resolution, below + resolution
+        brackets = [mass_bracket(run, first, last) for run in self.runs]
+        ends = torch.tensor(brackets, dtype=torch.float64)  # (num_probes, 2)
+        estimate, sem = mean_and_sem(ends.mean(1) * self.dim)
+        low, high = (ends.mean(0) * self.dim).tolist()
+        least, most, proven = None, None, self.probes == "gaussian" and self.reorthogonalized
+        if proven:
+            squares = torch.tensor([run.norm**2 for run in self.runs], dtype=torch.float64)
+            # k Ritz values of one run on one side make k eigenvalues there, for certain.
+            surely = max(int((nodes < first).sum()) for nodes in self.nodes)
+            surely_not = max(int((nodes > last).sum()) for nodes in self.nodes)
+            lower, upper = (squares @ ends / squares.sum()).tolist()
+            interval = beta_interval(lower, upper, len(self.runs), 1 - confidence, self.dim)
+            least, most = (min(max(r, surely), self.dim - surely_not) for r in interval)
+        return CountResult(
+            below=below,
+            estimate=float(estimate),
+            sem=float(sem),
+            bracket=(low, high),
+            lower=least,
+            upper=most,
+            confidence=confidence if proven else None,
+            resolution=resolution,
         )
 
     def expectation(self, f: Callable[[Tensor], Tensor]) -> Estimate[float]:
@@ -351,14 +416,7 @@ class SpectralMeasure(Drawn):
         Raises:
             InputError: the file cannot be written.
         """
-        facts = {
-            "dim": self.dim,
-            "probes": self.probes,
-            "reorthogonalized": self.reorthogonalized,
-            "dtype": str(self.dtype),
-            "num_matvecs": self.num_matvecs,
-        }
-        write_runs(Path(path), self.runs, facts)
+        save_measure(self, Path(path))
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> SpectralMeasure:
@@ -367,21 +425,4 @@ class SpectralMeasure(Drawn):
         Raises:
             InputError: the file is missing, damaged, or another kind of file.
         """
-        runs, facts = read_runs(Path(path))
-        dtypes = {str(t): t for t in (torch.float64, torch.float32, torch.float16, torch.bfloat16)}
-        try:
-            measure = cls(
-                dim=int(facts["dim"]),
-                runs=runs,
-                probes=facts["probes"],
-                reorthogonalized=bool(facts["reorthogonalized"]),
-                dtype=dtypes[facts["dtype"]],
-                num_matvecs=int(facts["num_matvecs"]),
-            )
-            if measure.probes not in get_args(ProbeKind):
-                raise ValueError(f"unknown probes {measure.probes!r}")
-            if measure.dim < max(len(run.alphas) for run in runs):
-                raise ValueError("a run is longer than the size of the operator")
-        except (ValueError, KeyError, OverflowError, TypeError) as error:
-            raise damaged(Path(path), error) from error
-        return measure
+        return cls(**load_measure(Path(path)))

@@ -1,4 +1,4 @@
-"""Discrete measures seen through Gaussian kernels, on a linear and on a logarithmic axis."""
+"""Curves of a spectrum: the distribution, and densities seen through Gaussian kernels."""
 
 from __future__ import annotations
 
@@ -80,6 +80,32 @@ class LogDensity(Drawn):
         return plot_line(self.t, self.values, ends, x, "density over t", ax=ax)
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class Distribution(Drawn):
+    """The fraction of eigenvalues below each of some numbers.
+
+    Attributes:
+        x: the numbers, float64, shape (k,).
+        values: mean over the probes of the middle of their brackets, shape (k,).
+        lower: mean of the lower ends of the brackets: what the probes' moments prove, shape (k,).
+        upper: mean of the upper ends, shape (k,).
+        sem: standard error of ``values`` from the randomness of the probes, shape (k,); NaN for a
+            single probe.
+    """
+
+    x: Tensor
+    values: Tensor
+    lower: Tensor
+    upper: Tensor
+    sem: Tensor
+
+    def _draw(self, ax: Axes | None) -> Figure:
+        from hvpspec.plotting import plot_line
+
+        ends = self.lower, self.upper
+        return plot_line(self.x, self.values, ends, "x", "fraction of eigenvalues below x", ax=ax)
+
+
 def mean_and_sem(samples: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard error over the first axis (ddof = 1); NaN error for a single sample."""
     count = len(samples)
@@ -87,13 +113,6 @@ def mean_and_sem(samples: Tensor) -> tuple[Tensor, Tensor]:
     if count == 1:
         return mean, torch.full_like(mean, math.nan)
     return mean, samples.std(0) / count**0.5
-
-
-def default_sigma(nodes: Tensor) -> float:
-    """A 200th of the range of the nodes; 1/200 if they are all zero."""
-    # Nodes of a multiple of the identity differ by round-off, which is not to be shown.
-    largest = float(nodes.abs().max())
-    return max(float(nodes.max() - nodes.min()), 1e-6 * largest) / 200 or 1 / 200
 
 
 def default_grid(nodes: Tensor, sigma: float) -> Tensor:
