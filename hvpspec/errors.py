@@ -32,5 +32,11 @@ class NotDifferentiableError(ComputationError):
 
 
 def first_line(error: BaseException) -> str:
-    """Return what an error of another library says, in one line; its type if it says nothing."""
-    return (str(error) or type(error).__name__).splitlines()[0]
+    """Return the first line of an error's message, or its type if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def type_and_line(error: BaseException) -> str:
+    """Return an error's type and, if it has a message, the first line of that."""
+    kind, line = type(error).__name__, first_line(error)
+    return kind if line == kind else f"{kind}: {line}"

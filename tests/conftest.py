@@ -15,7 +15,7 @@ import pytest
 from hypothesis import settings
 from numpy.typing import NDArray
 
-from hvpspec.zoo.full_data import FOLDERS, raw_files
+from hvpspec.zoo.datasets import FOLDERS, raw_files
 
 # A shell has commands in the background ignore Ctrl-C, and what they start inherits that, so that
 # tests of an interrupt would wait for their time limits.

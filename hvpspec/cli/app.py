@@ -18,7 +18,7 @@ from hvpspec.cli.estimates import eigs, trace
 from hvpspec.cli.files import checked
 from hvpspec.cli.index import index
 from hvpspec.cli.processes import TOGETHER, num_processes, rank
-from hvpspec.errors import HvpspecError, InputError
+from hvpspec.errors import HvpspecError, InputError, type_and_line
 
 _DEBUG = "--debug"
 _INTERRUPTED = 130
@@ -113,8 +113,5 @@ def _explain(error: Exception, debug: bool) -> tuple[str, int]:
         text = message().replace("Value error, ", "")
         # A bare program or group prints its help instead of an error.
         return (f"error: {text}\nTry '{path} --help'." if text else ""), error.exit_code  # type: ignore[attr-defined]
-    lines = str(error).strip().splitlines()
-    text = (
-        f"error: {type(error).__name__}: {lines[0]}" if lines else f"error: {type(error).__name__}"
-    )
+    text = f"error: {type_and_line(error)}"
     return text if debug else f"{text}\nrun with {_DEBUG} for the traceback", 1

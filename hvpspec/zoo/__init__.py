@@ -8,8 +8,14 @@ data.
 """
 
 from hvpspec.zoo.checkpoints import Checkpoint, TensorInfo, load_checkpoint, save_checkpoint
-from hvpspec.zoo.datasets import SAMPLES, Dataset, DataSource, load_data, source_files
-from hvpspec.zoo.full_data import cache_dir
+from hvpspec.zoo.datasets import (
+    SAMPLES,
+    Dataset,
+    DataSource,
+    cache_dir,
+    load_data,
+    source_files,
+)
 from hvpspec.zoo.networks import (
     ACTIVATIONS,
     NETWORKS,

@@ -22,8 +22,7 @@ from hvpspec import __version__
 from hvpspec.errors import InputError
 from hvpspec.files import write_atomically
 from hvpspec.results import Result, Row, Subject, plain, text_table
-from hvpspec.zoo.datasets import Dataset, DataSource, load_data
-from hvpspec.zoo.full_data import Split
+from hvpspec.zoo.datasets import Dataset, DataSource, Split, load_data
 from hvpspec.zoo.importing import is_code_name
 from hvpspec.zoo.networks import NETWORKS, NetworkSpec, build_network
 from hvpspec.zoo.training import TrainingHistory, TrainingSettings

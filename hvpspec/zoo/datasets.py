@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
-from importlib import resources
+from http.client import HTTPException
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from hvpspec.errors import InputError
-from hvpspec.zoo.full_data import FOLDERS, Split, folders, raw_files, read_full
 from hvpspec.zoo.importing import call_by_name, is_code_name, module_file
 from hvpspec.zoo.safe_load import load_torch_file, require_file
 
-if TYPE_CHECKING:
-    from importlib.abc import Traversable
+Split = Literal["train", "test"]
+
+#: What torchvision calls the data sets: its classes, and its folders on disk.
+FOLDERS: Mapping[str, str] = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}
 
 #: What is one array, and no container of arrays.
 _ARRAY = (torch.Tensor, np.ndarray)
@@ -155,7 +158,22 @@ def load_data(
     torch.Size([50, 1, 28, 28])
     """
     DataSource(source, split)  # which checks them
-    data = _load(source, split, data_dir)
+    label = source if split == "train" else f"{source} ({split})"
+    data: Dataset | Iterable[Any]
+    if source in SAMPLES:
+        with np.load(_sample_file(source), allow_pickle=False) as arrays:
+            data = _images(label, arrays[f"{split}_images"], arrays[f"{split}_labels"])
+    elif source in FOLDERS:
+        data = _images(label, *_read_full(source, split, data_dir))
+    elif source.endswith((".npz", ".pt")):
+        data = _read_file(Path(source), split, label)
+    elif is_code_name(source):
+        data = _call(source, split)
+    else:
+        names = ", ".join([*FOLDERS, *SAMPLES])
+        raise InputError(
+            f"unknown data {source!r}; give one of {names}, a .npz or .pt file, or module:callable"
+        )
     if subset is None:
         return data
     if not isinstance(data, Dataset):
@@ -174,30 +192,19 @@ def source_files(source: str, data_dir: str | Path | None = None) -> list[Path]:
         InputError: A folder that was named for a full data set does not exist.
     """
     if source in SAMPLES:
-        return [Path(str(_sample_file(source)))]
+        return [_sample_file(source)]
     if source in FOLDERS:
-        return [file for folder in folders(data_dir) for file in raw_files(folder, source)]
+        return [file for folder in _folders(data_dir) for file in raw_files(folder, source)]
     if is_code_name(source):
         file = module_file(source)
         return [] if file is None else [file]
     return [Path(source)] if os.path.isfile(source) else []
 
 
-def _load(source: str, split: Split, data_dir: str | Path | None) -> Dataset | Iterable[Any]:
-    """Tell the kinds of source apart."""
-    label = source if split == "train" else f"{source} ({split})"
-    if source in SAMPLES:
-        return _images(label, *_read_sample(source, split))
-    if source in FOLDERS:
-        return _images(label, *read_full(source, split, data_dir))
-    if source.endswith((".npz", ".pt")):
-        return _read_file(Path(source), split, label)
-    if is_code_name(source):
-        return _call(source, split)
-    names = ", ".join([*FOLDERS, *SAMPLES])
-    raise InputError(
-        f"unknown data {source!r}; give one of {names}, a .npz or .pt file, or module:callable"
-    )
+def cache_dir() -> Path:
+    """Give the folder that downloads go to: ``hvpspec/data`` in the user's cache."""
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "hvpspec" / "data"
 
 
 def _images(label: str, images: NDArray[np.uint8], labels: NDArray[Any]) -> Dataset:
@@ -206,15 +213,64 @@ def _images(label: str, images: NDArray[np.uint8], labels: NDArray[Any]) -> Data
     return Dataset(label, inputs, torch.from_numpy(labels.astype(np.int64)))
 
 
-def _sample_file(source: str) -> Traversable:
+def _sample_file(source: str) -> Path:
     """The file of one of the bundled samples."""
-    return resources.files("hvpspec.zoo.samples") / f"{source}.npz"
+    return Path(__file__).parent / "samples" / f"{source}.npz"
 
 
-def _read_sample(source: str, split: Split) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Read one of the bundled samples."""
-    with _sample_file(source).open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-        return arrays[f"{split}_images"], arrays[f"{split}_labels"]
+def _read_full(
+    name: str, split: Split, data_dir: str | Path | None
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Read all images, (N, 28, 28), and labels, (N,), of one split, after a download if need be."""
+    from torchvision import datasets
+
+    kind, looked_in = getattr(datasets, FOLDERS[name]), list(_folders(data_dir))
+    found = (f for f in looked_in if all(file.exists() for file in raw_files(f, name)))
+    folder = next(found, None)
+    if folder is None:
+        folder = cache_dir()
+        try:
+            with redirect_stdout(sys.stderr):  # standard output belongs to the caller's results
+                kind(folder, download=True)
+        except (OSError, RuntimeError, HTTPException) as error:
+            places = ", ".join(map(str, looked_in))
+            raise InputError(
+                f"{name} is not in {places}, and its download failed ({type(error).__name__}).\n"
+                f"Put the four unpacked IDX files in DIR/{FOLDERS[name]}/raw and pass --data-dir"
+                f" DIR or set HVPSPEC_DATA=DIR, or use {name}-sample, which is bundled."
+            ) from error
+    try:
+        data = kind(folder, train=split == "train")
+    # A broken file can fail anywhere in torchvision's reader, with any exception.
+    except Exception as error:
+        raw = folder / FOLDERS[name] / "raw"
+        raise InputError(
+            f"the {split} split in {raw} is broken ({type(error).__name__}); delete it, and unpack"
+            " or fetch it again"
+        ) from error
+    images, labels = data.data.numpy(), data.targets.numpy()
+    if images.shape[1:] != (28, 28):
+        raise InputError(f"{folder} holds images of shape {images.shape}, not (N, 28, 28)")
+    return images, labels
+
+
+def raw_files(folder: Path, name: str) -> list[Path]:
+    """The files of a data set in torchvision's layout below a folder."""
+    raw = folder / FOLDERS[name] / "raw"
+    kinds = ("images-idx3-ubyte", "labels-idx1-ubyte")
+    return [raw / f"{split}-{kind}" for split in ("train", "t10k") for kind in kinds]
+
+
+def _folders(data_dir: str | Path | None) -> Iterator[Path]:
+    """Give the folders to look in, in order; those that the user named must exist."""
+    named = {"--data-dir": data_dir, "HVPSPEC_DATA": os.environ.get("HVPSPEC_DATA")}
+    for origin, given in named.items():
+        if given:
+            folder = Path(given).expanduser()
+            if not folder.is_dir():
+                raise InputError(f"{origin} is {str(given)!r}, which is not a folder; correct it")
+            yield folder
+    yield cache_dir()
 
 
 def _read_file(path: Path, split: Split, label: str) -> Dataset:

@@ -8,10 +8,11 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.machinery import PathFinder
+from operator import attrgetter
 from pathlib import Path
 from typing import cast
 
-from hvpspec.errors import HvpspecError, InputError
+from hvpspec.errors import HvpspecError, InputError, type_and_line
 
 
 def is_code_name(name: str) -> bool:
@@ -36,17 +37,18 @@ def call_by_name(name: str, arguments: Mapping[str, object]) -> object:
         InputError: The name is malformed, the module cannot be imported, it has no such callable,
             or the call fails.
     """
-    with _current_directory_last():
-        function = _resolve(name)
-        if not callable(function):
-            raise InputError(f"{name} is a {type(function).__name__}, which cannot be called")
-        try:
+    function = find_by_name(name)
+    if not callable(function):
+        raise InputError(f"{name} is a {type(function).__name__}, which cannot be called")
+    try:
+        with _current_directory_last():
             return cast("Callable[..., object]", function)(**arguments)
-        except HvpspecError:
-            raise
-        except Exception as error:
-            shown = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-            raise InputError(f"{name} failed when called as ({shown}): {_short(error)}") from error
+    except HvpspecError:
+        raise
+    except Exception as error:
+        shown = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        cause = type_and_line(error)
+        raise InputError(f"{name} failed when called as ({shown}): {cause}") from error
 
 
 def find_by_name(name: str) -> object:
@@ -55,8 +57,20 @@ def find_by_name(name: str) -> object:
     Raises:
         InputError: The name is malformed, the module cannot be imported, or it has no such name.
     """
-    with _current_directory_last():
-        return _resolve(name)
+    if not is_code_name(name):
+        raise InputError(f"{name!r} is not of the form module:callable")
+    module_name, _, path = name.partition(":")
+    try:
+        with _current_directory_last():
+            module = importlib.import_module(module_name)
+    # A script without a main guard may call sys.exit when imported.
+    except (Exception, SystemExit) as error:
+        cause = type_and_line(error)
+        raise InputError(f"cannot import {module_name!r} of {name!r}: {cause}") from error
+    try:
+        return attrgetter(path)(module)
+    except AttributeError as error:
+        raise InputError(f"{module_name!r} has no {path!r}; check the name {name!r}") from error
 
 
 def module_file(name: str) -> Path | None:
@@ -73,24 +87,6 @@ def module_file(name: str) -> Path | None:
     return Path(spec.origin) if spec is not None and spec.has_location and spec.origin else None
 
 
-def _resolve(name: str) -> object:
-    """Import the module and look the name up."""
-    if not is_code_name(name):
-        raise InputError(f"{name!r} is not of the form module:callable")
-    module_name, _, path = name.partition(":")
-    try:
-        found: object = importlib.import_module(module_name)
-    # A script without a main guard may call sys.exit when imported.
-    except (Exception, SystemExit) as error:
-        raise InputError(f"cannot import {module_name!r} of {name!r}: {_short(error)}") from error
-    try:
-        for attribute in path.split("."):
-            found = getattr(found, attribute)
-    except AttributeError as error:
-        raise InputError(f"{module_name!r} has no {path!r}; check the name {name!r}") from error
-    return found
-
-
 @contextmanager
 def _current_directory_last() -> Iterator[None]:
     """Let imports inside the block find modules of the current directory too."""
@@ -102,11 +98,5 @@ def _current_directory_last() -> Iterator[None]:
     try:
         yield
     finally:
-        if here in sys.path:
+        if here in sys.path:  # a user's module may have changed the path, too
             sys.path.remove(here)
-
-
-def _short(error: BaseException) -> str:
-    """Name an exception and give the first line of its message."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

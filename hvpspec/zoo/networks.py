@@ -1,16 +1,17 @@
-"""The networks of the zoo, and the way from a name to a network."""
+"""The networks of the zoo, the way from a name to a network, and seeds of their weights."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import torch
 from torch import nn
 
 from hvpspec.errors import InputError
 from hvpspec.zoo.importing import call_by_name, is_code_name
-from hvpspec.zoo.seeding import seeded
 
 ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -48,6 +49,32 @@ class NetworkSpec:
     def __str__(self) -> str:
         arguments = ", ".join(f"{name}={value}" for name, value in self.arguments.items())
         return f"{self.name} ({arguments})" if arguments else self.name
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed PyTorch inside the block and restore every RNG state after it.
+
+    PyTorch's initialisers and dropout draw from the global generators and take no other, so these
+    are seeded, but only for as long as the block lasts.
+
+    Raises:
+        InputError: The seed is not a whole number in [0, 2**63).
+    """
+    check_seed(seed)
+    # None before CUDA is initialised: it has no state yet, and a seed would lie in wait for it.
+    cuda = list(range(len(torch.cuda.default_generators)))
+    with torch.random.fork_rng(devices=cuda):
+        torch.default_generator.manual_seed(seed)
+        if cuda:
+            torch.cuda.manual_seed_all(seed)
+        yield
+
+
+def check_seed(seed: object) -> None:
+    """Raise InputError for a seed that is not a whole number in [0, 2**63)."""
+    if type(seed) is not int or not 0 <= seed < 2**63:
+        raise InputError(f"seed is {seed!r}; it must be a whole number from 0 to 2**63 - 1")
 
 
 def mlp2(activation: str = "relu", *, softmax: bool = False, seed: int = 0) -> nn.Sequential:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickle
 import re
 import warnings
-import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -78,7 +77,7 @@ def load_torch_file(path: Path, *, remedy: str, unread: Iterable[str] = ()) -> o
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     # A broken file can fail anywhere in the reader, with any exception.
     except Exception as error:
-        if _is_script(path):
+        if "TorchScript" in str(error):
             raise InputError(
                 f"{path} is a TorchScript archive, which is code; load it in Python with"
                 " torch.jit.load and save its weights: torch.save(net.state_dict(), 'weights.pt')"
@@ -90,15 +89,6 @@ def _refused(error: pickle.UnpicklingError) -> str:
     """Name what PyTorch refused to make, from its message."""
     name = re.search(r"GLOBAL (\S+)", str(error))
     return name[1] if name else f"what PyTorch refuses ({first_line(error)})"
-
-
-def _is_script(path: Path) -> bool:
-    """Tell archives of TorchScript by the file that PyTorch itself looks for."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except (zipfile.BadZipFile, OSError, ValueError):
-        return False
 
 
 def _unreadable(path: Path) -> InputError:

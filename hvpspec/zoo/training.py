@@ -11,9 +11,9 @@ from typing import Any, Literal, TypeGuard, get_args
 import torch
 from torch import nn
 
-from hvpspec.errors import ComputationError, HvpspecError, InputError, first_line
+from hvpspec.errors import ComputationError, HvpspecError, InputError, first_line, type_and_line
 from hvpspec.zoo.datasets import Dataset
-from hvpspec.zoo.seeding import check_seed, seeded
+from hvpspec.zoo.networks import check_seed, seeded
 
 Optimizer = Literal["sgd", "adam", "lbfgs"]
 Loss = Literal["cross_entropy", "mse"]
@@ -283,7 +283,7 @@ def _try(
             shown = f"outputs of shape {tuple(shape)}"
         raise InputError(
             f"the loss {name} cannot take {shown} and targets of shape"
-            f" {tuple(targets.shape)}, {targets.dtype}: {type(error).__name__}: {first_line(error)}"
+            f" {tuple(targets.shape)}, {targets.dtype}: {type_and_line(error)}"
         ) from error
 
 

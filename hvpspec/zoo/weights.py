@@ -26,20 +26,11 @@ _REMEDY = (
 # Words by which training scripts call a running average of the weights.
 _AVERAGED = {"ema", "swa", "avg", "averaged", "average", "shadow"}
 
-_DTYPES = {
-    torch.complex128,
-    torch.complex64,
-    torch.float64,
-    torch.float32,
-    torch.float16,
-    torch.bfloat16,
-    torch.int64,
-    torch.int32,
-    torch.int16,
-    torch.int8,
-    torch.uint8,
-    torch.bool,
-}
+_REAL = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
+_COMPLEX = {torch.complex128, torch.complex64}
+_WHOLE = {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool}
+# Neither quantised tensors nor floats of 8 bits, which cannot be added or tested for NaN.
+_DTYPES = _REAL | _COMPLEX | _WHOLE
 
 
 @dataclass(frozen=True, eq=False)

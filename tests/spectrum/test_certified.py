@@ -16,7 +16,7 @@ import hvpspec
 from hvpspec import DenseOperator, FunctionOperator, HessianOperator, IndexResult, index
 from hvpspec.spectrum.certified import Interval
 from hvpspec.zoo import TrainingSettings, cnn, load_data, train
-from hvpspec.zoo.seeding import seeded
+from hvpspec.zoo.networks import seeded
 from tests.linalg.test_dense import HOSTILE, rotated
 
 

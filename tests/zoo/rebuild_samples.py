@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torchvision import datasets
 
 from hvpspec.errors import InputError
-from hvpspec.zoo.full_data import FOLDERS, Split
+from hvpspec.zoo.datasets import FOLDERS, Split
 
 NUM_CLASSES = 10
 SHIPPED = Path(__file__).parents[2] / "hvpspec" / "zoo" / "samples"

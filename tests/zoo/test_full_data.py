@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hvpspec.errors import InputError
 from hvpspec.zoo import Dataset, cache_dir, load_data
-from hvpspec.zoo.full_data import raw_files
+from hvpspec.zoo.datasets import raw_files
 from tests.zoo.rebuild_samples import read_split
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hvpspec.zoo import SAMPLES, Dataset, load_data
-from hvpspec.zoo.full_data import FOLDERS, Split
+from hvpspec.zoo.datasets import FOLDERS, Split
 from tests.zoo.rebuild_samples import interleaved, main, read_split, rebuild
 
 SHIPPED = resources.files("hvpspec.zoo.samples")

@@ -3,7 +3,7 @@ import torch
 
 from hvpspec.errors import InputError
 from hvpspec.zoo import build_network
-from hvpspec.zoo.seeding import seeded
+from hvpspec.zoo.networks import seeded
 
 
 def test_same_seed_draws_the_same_numbers_and_another_does_not() -> None:
