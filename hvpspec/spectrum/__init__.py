@@ -7,13 +7,17 @@ here rests on ``linalg`` alone.
 
 from hvpspec.spectrum.bulk import Outlier, Outliers, split_eigenvalues
 from hvpspec.spectrum.certified import Certified
-from hvpspec.spectrum.criticality import describe_gradient, relative_decrease
 from hvpspec.spectrum.exact import Exact, Inertia
-from hvpspec.spectrum.filtered import Filtered
-from hvpspec.spectrum.matrix_free import Quadrature
+from hvpspec.spectrum.matrix_free import Filtered, Quadrature
 from hvpspec.spectrum.measure import spectral_measure
 from hvpspec.spectrum.morse import index
-from hvpspec.spectrum.results import IndexCurve, IndexResult, Rung
+from hvpspec.spectrum.results import (
+    IndexCurve,
+    IndexResult,
+    Rung,
+    describe_gradient,
+    relative_decrease,
+)
 from hvpspec.spectrum.slq import CountResult, SpectralMeasure
 from hvpspec.spectrum.smoothing import Density, Distribution, LogDensity
 

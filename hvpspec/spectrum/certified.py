@@ -12,16 +12,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from hvpspec.linalg.krylov import KrylovSpace, LanczosRun, lanczos
 from hvpspec.linalg.operator import DenseOperator, SymmetricOperator
 from hvpspec.linalg.probes import draw_probes, require_count
 from hvpspec.linalg.quadrature import mass_bracket
 from hvpspec.spectrum.chi_squared import chi_squared_interval
-from hvpspec.spectrum.deflation import Deflated, compression, harvest, refit
 from hvpspec.spectrum.matrix_free import MatrixFree, Question
 from hvpspec.spectrum.results import Rung
 
@@ -136,6 +137,44 @@ class Interval:
     def rung(self) -> Rung:
         """The interval as it stands."""
         return Rung(self.tau, self.lower, self.upper, self.estimate)
+
+
+@dataclass(frozen=True)
+class Deflated:
+    """Directions taken out: W, nearly invariant, and Q, on which A is negative.
+
+    Attributes:
+        vectors: orthonormal rows, W before Q, shape (w + q, n), of which each of several processes
+            has its share of the columns.
+        G: A compressed to them, float64, shape (w + q, w + q).
+        residuals: bounds on ``||A x||`` outside of all vectors, for the rows of W, shape (w,).
+    """
+
+    vectors: Tensor
+    G: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.float64))
+    residuals: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
+
+    @property
+    def num_invariant(self) -> int:
+        """Number of rows of W."""
+        return len(self.residuals)
+
+    @cached_property
+    def invariant(self) -> Tensor:
+        """The eigenvalues of A compressed to W, ascending, shape (w,)."""
+        w = self.num_invariant
+        values: Tensor = torch.linalg.eigvalsh(self.G[:w, :w])
+        return values
+
+    @property
+    def num_negative(self) -> int:
+        """Number of rows of Q."""
+        return len(self.G) - self.num_invariant
+
+    @property
+    def error(self) -> float:
+        """What A differs by from an operator that couples W to nothing beyond W and Q."""
+        return float(torch.linalg.vector_norm(self.residuals))
 
 
 def count_below(
@@ -268,17 +307,6 @@ def bracket(
     return closed
 
 
-def _is_sharp(space: KrylovSpace, tau: float) -> bool:
-    """Whether the space holds directions below ``-tau`` that are fit to be harvested.
-
-    A residual rho moves what is left by ``rho^2 / |theta|``: no more than a part of tau.
-    """
-    theta, _, rho = space.ritz()
-    negative = theta < -tau
-    small = rho[negative] ** 2 <= 0.01 * tau * theta[negative].abs()
-    return bool(negative.any()) and bool(small.all())
-
-
 def _probe_runs(space: KrylovSpace, m: int) -> list[LanczosRun]:
     """Each probe's own Lanczos coefficients, from the operator compressed to the block's space.
 
@@ -303,3 +331,78 @@ def _probe_runs(space: KrylovSpace, m: int) -> list[LanczosRun]:
     start[: len(space.start)] = space.start
     num_steps = m if space.width else size
     return list(lanczos(DenseOperator(bordered), start, num_steps))
+
+
+def _is_sharp(space: KrylovSpace, tau: float) -> bool:
+    """Whether the space holds directions below ``-tau`` that are fit to be harvested.
+
+    A residual rho moves what is left by ``rho^2 / |theta|``: no more than a part of tau.
+    """
+    theta, _, rho = space.ritz()
+    negative = theta < -tau
+    small = rho[negative] ** 2 <= 0.01 * tau * theta[negative].abs()
+    return bool(negative.any()) and bool(small.all())
+
+
+def compression(space: KrylovSpace, D: Deflated) -> Tensor:
+    """A compressed to everything seen: the deflated directions and the round's basis."""
+    return torch.cat([torch.cat([D.G, space.C], 1), torch.cat([space.C.T, space.T], 1)])
+
+
+def harvest(space: KrylovSpace, D: Deflated, tau: float, finest: float) -> Deflated:
+    """Take out the round's converged Ritz vectors, which join W, and others below ``-tau``, Q."""
+    theta, S, residuals = space.ritz()
+    d, w = len(D.G), D.num_invariant
+    converged = residuals <= _tolerance(finest, len(theta) + w)
+    negative = ~converged & (theta < -tau)
+    if not bool((converged | negative).any()):
+        return D
+    # Coordinates in the basis of everything seen: D before the round's.
+    G = compression(space, D)
+    old = torch.eye(len(G), d, dtype=torch.float64)
+    ritz = torch.cat([torch.zeros(d, len(theta), dtype=torch.float64), S])
+    W = torch.cat([old[:, :w], ritz[:, converged]], 1)
+    Q = torch.cat([old[:, w:], ritz[:, negative]], 1)
+    residuals = torch.cat([D.residuals, residuals[converged]])
+    X, residuals = _rayleigh_ritz(G, W, residuals, Q, tau)
+    vectors = X[:d].T.to(D.vectors) @ D.vectors + space.rotate(X[d:])
+    return Deflated(vectors, X.T @ G @ X, residuals)
+
+
+def refit(D: Deflated, tau: float) -> Deflated:
+    """Make what was taken out for a coarser tau fit a finer one.
+
+    Rows of W whose residual is now too large join Q, which need not be invariant.
+    """
+    w, basis = D.num_invariant, torch.eye(len(D.G), dtype=torch.float64)
+    fits = D.residuals <= _tolerance(tau, w)
+    W, Q = basis[:, :w][:, fits], torch.cat([basis[:, w:], basis[:, :w][:, ~fits]], 1)
+    X, residuals = _rayleigh_ritz(D.G, W, D.residuals[fits], Q, tau)
+    return Deflated(X.T.to(D.vectors) @ D.vectors, X.T @ D.G @ X, residuals)
+
+
+def _tolerance(tau: float, count: int) -> float:
+    """The residual of which so many move no eigenvalue by more than a part of tau."""
+    return 0.05 * tau / math.sqrt(max(count, 1))
+
+
+def _rayleigh_ritz(
+    G: Tensor, W: Tensor, residuals: Tensor, Q: Tensor, tau: float
+) -> tuple[Tensor, Tensor]:
+    """Rotate Q to its Ritz vectors and let go of those that are not below ``-tau``.
+
+    Args:
+        G: A compressed to a basis, shape (k, k).
+        W: coordinates in that basis, shape (k, w).
+        residuals: bounds on ``||A x||`` outside of the basis for the columns of W, shape (w,).
+        Q: coordinates, orthonormal with those of W, shape (k, q).
+        tau: the resolution.
+
+    Returns:
+        The coordinates of W and what is left of Q, and bounds on ``||A x||`` outside of these.
+    """
+    values, Y = torch.linalg.eigh(Q.T @ G @ Q)
+    kept, let_go = Q @ Y[:, values < -tau], Q @ Y[:, values >= -tau]
+    # What couples W to a direction that is let go lies outside of all vectors from now on.
+    outside = torch.linalg.vector_norm(let_go.T @ G @ W, dim=0)
+    return torch.cat([W, kept], 1), torch.hypot(residuals, outside)

@@ -26,8 +26,87 @@ from hvpspec.progress import Progress
 from hvpspec.spectrum.results import IndexResult, Rung
 
 
+class _FromMatrix:
+    """Counts on the assembled matrix."""
+
+    name: ClassVar[str]
+    keep_zero_rows: bool = False
+
+    def count(
+        self,
+        A: SymmetricOperator,
+        taus: Sequence[float] | None,
+        generator: torch.Generator,
+        progress: Progress | None,
+    ) -> IndexResult:
+        """Count on the matrix; see :func:`hvpspec.index`. No probe is drawn.
+
+        Args:
+            A: assembled in float64 where it can be.
+            taus: resolutions in descending order; None for the noise floor.
+            generator: not used.
+            progress: called with the number of columns assembled and their total.
+
+        Raises:
+            ComputationError: the products are not symmetric, or the norm is out of float64's range.
+        """
+        exact = A.in_float64()
+        facts = exact.facts()
+        before = exact.num_matvecs
+        matrix = exact.to_dense(progress=progress).to("cpu", torch.float64)
+        # From here on all numbers are in this unit, 1 as a rule, up to the result.
+        unit = bring_into_range_(matrix)
+        error = assembly_error(exact, matrix, unit)
+        num_matvecs = exact.num_matvecs - before
+        live, num_zero_rows = (matrix, 0) if self.keep_zero_rows else live_block(matrix)
+        del matrix  # the block may be a copy of nearly all of it
+        n = exact.shape[0]
+
+        values: Tensor | None = None
+        if self.name == "exact":
+            values = block_eigvalsh(live, num_zero_rows)
+        norm = spectral_norm(live) if values is None else float(values[[0, -1]].abs().max())
+        # Backward error of LAPACK, error of the assembly, and what else is known of the products.
+        floor = n * exact.unit_roundoff * norm + error + exact.defect * norm
+        # Where numbers are subnormal, the eigenvalues and this are rounded by up to half a step.
+        noise_floor = floor if unit == 1 else math.nextafter(floor * unit, math.inf)
+
+        @cache
+        def count_below(x: float) -> int:
+            """The number of computed eigenvalues below x."""
+            if values is not None:
+                return int((values < x).sum())
+            return pivot_signs(live, -x)[0] + (num_zero_rows if x > 0 else 0)
+
+        def rung(tau: float) -> Rung:
+            """The count at one resolution, an interval where that is below the noise floor."""
+            x = in_units(tau, unit)
+            count = count_below(-x)
+            if x >= floor:
+                # The floor itself may be too small to be told as a tau: the interval holds what
+                # lies between the two.
+                return Rung(tau, count, count if taus else count_below(-floor), count)
+            # Weyl: each computed eigenvalue is off by up to the noise floor.
+            return Rung(tau, count_below(-x - floor), count_below(floor - x), count)
+
+        ladder = tuple(rung(tau) for tau in taus or [noise_floor])
+        x = in_units(ladder[-1].tau, unit)
+        return IndexResult(
+            ladder=ladder,
+            method=self.name,
+            confidence=1.0,
+            noise_floor=noise_floor,
+            norm=in_range(norm, unit),
+            dim=n,
+            num_matvecs=num_matvecs,
+            facts=facts,
+            positive=pivot_signs(live, -x)[2] if values is None else int((values > x).sum()),
+            eigenvalues=None if values is None else values * unit,
+        )
+
+
 @dataclass(frozen=True)
-class Exact:
+class Exact(_FromMatrix):
     """All eigenvalues of the assembled matrix.
 
     Attributes:
@@ -39,107 +118,12 @@ class Exact:
 
     name: ClassVar[str] = "exact"
 
-    def count(
-        self,
-        A: SymmetricOperator,
-        taus: Sequence[float] | None,
-        generator: torch.Generator,
-        progress: Progress | None,
-    ) -> IndexResult:
-        """Count eigenvalues; see :func:`hvpspec.index`. No probe is drawn."""
-        return _count(A, taus, progress, self.name, keep_zero_rows=self.keep_zero_rows)
-
 
 @dataclass(frozen=True)
-class Inertia:
+class Inertia(_FromMatrix):
     """The signs of two factorisations L D L^T of the assembled matrix, by Sylvester's law.
 
     In a fraction of the time of :class:`Exact` once the matrix is there, but without eigenvalues.
     """
 
     name: ClassVar[str] = "inertia"
-
-    def count(
-        self,
-        A: SymmetricOperator,
-        taus: Sequence[float] | None,
-        generator: torch.Generator,
-        progress: Progress | None,
-    ) -> IndexResult:
-        """Count signs of pivots; see :func:`hvpspec.index`. No probe is drawn."""
-        return _count(A, taus, progress, self.name)
-
-
-def _count(
-    A: SymmetricOperator,
-    taus: Sequence[float] | None,
-    progress: Progress | None,
-    method: str,
-    *,
-    keep_zero_rows: bool = False,
-) -> IndexResult:
-    """Count on the assembled matrix.
-
-    Args:
-        A: assembled in float64 where it can be.
-        taus: resolutions in descending order; None for the noise floor.
-        progress: called with the number of columns assembled and their total.
-        method: "exact" or "inertia".
-        keep_zero_rows: see :class:`Exact`.
-
-    Raises:
-        ComputationError: the products are not symmetric, or the norm is out of float64's range.
-    """
-    exact = A.in_float64()
-    facts = exact.facts()
-    before = exact.num_matvecs
-    matrix = exact.to_dense(progress=progress).to("cpu", torch.float64)
-    # From here on all numbers are in this unit, 1 as a rule, up to the result.
-    unit = bring_into_range_(matrix)
-    error = assembly_error(exact, matrix, unit)
-    num_matvecs = exact.num_matvecs - before
-    live, num_zero_rows = (matrix, 0) if keep_zero_rows else live_block(matrix)
-    del matrix  # the block may be a copy of nearly all of it
-    n = exact.shape[0]
-
-    values: Tensor | None = None
-    if method == "exact":
-        values = block_eigvalsh(live, num_zero_rows)
-    norm = spectral_norm(live) if values is None else float(values[[0, -1]].abs().max())
-    # Backward error of LAPACK, error of the assembly, and what is known of the products besides.
-    floor = n * exact.unit_roundoff * norm + error + exact.defect * norm
-    # Where numbers are subnormal, the eigenvalues and this are rounded by up to half a step each.
-    noise_floor = floor if unit == 1 else math.nextafter(floor * unit, math.inf)
-
-    @cache
-    def count_below(x: float) -> int:
-        """The number of computed eigenvalues below x."""
-        if values is not None:
-            return int((values < x).sum())
-        return pivot_signs(live, -x)[0] + (num_zero_rows if x > 0 else 0)
-
-    def rung(tau: float) -> Rung:
-        """The count at one resolution, an interval where that is below the noise floor."""
-        x = in_units(tau, unit)
-        count = count_below(-x)
-        if x >= floor:
-            # The floor itself may be too small to be told as a tau: the interval holds what lies
-            # between the two.
-            return Rung(tau, count, count if taus else count_below(-floor), count)
-        # Weyl: each computed eigenvalue is off by up to the noise floor.
-        return Rung(tau, count_below(-x - floor), count_below(floor - x), count)
-
-    ladder = tuple(rung(tau) for tau in taus or [noise_floor])
-    x = in_units(ladder[-1].tau, unit)
-    return IndexResult(
-        ladder=ladder,
-        method=method,
-        confidence=1.0,
-        noise_floor=noise_floor,
-        norm=in_range(norm, unit),
-        dim=n,
-        num_matvecs=num_matvecs,
-        facts=facts,
-        positive=pivot_signs(live, -x)[2] if values is None else int((values > x).sum()),
-        eigenvalues=None if values is None else values * unit,
-    )

@@ -17,8 +17,7 @@ from hvpspec.progress import Progress, shown
 from hvpspec.results import FORMER_NAMES
 from hvpspec.spectrum.certified import Certified
 from hvpspec.spectrum.exact import Exact, Inertia
-from hvpspec.spectrum.filtered import Filtered
-from hvpspec.spectrum.matrix_free import Quadrature
+from hvpspec.spectrum.matrix_free import Filtered, Quadrature
 from hvpspec.spectrum.results import IndexResult
 
 #: Up to this size "auto" assembles the matrix: seconds to minutes, and 72 MB.

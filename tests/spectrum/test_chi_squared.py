@@ -35,8 +35,8 @@ def test_shares_likewise(s: int, n: int, upper: float, part: float) -> None:
     fits_low = [r for r in inner if beta.sf(lower, s * r / 2, s * (n - r) / 2) > ETA / 2]
     fits_high = [r for r in inner if beta.cdf(upper, s * r / 2, s * (n - r) / 2) > ETA / 2]
     # r = 0 and r = n are certain of 0 and 1; within round-off of these they remain possible.
-    least = 0 if lower < 1e-12 else min(fits_low, default=n)
-    most = n if upper > 1 - 1e-12 else max(fits_high, default=0)
+    least = 0 if 1 - lower >= 1 - 1e-12 else min(fits_low, default=n)
+    most = n if upper >= 1 - 1e-12 else max(fits_high, default=0)
     assert beta_interval(lower, upper, s, ETA, n) == (min(least, most), max(least, most))
 
 
