@@ -62,17 +62,16 @@ def spectrum_histogram(
     noise_floor: float,
     symlog: bool = False,
     bins: int = 100,
-    linear_threshold: float | None = None,
 ) -> SpectrumHistogram:
     """Count eigenvalues in bins of equal width on a linear or a symlog axis.
+
+    A symlog axis is linear within the noise floor and logarithmic outside it.
 
     Args:
         eigenvalues: in any order, shape (n,).
         noise_floor: bound on the error of an eigenvalue, at least 0.
-        symlog: whether bins have equal width in the logarithm outside the linear threshold.
+        symlog: whether bins have equal width on a symlog axis, instead of a linear one.
         bins: about how many, at least 1.
-        linear_threshold: on a symlog axis, the half-width of its linear part, at least the noise
-            floor; None for the noise floor.
 
     Raises:
         InputError: there are no eigenvalues, or an argument is out of its range.
@@ -88,13 +87,13 @@ def spectrum_histogram(
     if bins < 1:
         raise InputError(f"bins must be at least 1, got {bins}")
     outside = values[np.abs(values) > noise_floor]
+    threshold = None
     if symlog:
-        threshold = _threshold(linear_threshold, noise_floor, outside)
-        edges = _symlog_edges(outside, threshold, noise_floor, bins)
-    elif linear_threshold is not None:
-        raise InputError("linear_threshold belongs to a symlog axis; pass symlog=True")
+        # Without noise, a tenth of the smallest eigenvalue keeps all of them on the logarithm.
+        threshold = noise_floor or float(np.abs(outside).min(initial=math.inf)) / 10
+        threshold = threshold if math.isfinite(threshold) else 1.0
+        edges = _symlog_edges(outside, threshold, bins)
     else:
-        threshold = None
         edges = _linear_edges(outside, bins)
     counts = np.histogram(outside, edges)[0]
     return SpectrumHistogram(edges, counts, len(values) - len(outside), noise_floor, threshold)
@@ -105,16 +104,16 @@ def draw_spectrum(ax: Axes, histogram: SpectrumHistogram) -> None:
     edges, counts, floor = histogram.edges, histogram.counts, histogram.noise_floor
     threshold = histogram.linear_threshold
     negative = edges[1:] <= 0
-    for side, colour, sign in ((negative, NEGATIVE, "<"), (~negative, POSITIVE, ">")):
+    sides = (negative, NEGATIVE, "< −noise floor"), (~negative, POSITIVE, "> noise floor")
+    for side, colour, where in sides:
         heights, widths = counts[side], np.diff(edges)[side]
-        bound = "−noise floor" if sign == "<" else "noise floor"
-        label = f"{int(heights.sum()):,} eigenvalues {sign} {bound}"
+        label = f"{int(heights.sum()):,} eigenvalues {where}"
         ax.bar(edges[:-1][side], heights, widths, align="edge", color=colour, label=label)
     if histogram.num_zero:
         label = f"{histogram.num_zero:,} within the noise floor ±{short(floor)}"
-        if threshold is not None and threshold == floor:
+        if threshold == floor:
             ax.bar(-floor, histogram.num_zero, 2 * floor, align="edge", color=NOISE, label=label)
-        else:
+        else:  # on a linear axis the noise floor is far too narrow for a bar
             ax.plot([0, 0], [0.5, histogram.num_zero], color=NOISE, lw=2.5, label=label)
             ax.plot(0, histogram.num_zero, "o", color=NOISE, ms=5)
     ax.set_yscale("log", nonpositive="clip")
@@ -134,9 +133,11 @@ def draw_spectrum(ax: Axes, histogram: SpectrumHistogram) -> None:
     ax.axvline(0, color="black", lw=0.6, zorder=0)
     ax.grid(axis="y", alpha=0.25)
     ax.set_axisbelow(True)
-    handles, labels = ax.get_legend_handles_labels()
-    order = sorted(range(len(labels)), key=lambda i: "noise floor ±" in labels[i])
-    ax.legend([handles[i] for i in order], [labels[i] for i in order], loc="best", fontsize=9)
+    # Matplotlib lists lines before bars; what lies within the noise floor belongs last.
+    entries = sorted(
+        zip(*ax.get_legend_handles_labels(), strict=True), key=lambda entry: "±" in entry[1]
+    )
+    ax.legend(*zip(*entries, strict=True), loc="best", fontsize=9)
 
 
 def plot_spectrum(
@@ -145,7 +146,6 @@ def plot_spectrum(
     noise_floor: float,
     scale: Scale = "linear",
     bins: int = 100,
-    linear_threshold: float | None = None,
     title: str | None = None,
 ) -> Figure:
     """Draw all eigenvalues as a histogram with logarithmic counts.
@@ -154,10 +154,8 @@ def plot_spectrum(
         eigenvalues: in any order, shape (n,).
         noise_floor: bound on the error of an eigenvalue; those within it are drawn apart.
         scale: axis of the eigenvalues: ``linear``, ``symlog`` (logarithmic to both sides of the
-            linear threshold, with bins that follow), or ``both`` in two panels.
+            noise floor, with bins that follow), or ``both`` in two panels.
         bins: about how many in a panel.
-        linear_threshold: half-width of the linear part of the symlog axis, at least the noise
-            floor; None for the noise floor.
         title: one line above the picture.
 
     Raises:
@@ -167,34 +165,14 @@ def plot_spectrum(
         raise InputError(f"scale must be 'linear', 'symlog' or 'both', got {scale!r}")
     panels = {"linear": [False], "symlog": [True], "both": [False, True]}[scale]
     figure = new_figure(len(panels))
-    for ax, symlog in zip(
-        figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels, strict=True
-    ):
+    for i, symlog in enumerate(panels, start=1):
         histogram = spectrum_histogram(
-            eigenvalues,
-            noise_floor=noise_floor,
-            symlog=symlog,
-            bins=bins,
-            linear_threshold=linear_threshold if symlog else None,
+            eigenvalues, noise_floor=noise_floor, symlog=symlog, bins=bins
         )
-        draw_spectrum(ax, histogram)
+        draw_spectrum(figure.add_subplot(len(panels), 1, i), histogram)
     if title:
         figure.suptitle(title, fontsize=11)
     return figure
-
-
-def _threshold(given: float | None, noise_floor: float, outside: Floats) -> float:
-    """Settle the half-width of the linear part of a symlog axis."""
-    if given is None:
-        # Without noise, a tenth of the smallest eigenvalue keeps all of them on the logarithm.
-        smallest = float(np.abs(outside).min(initial=math.inf))
-        return noise_floor or (smallest / 10 if smallest < math.inf else 1.0)
-    if not (math.isfinite(given) and given >= noise_floor and given > 0):
-        raise InputError(
-            f"linear_threshold must be a finite number of at least the noise floor"
-            f" {noise_floor:.3g}, got {given}"
-        )
-    return given
 
 
 def _linear_edges(outside: Floats, bins: int) -> Floats:
@@ -208,7 +186,7 @@ def _linear_edges(outside: Floats, bins: int) -> Floats:
     return edges
 
 
-def _symlog_edges(outside: Floats, threshold: float, noise_floor: float, bins: int) -> Floats:
+def _symlog_edges(outside: Floats, threshold: float, bins: int) -> Floats:
     """Bins of equal width on a symlog axis, whose linear halves are as wide as a decade."""
     low, high = -outside.min(initial=-threshold), outside.max(initial=threshold)
     decades = [math.log10(end / threshold) for end in (low, high)]
@@ -217,7 +195,5 @@ def _symlog_edges(outside: Floats, threshold: float, noise_floor: float, bins: i
         np.geomspace(threshold, end, max(1, round(d / width)) + 1)[1:] if d > 0 else np.empty(0)
         for end, d in zip((low, high), decades, strict=True)
     )
-    # The noise floor's own bin holds no eigenvalue that has a sign, and is not divided.
-    inner = 1 if threshold == noise_floor else 2 * max(1, round(1 / width))
-    middle = np.linspace(-threshold, threshold, inner + 1)
-    return np.concatenate([-below[::-1], middle, above])
+    # All eigenvalues that have a sign lie outside the linear part, which is one bin.
+    return np.concatenate([-below[::-1], [-threshold, threshold], above])
