@@ -21,7 +21,7 @@ from hvpspec.cli.options import (
     positive,
     refuse_together,
 )
-from hvpspec.cli.problem import LoadProblem, Problem, on_problem, show
+from hvpspec.cli.problem import LoadProblem, Problem, draw, on_problem, show
 from hvpspec.cli.processes import Parallel, divided
 from hvpspec.progress import bar
 from hvpspec.results import Row, closing_rows, text_table
@@ -29,9 +29,11 @@ from hvpspec.results import Row, closing_rows, text_table
 if TYPE_CHECKING:
     from hvpspec import SpectralMeasure
     from hvpspec.curvature.operator import CurvatureOperator
+    from hvpspec.plotting import Scale
 
 _WHOLE = "whole network"
-_HESSIAN, _GAUSS_NEWTON = "Hessian", "Gauss-Newton"
+#: What the names of Gauss-Newton matrices end with beside those of the Hessian.
+_BESIDE = ", Gauss-Newton"
 
 
 @on_problem
@@ -132,9 +134,6 @@ def density(
     of_data, of_probes = divided(parallel)
     problem = load(group=of_data)
     start = time.perf_counter()
-    operators: dict[str, CurvatureOperator] = {_HESSIAN: problem.hessian}
-    if gauss_newton:
-        operators[_GAUSS_NEWTON] = problem.gauss_newton()
     options: dict[str, Any] = {
         "num_probes": probes or 8,
         "num_steps": steps or 100,
@@ -142,88 +141,73 @@ def density(
         "basis_folder": basis_folder,
         "group": of_probes,
     }
-    found = {
-        matrix: _measure(problem, operator, matrix, depth, per_layer, seed or 0, options)
-        for matrix, operator in operators.items()
-    }
+
+    def measured(operator: CurvatureOperator, suffix: str) -> dict[str, SpectralMeasure]:
+        """The measures of a matrix and, if wanted, of its blocks, by name without the suffix."""
+        parts = {_WHOLE: operator, **(_blocks(operator, depth) if per_layer else {})}
+        return {
+            part: _measure(problem, block, f"{part}{suffix}", seed or 0, options)
+            for part, block in parts.items()
+        }
+
+    layers = measured(problem.hessian, "")
+    beside = measured(problem.gauss_newton(), _BESIDE) if gauss_newton else {}
     seconds, subject = time.perf_counter() - start, problem.subject
-    measures = {
-        _name(part, matrix): measure
-        for matrix, parts in found.items()
-        for part, measure in parts.items()
-    }
+    measures = {**layers, **{f"{part}{_BESIDE}": measure for part, measure in beside.items()}}
     rows: list[Row] = []
     for name, measure in measures.items():
         if len(measures) > 1:
             rows.append((name, f"{measure.dim:,}", "parameters"))
         rows += measure.rows()
-    whole, *_ = measures.values()
-    layers, blocks = (
-        {part: m for part, m in found.get(matrix, {}).items() if part != _WHOLE}
-        for matrix in (_HESSIAN, _GAUSS_NEWTON)
-    )
-    beside = found[_GAUSS_NEWTON][_WHOLE].content(blocks) if gauss_newton else None
+    whole = layers.pop(_WHOLE)
     show(
         text_table(subject.title, [*rows, *closing_rows(seconds, subject.notes)]),
         json_file,
-        whole.to_dict(subject=subject, seconds=seconds, layers=layers, gauss_newton=beside),
+        whole.to_dict(
+            subject=subject,
+            seconds=seconds,
+            layers=layers,
+            gauss_newton=beside.pop(_WHOLE).content(beside) if beside else None,
+        ),
     )
     if save:
         whole.save(save)
         typer.echo(f"wrote {save}")
     # Last: a width that cannot be drawn must not cost the products.
     if out:
-        from hvpspec.plotting import plot_density, save_figure
+        from hvpspec.plotting import plot_density
 
         drawn = measures if len(measures) > 1 else whole
-        save_figure(plot_density(drawn, sigma=sigma, symlog=symlog, title=subject.title), out)
-        typer.echo(f"wrote {out}")
+        draw(plot_density(drawn, sigma=sigma, symlog=symlog, title=subject.title), out)
+
+
+def _blocks(operator: CurvatureOperator, depth: int | None) -> dict[str, CurvatureOperator]:
+    """The diagonal blocks of modules that own parameters, or that hold them at some depth."""
+    modules: dict[str, list[str]] = {}
+    for name in operator.space.names:
+        owners = name.split(".")[:-1][:depth]
+        modules.setdefault(".".join(owners) or name, []).append(name)
+    return {module: operator.block(names) for module, names in modules.items()}
 
 
 def _measure(
-    problem: Problem,
-    operator: CurvatureOperator,
-    matrix: str,
-    depth: int | None,
-    per_layer: bool,
-    seed: int,
-    options: Mapping[str, Any],
-) -> dict[str, SpectralMeasure]:
-    """The measures of a matrix and, if wanted, of its blocks.
-
-    Blocks belong to modules that own parameters, or to those ``depth`` levels down that hold them.
-    """
+    problem: Problem, operator: CurvatureOperator, name: str, seed: int, options: Mapping[str, Any]
+) -> SpectralMeasure:
+    """The measure of one matrix, with a progress bar."""
     import torch
 
     import hvpspec
 
-    parts = {_WHOLE: operator}
-    if per_layer:
-        modules: dict[str, list[str]] = {}
-        for name in operator.space.names:
-            owners = name.split(".")[:-1][:depth]
-            modules.setdefault(".".join(owners) or name, []).append(name)
-        parts |= {module: operator.block(names) for module, names in modules.items()}
-    measures = {}
-    for part, block in parts.items():
-        generator, name = torch.Generator().manual_seed(seed), _name(part, matrix)
-        with bar(f"{name}, products") as progress, problem.lasting(block, name) as lasting:
-            measures[part] = hvpspec.spectral_measure(
-                lasting, generator=generator, progress=progress, **options
-            )
-    return measures
-
-
-def _name(part: str, matrix: str) -> str:
-    """What a part of the Hessian, or of another matrix, is called beside others."""
-    return part if matrix == _HESSIAN else f"{part}, {matrix}"
+    generator = torch.Generator().manual_seed(seed)  # the same probes for every matrix
+    with bar(f"{name}, products") as progress, problem.lasting(operator, name) as lasting:
+        return hvpspec.spectral_measure(lasting, generator=generator, progress=progress, **options)
 
 
 def _draw_exact(
     problem: Problem, out: Path | None, json_file: Path | None, *, symlog: bool, bins: int
 ) -> None:
     """Count all eigenvalues in bins."""
-    from hvpspec.plotting import plot_spectrum, save_figure, spectrum_histogram
+    from hvpspec.plotting import plot_spectrum, spectrum_histogram
 
     result, seconds = compute_index(problem, "exact")
     assert result.eigenvalues is not None  # the exact method has them
@@ -232,12 +216,6 @@ def _draw_exact(
     content = {**histogram.to_dict(subject=subject), "eigenvalues": values.tolist()}
     show(result.summary(subject=subject, seconds=seconds), json_file, content)
     if out:
-        figure = plot_spectrum(
-            values,
-            noise_floor=floor,
-            scale="symlog" if symlog else "linear",
-            bins=bins,
-            title=subject.title,
-        )
-        save_figure(figure, out)
-        typer.echo(f"wrote {out}")
+        scale: Scale = "symlog" if symlog else "linear"
+        title = subject.title
+        draw(plot_spectrum(values, noise_floor=floor, scale=scale, bins=bins, title=title), out)

@@ -18,7 +18,7 @@ from hvpspec.cli.options import (
     probability,
     refuse_together,
 )
-from hvpspec.cli.problem import LoadProblem, Problem, on_problem, show
+from hvpspec.cli.problem import LoadProblem, Problem, draw, on_problem, show
 from hvpspec.progress import bar
 
 if TYPE_CHECKING:
@@ -109,10 +109,9 @@ def index(
     about: dict[str, Any] = {"subject": problem.subject, "seconds": seconds}
     show(result.summary(**about), json_file, result.to_dict(**about))
     if out:
-        from hvpspec.plotting import plot_index_curve, save_figure
+        from hvpspec.plotting import plot_index_curve
 
-        save_figure(plot_index_curve(result, title=problem.subject.title), out)
-        typer.echo(f"wrote {out}")
+        draw(plot_index_curve(result, title=problem.subject.title), out)
 
 
 def compute_index(

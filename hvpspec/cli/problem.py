@@ -21,6 +21,7 @@ from hvpspec.files import write_json
 from hvpspec.results import Subject, plain
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from torch import nn
 
     from hvpspec import GGNOperator, HessianOperator, SymmetricOperator
@@ -82,6 +83,14 @@ def show(text: str, json_file: Path | None, content: Mapping[str, Any]) -> None:
     if json_file:
         write_json(json_file, content)
         typer.echo(f"wrote {json_file}")
+
+
+def draw(figure: Figure, out: Path) -> None:
+    """Write a picture, and say so."""
+    from hvpspec.plotting import save_figure
+
+    save_figure(figure, out)
+    typer.echo(f"wrote {out}")
 
 
 #: What loads the problem that a command's options choose; of the processes that share out the data
