@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import combinations
 from os import PathLike
 from pathlib import Path
@@ -33,6 +34,15 @@ _ADDED: Mapping[str, Mapping[str, bool | None]] = {
 }
 
 
+@contextmanager
+def file_errors(what: str, remedy: str) -> Iterator[None]:
+    """Turn an error of the operating system into an InputError: what it prevents, and a remedy."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot {what}: {error.strerror}; {remedy}") from error
+
+
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Write a file beside its place and move it there once it is safely on disk.
 
@@ -44,7 +54,7 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
     if path.is_dir():
         raise InputError(f"cannot write {path}: it is a folder; name a file in it")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
+    with file_errors(f"write {path}", "name a file in a folder you can write to"):
         try:
             with temporary.open("xb") as stream:
                 stream.write(content)
@@ -53,10 +63,6 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"cannot write {path}: {error.strerror}; name a file in a folder you can write to"
-        ) from error
 
 
 def check_target(path: Path, suffixes: Sequence[str] = ()) -> None:
@@ -115,12 +121,8 @@ def make_folder(folder: Path, option: str = "--out") -> None:
     Raises:
         InputError: it cannot be made; ``option`` chooses another on the command line.
     """
-    try:
+    with file_errors(f"make the folder {folder}", f"choose another with {option}"):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"cannot make the folder {folder}: {error.strerror}; choose another with {option}"
-        ) from error
 
 
 def write_json(path: str | PathLike[str], content: Mapping[str, Any]) -> None:
@@ -152,10 +154,10 @@ def read_json(path: str | PathLike[str]) -> dict[str, Any]:
         InputError: the file cannot be read, is of another kind, or was written by a later version.
     """
     path = Path(path)
+    with file_errors(f"read {path}", "check the path"):
+        text = path.read_bytes()
     try:
-        content = json.loads(path.read_bytes(), parse_constant=_refuse)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
+        content = json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:  # JSON and UTF-8 both raise a ValueError
         raise InputError(f"{path} is not JSON, or is damaged: {first_line(error)}") from error
     kind = content.get("format") if isinstance(content, dict) else None

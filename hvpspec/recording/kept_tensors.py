@@ -17,7 +17,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from hvpspec.errors import InputError, first_line
-from hvpspec.files import make_folder, write_atomically
+from hvpspec.files import file_errors, make_folder, write_atomically
 from hvpspec.linalg.digests import digest
 
 _FORMAT = "hvpspec checkpoint 1"
@@ -25,6 +25,8 @@ _ABOUT = "checkpoint.json"
 _LOCK = ".lock"
 _NAME = re.compile(r"\d{8}-\d+-[0-9a-f]{16}\.safetensors")
 _KEY = re.compile(r"(\d{8}) \S+")
+#: What to do about a folder that cannot be used.
+_REMEDY = "choose another folder, or remove it"
 _UNFINISHED = re.compile(rf"\.{_NAME.pattern}\.[0-9a-f]+\.tmp")
 
 # More bytes than this are not held back until they are due.
@@ -86,7 +88,7 @@ class KeptTensors:
         if before != key:
             raise InputError(
                 f"{self._folder} is of a run with other options, or of another version: its "
-                f"product {self._num_read} is of other vectors; choose another folder, or remove it"
+                f"product {self._num_read} is of other vectors; {_REMEDY}"
             )
         return tensor
 
@@ -129,9 +131,10 @@ class KeptTensors:
                     UserWarning,
                     stacklevel=2,
                 )
-                for later in self._files():
-                    if later >= path:
-                        _put_aside(later)
+                with file_errors(f"rename files in {self._folder}", _REMEDY):
+                    for later in self._files():
+                        if later >= path:
+                            later.rename(later.with_name(f"{later.name}.damaged"))
                 return
             for name in sorted(tensors):
                 yield name.split()[1], tensors[name]
@@ -140,12 +143,8 @@ class KeptTensors:
 
 def _locked(folder: Path) -> int:
     """A file that is open and locked as long as a folder is in use."""
-    try:
+    with file_errors(f"write to {folder}", "choose another with --checkpoint"):
         number = os.open(folder / _LOCK, os.O_CREAT | os.O_RDWR)
-    except OSError as error:
-        raise InputError(
-            f"cannot write to {folder}: {error.strerror}; choose another with --checkpoint"
-        ) from error
     try:
         fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -156,34 +155,20 @@ def _locked(folder: Path) -> int:
     return number
 
 
-def _put_aside(path: Path) -> None:
-    """Rename a file, so that it is not read again."""
-    try:
-        path.rename(path.with_name(f"{path.name}.damaged"))
-    except OSError as error:
-        raise InputError(
-            f"cannot rename {path}: {error.strerror}; choose another folder, or remove it"
-        ) from error
-
-
 def _whole(path: Path, expected: int) -> dict[str, Tensor] | None:
     """The tensors of a file, None if it is damaged or does not begin with the number expected."""
-    try:
-        first, number, expected_digest = path.stem.split("-")
+    first, number, expected_digest = path.stem.split("-")
+    with file_errors(f"read {path}", _REMEDY):
         content = path.read_bytes()
-        if int(first) != expected or digest([content]) != expected_digest:
-            return None
+    if int(first) != expected or digest([content]) != expected_digest:
+        return None
+    try:
         tensors = load(content)
     except (ValueError, SafetensorError):
         return None
-    except OSError as error:
-        raise InputError(
-            f"cannot read {path}: {error.strerror}; choose another folder, or remove it"
-        ) from error
     keys = [_KEY.fullmatch(name) for name in sorted(tensors)]
-    numbers = [int(key[1]) for key in keys if key is not None]
-    sound = numbers == list(range(expected, expected + int(number)))
-    return tensors if sound and len(keys) == len(numbers) else None
+    numbers = [key and int(key[1]) for key in keys]
+    return tensors if numbers == list(range(expected, expected + int(number))) else None
 
 
 def _require_same(path: Path, about: Mapping[str, str]) -> None:
@@ -193,12 +178,11 @@ def _require_same(path: Path, about: Mapping[str, str]) -> None:
         if not isinstance(before, dict):
             raise ValueError("it holds no object")
     except (OSError, ValueError, RecursionError) as error:  # the last for what is nested deeply
-        raise InputError(
-            f"{path} cannot be read ({first_line(error)}); choose another folder, or remove it"
-        ) from error
+        raise InputError(f"{path} cannot be read ({first_line(error)}); {_REMEDY}") from error
     differing = [name for name in {**about, **before} if about.get(name) != before.get(name)]
     if differing:
+        verb = "differs" if len(differing) == 1 else "differ"
         raise InputError(
-            f"{path.parent} is the checkpoint of another run: {', '.join(differing)} "
-            f"{'differs' if len(differing) == 1 else 'differ'}; choose another folder, or remove it"
+            f"{path.parent} is the checkpoint of another run: {', '.join(differing)} {verb};"
+            f" {_REMEDY}"
         )

@@ -127,11 +127,11 @@ class RecordedOperator(WrappedOperator):
         self._widths.add(width)
         # Laid out as when it is read, in all strides: what is done with it takes other sums else.
         product = self._A.matmat(V).T.clone(memory_format=torch.contiguous_format)
-        if stored is not None:
-            product = self._same(stored, product)
-        else:
+        if stored is None:
             self._add(key, product)
-        return product.T
+            return product.T
+        self._require_same(stored, product)
+        return stored.T
 
     def _take(self, key: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
         """What was stored, in all processes."""
@@ -162,8 +162,8 @@ class RecordedOperator(WrappedOperator):
         if self._checkpoint is not None:
             self._checkpoint.add(key, tensor)
 
-    def _same(self, before: Tensor, now: Tensor) -> Tensor:
-        """The product of before, if the operator still multiplies like that up to round-off."""
+    def _require_same(self, before: Tensor, now: Tensor) -> None:
+        """Raise InputError unless the operator still multiplies like before, up to round-off."""
         difference = float(torch.linalg.vector_norm((before - now).double()))
         size = float(torch.linalg.vector_norm(before.double()))
         if not difference <= self.unit_roundoff**0.5 * size:
@@ -172,4 +172,3 @@ class RecordedOperator(WrappedOperator):
                 "one made now: it is of another network or other data; choose another folder, or "
                 "remove it"
             )
-        return before
