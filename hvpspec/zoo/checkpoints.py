@@ -170,18 +170,12 @@ class Checkpoint(Result):
         return str(self.path)
 
     def _content(self) -> dict[str, Any]:
+        names = ("network", "num_parameters", "tensors", "data", "settings", "history")
         return {
             "format": "hvpspec-checkpoint-info",
             "version": 1,
             "file": str(self.path),
-            "network": asdict(self.network),
-            "num_parameters": self.num_parameters,
-            "tensors": plain(self.tensors),
-            "data": asdict(self.data) if self.data else None,
-            "settings": asdict(self.settings) if self.settings else None,
-            "history": asdict(self.history) if self.history else None,
-            "versions": dict(self.versions),
-            "weights": self.weights,
+            **{name: plain(getattr(self, name)) for name in (*names, "versions", "weights")},
         }
 
 
@@ -275,7 +269,7 @@ def load_checkpoint(
         network = NetworkSpec(net, dict(net_arguments or {}))
         model = build_network(network.name, network.arguments)
         chosen = choose_weights(path, states, model, weights)
-        load_weights(chosen.module, check_state_dict(path, chosen.tensors), path)
+        load_weights(model, check_state_dict(path, chosen.tensors), path)
         found = Checkpoint(path, model, network, weights=chosen.name or None)
     elif weights is None:
         found = _read_own(path, content, net, net_arguments)

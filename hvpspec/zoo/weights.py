@@ -40,15 +40,13 @@ class FoundWeights:
     Attributes:
         name: Where they are: the entries of the file that lead there and what stands before all
             their names, joined by dots; empty where the file is the state_dict itself.
-        tensors: By the names that remain.
+        tensors: By the names of the network.
         within: All tensors of the state_dict that they are part of.
-        module: The module whose names they have: the network, or what it wraps.
     """
 
     name: str
     tensors: StateDict
     within: StateDict
-    module: nn.Module
 
 
 def read_weights_file(path: Path) -> object:
@@ -109,20 +107,19 @@ def choose_weights(
     Raises:
         InputError: None fit, or several do and it is not clear which ones are meant.
     """
+    own = _own_tensors(model)
     every: list[FoundWeights] = []
     fitting: list[FoundWeights] = []
-    for module in _wrapped(model):
-        own = _own_tensors(module)
-        found = [f for place, s in states.items() for f in _candidates(place, s, module, own)]
+    for start in _starts(own):
+        found = [f for place, s in states.items() for f in _candidates(place, s, start, own)]
         every += found if weights is None else _named(found, weights)
-        fitting = [f for f in every if f.module is module and not _differences(f.tensors, own)]
+        fitting = [f for f in every if not _differences(f.tensors, own)]
         if fitting:
             break
     if not every:
         raise InputError(f"{path} has no weights named {weights}; it holds {describe(states)}")
     if not fitting:
-        nearest = max(every, key=lambda f: len(_own_tensors(f.module).keys() & f.tensors.keys()))
-        own = _own_tensors(nearest.module)
+        nearest = max(every, key=lambda f: len(own.keys() & f.tensors.keys()))
         name = f" {nearest.name}" if nearest.name else ""
         raise InputError(
             f"the weights{name} in {path} do not fit the network:"
@@ -209,27 +206,34 @@ def _own_tensors(model: nn.Module) -> StateDict:
     return {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
 
 
-def _wrapped(model: nn.Module) -> Iterator[nn.Module]:
-    """A network and, if it merely wraps another, that one: the child that holds all tensors."""
-    yield model
-    children = dict(model.named_children())
-    names = [name.split(".") for name in _own_tensors(model)]
-    firsts = {name[0] for name in names}
-    # A single layer has the names of any other.
-    if len(firsts) == 1 and firsts <= children.keys() and all(len(name) > 2 for name in names):
-        yield from _wrapped(children[firsts.pop()])
+def _starts(own: StateDict) -> Iterator[str]:
+    """What a file may leave out of the network's names: nothing, or what wraps all of it."""
+    yield ""
+    start, names = "", [name.split(".") for name in own]
+    # But not down to a single layer, which has the names of any other.
+    while len({first for first, *_ in names}) == 1 and all(len(name) > 2 for name in names):
+        start += f"{names[0][0]}."
+        names = [name[1:] for name in names]
+        yield start
 
 
-def _candidates(
-    place: str, state: StateDict, module: nn.Module, own: StateDict
-) -> Iterator[FoundWeights]:
-    """Strip each prefix after which a name of the network follows; none if there is none."""
-    starts = {name: [0, *(dot.end() for dot in re.finditer(r"\.", name))] for name in state}
-    prefixes = {n[:start]: None for n in state for start in starts[n] if n[start:] in own}
+def _candidates(place: str, state: StateDict, start: str, own: StateDict) -> Iterator[FoundWeights]:
+    """Replace each prefix after which a name of the network follows; none if there is none."""
+    names = {name.removeprefix(start) for name in own}
+    prefixes = {
+        name[:end]: None  # a dictionary, which keeps their order
+        for name in state
+        for end in (0, *(dot.end() for dot in re.finditer(r"\.", name)))
+        if name[end:] in names
+    }
     for prefix in prefixes or [""]:
-        tensors = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
-        name = _joined(place, prefix.removesuffix("."))
-        yield FoundWeights(name, _with_tied(tensors, own), state, module)
+        tensors = {
+            start + name.removeprefix(prefix): tensor
+            for name, tensor in state.items()
+            if name.startswith(prefix)
+        }
+        place_and_prefix = _joined(place, prefix.removesuffix("."))
+        yield FoundWeights(place_and_prefix, _with_tied(tensors, own), state)
 
 
 def _named(every: Sequence[FoundWeights], weights: str) -> list[FoundWeights]:
@@ -240,17 +244,16 @@ def _named(every: Sequence[FoundWeights], weights: str) -> list[FoundWeights]:
 
 def _main(fitting: Sequence[FoundWeights]) -> FoundWeights | None:
     """The first of equal sets; otherwise the only one that is not an average, if there is one."""
-    first = fitting[0]
-    if all(_equal(first.tensors, found.tensors) for found in fitting[1:]):
+    first, *others = fitting
+    if all(
+        torch.equal(tensor, other.tensors[name])
+        for other in others
+        for name, tensor in first.tensors.items()
+    ):
         return first
     words = [set(re.split(r"[._-]", found.name.lower())) for found in fitting]
     plain = [found for found, named in zip(fitting, words, strict=True) if not named & _AVERAGED]
     return plain[0] if len(plain) == 1 else None
-
-
-def _equal(one: StateDict, other: StateDict) -> bool:
-    """Tell whether two sets of weights for one network are the same numbers."""
-    return all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
 def _differences(state: StateDict, own: StateDict) -> str:

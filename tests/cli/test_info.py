@@ -52,7 +52,8 @@ def test_missing_file(run, workspace):
     assert (outcome.code, outcome.err) == (2, "error: nothing.pt does not exist; check the path\n")
 
 
-def test_weights_of_other_people(run, workspace):
+def test_weights_of_other_people(run, workspace, monkeypatch):
+    monkeypatch.syspath_prepend(workspace)
     from tiny_cli_network import make
 
     state, other = make().state_dict(), make().state_dict()
