@@ -158,9 +158,9 @@ def uses_batch_statistics(model: nn.Module) -> bool:
 # The checks before the first answer
 
 # Examples that are looked at closely: enough to see most faults, too few to cost much.
-_FEW = 48
+_FEW = 24
 # That many parameters times examples take no time worth saving.
-_CHEAP = 2**20
+_CHEAP = 2**19
 
 
 class Guard:
@@ -620,7 +620,7 @@ class Guard:
         if self._takes_rows is False:
             return batch, batch
         n = batch.num_examples
-        few = min(_FEW, max(n // 12, _CHEAP // objective.space.dim, 2))
+        few = min(_FEW, max(_CHEAP // objective.space.dim, 2))
         few = min(few, max(2, objective.data.chunk_size or few))  # of which memory is known
         if n <= few or not batch.can_be_cut:
             return batch, batch
@@ -705,7 +705,7 @@ class Guard:
         self, objective: Objective, samples: Sequence[tuple[Batch, Batch]]
     ) -> list[tuple[Batch, Batch]]:
         """A part of each sample, so that they are few in all, with the batch as it is."""
-        few = max(self.num_examples // 12, _CHEAP // objective.space.dim, 1)
+        few = max(_CHEAP // objective.space.dim, min(self.num_examples // 12, 2), 1)
         samples = samples[:few]
         share = few / max(few, sum(sample.num_examples for sample, _ in samples))
         return [(_thinned(sample, share), more) for sample, more in samples]
