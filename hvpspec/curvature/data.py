@@ -21,9 +21,10 @@ from hvpspec.errors import InputError
 #: What a mapping calls its targets, in the order in which they are looked for.
 TARGET_KEYS = ("labels", "label", "targets", "target", "y")
 
-#: Without a chunk size, a chunk holds about this many input entries (of which an integer, usually
-#: an index into an embedding, counts as 256), so that the graph of a convolutional network on it
-#: takes some hundred megabytes.
+#: Without a chunk size, a chunk has about this many entries of inputs (of which an integer, usually
+#: an index into an embedding, counts as 256), or of outputs where these are more. The graph of a
+#: convolutional network on it takes some hundred megabytes, and what is computed from logits about
+#: eight times as much as these.
 _DEFAULT_CHUNK_ENTRIES = 2**20
 
 #: Values that are no tensors and mean the same for every example.
@@ -134,13 +135,17 @@ class Batch:
         for start in range(0, n, chunk_size):
             yield self.rows(slice(start, start + chunk_size))
 
-    @property
-    def default_chunk_size(self) -> int:
-        """How many examples have so many entries that their graph takes a fair share of memory."""
-        entries = sum(
+    def default_chunk_size(self, num_outputs: int) -> int:
+        """How many examples have so many entries that their graph takes a fair share of memory.
+
+        Args:
+            num_outputs: entries of the outputs for one example.
+        """
+        inputs = sum(
             t.numel() * (1 if is_continuous(t.dtype) else 256) for t in self.leaves if t.ndim
         )
-        return max(1, self.num_examples * _DEFAULT_CHUNK_ENTRIES // max(1, entries))
+        entries = max(1, inputs, self.num_examples * num_outputs)
+        return max(1, self.num_examples * _DEFAULT_CHUNK_ENTRIES // entries)
 
     def _why_whole(self) -> str:
         """Say what does not run over the examples."""
@@ -461,10 +466,11 @@ class Data:
         reader: what reads them.
         device: where the chunks go.
         dtype: what their floating-point tensors are converted to.
-        chunk_size: the most examples in a chunk; None for a size chosen from the inputs.
+        chunk_size: the most examples in a chunk; None for a size chosen from inputs and outputs.
 
     Attributes:
         whole: whether batches are not cut, as long as no chunk size is given.
+        num_outputs: entries of the outputs for one example, as far as is known.
         sources: data loaders, whose random states are to be looked after.
 
     Raises:
@@ -484,6 +490,7 @@ class Data:
             raise InputError(f"chunk_size must be an integer of at least 1, got {chunk_size!r}")
         self.device, self.dtype, self.chunk_size = device, dtype, chunk_size
         self.whole = False
+        self.num_outputs = 0
         self.reader = reader
         self._chunks: tuple[int | None, bool, list[Batch]] | None = None
         # Of exactly this type: a subclass may transform what it holds.
@@ -555,7 +562,7 @@ class Data:
             return list(batch.split(self.chunk_size))
         if self.whole or not batch.can_be_cut:
             return [batch]
-        return list(batch.split(batch.default_chunk_size))
+        return list(batch.split(batch.default_chunk_size(self.num_outputs)))
 
     def __iter__(self) -> Iterator[Batch]:
         """One pass over the data, chunk by chunk."""

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from hvpspec.curvature.data import Batch, is_nested, leaves_of, map_tensors
+from hvpspec.curvature.data import Batch, is_nested, leaves_of, map_tensors, tensors_in
 from hvpspec.curvature.differences import Parts
 from hvpspec.curvature.graph import foreign_leaves
 from hvpspec.curvature.probe import (
@@ -309,6 +309,7 @@ class Guard:
         with stage(objective, 0):
             batches = data.batches()
             first, second = next(batches), next(batches, None)
+            data.num_outputs = data.num_outputs or _num_outputs(objective, first, tensors)
             self._decide(objective, probe, first, second, tensors)
             ahead = [first] if second is None else [first, second]
             for number, batch in enumerate(chain(ahead, batches)):
@@ -401,11 +402,12 @@ class Guard:
         where there are more examples than in a chunk. These are as many as may be looked at without
         a chunk size, or fit into memory; of batches that are not cut, the first two.
         """
-        chunks, count = objective.data.cut(first), 2
+        data = objective.data
+        chunks, count = data.cut(first), 2
         length = chunks[0].num_examples
         if len(chunks) > 1:
-            count = min(len(chunks), max(2, first.default_chunk_size // length))
-        elif len(objective.data.cut(second)) > 1:
+            count = min(len(chunks), max(2, first.default_chunk_size(data.num_outputs) // length))
+        elif len(data.cut(second)) > 1:
             return
         loss: float | Exception | None = None
         while loss is None:
@@ -781,6 +783,15 @@ def _value(objective: Objective, batch: Batch, tensors: Mapping[str, Tensor]) ->
     """The loss on a batch, without a graph, or what the network raises."""
     plain = {name: tensor.detach() for name, tensor in tensors.items()}
     return attempted(lambda: float(objective.evaluate(batch, plain)[0].detach()))
+
+
+def _num_outputs(objective: Objective, batch: Batch, tensors: Mapping[str, Tensor]) -> int:
+    """Entries of the outputs for one example; 0 where it is not taken alone."""
+    if not batch.can_be_cut:
+        return 0
+    with stage(objective, 0):
+        found = attempted(lambda: objective.outputs(tensors, batch.rows([0])))
+    return 0 if isinstance(found, Exception) else sum(t.numel() for t in tensors_in(found))
 
 
 def _thinned(sample: Batch, share: float) -> Batch:

@@ -296,7 +296,8 @@ class Objective:
         if set(other.space.names) <= set(self.space.names) and not self.guard.has_faults:
             other.guard = self.guard
         other.training = self.training
-        other.data.whole, other.data.chunk_size = self.data.whole, self.data.chunk_size
+        for name in ("whole", "chunk_size", "num_outputs"):
+            setattr(other.data, name, getattr(self.data, name))
         return other
 
     def in_float64(self) -> Self:

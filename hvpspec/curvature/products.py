@@ -39,7 +39,7 @@ class _Way:
         at_once: the number of vectors that it takes at once.
         made: the number that were multiplied.
         review: the number after which the choice is made anew.
-        keeps: whether what the engine prepares is kept.
+        keeps: whether what the engine prepares is kept where there is a next product.
     """
 
     name: str
@@ -179,6 +179,9 @@ class Products:
         self._plain = plain = self._plain or DoubleBackward(self._point, self._matrix)
         if way is None or way.keeps:
             self._kept = None  # to make room
+        width = len(V)
+        # A single product has nothing to keep for: it takes the memory of one chunk.
+        has_more = width in self._ways or self._announced.get(width, 0) > width
         for engine in {plain} if way is None else {plain, way.engine}:
             engine.begin()
         parts: list[tuple[Engine, Any]] = []
@@ -187,7 +190,7 @@ class Products:
             for k, batch in chunks:
                 versions = [(tensor, tensor._version) for tensor in batch.leaves]
                 if way is None:
-                    way, prepared = self._choose(plain, k, batch, len(V))
+                    way, prepared = self._choose(plain, k, batch, width)
                     engine = plain if way is None else way.engine
                 else:
                     engine = way.engine if way.engine.takes(batch) else plain
@@ -195,16 +198,16 @@ class Products:
                 if way is None or prepared is None:
                     continue
                 _add_product_(product, engine, prepared, V, way.at_once)
-                if way.keeps:
+                if way.keeps and has_more:
                     parts.append((engine, prepared))
                     data += versions
                 del prepared  # before the next chunk's is made
         # Where no chunk counts, there is nothing to choose by, and nothing to multiply.
         way = way or _Way("double-backward", plain, 1, made=0)
-        if way.keeps:
+        if way.keeps and has_more:
             self._kept = _Kept(way.engine, self._point.data.chunk_size, parts, data)
-        self._ways[len(V)] = way
-        way.made += len(V)
+        self._ways[width] = way
+        way.made += width
         return product
 
     def _choose(

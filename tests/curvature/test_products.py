@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -381,6 +383,33 @@ def test_a_block_wider_than_memory_allows_is_parted(monkeypatch: pytest.MonkeyPa
         torch.testing.assert_close(H @ V, expected, rtol=1e-11, atol=1e-13)
     assert [(plan.num_vectors, plan.at_once) for plan in H.plan] == [(5, 1)]
     assert H.num_matvecs == 10
+
+
+LARGE_VOCABULARY = """
+import resource
+import torch
+from torch import nn
+from hvpspec import HessianOperator, next_token_loss
+
+def peak():
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+n, length, vocabulary = 96, 16, 50_000
+net = nn.Sequential(nn.Embedding(vocabulary, 4), nn.Linear(4, vocabulary))
+tokens = torch.randint(vocabulary, (n, length))
+before = peak()
+H = HessianOperator(net, next_token_loss, (tokens, tokens))
+H @ torch.randn(H.shape[0])
+print((peak() - before) / (4 * n * length * vocabulary))
+"""
+
+
+def test_a_large_vocabulary_takes_memory_for_some_logits_at_a_time() -> None:
+    # In one graph, logits and what is computed from them are eight times as large as they are.
+    run = subprocess.run(
+        [sys.executable, "-c", LARGE_VOCABULARY], capture_output=True, text=True, check=True
+    )
+    assert float(run.stdout) < 2
 
 
 def test_a_chunk_counts_for_no_more_than_itself() -> None:
