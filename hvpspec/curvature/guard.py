@@ -160,7 +160,7 @@ def uses_batch_statistics(model: nn.Module) -> bool:
 # Examples that are looked at closely: enough to see most faults, too few to cost much.
 _FEW = 24
 # That many parameters times examples take no time worth saving.
-_CHEAP = 2**19
+_CHEAP = 2**18
 
 
 class Guard:
