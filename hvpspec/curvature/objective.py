@@ -450,6 +450,7 @@ class Point:
 
     Attributes:
         space: the objective's, as are ``data``, ``ranks``, ``dtype`` and ``device``.
+        is_checked: whether products were compared with differences at this point.
 
     Raises:
         InputError: the point has another shape.
@@ -463,7 +464,7 @@ class Point:
         self.space, self.data, self.ranks = objective.space, objective.data, objective.ranks
         self.dtype, self.device = objective.dtype, objective.device
         self._record: Record | None = None
-        self._is_checked = False
+        self.is_checked = False
         self._num_passes = 0
 
     def ready(self) -> Record:
@@ -512,9 +513,9 @@ class Point:
         self.ready()
         guard = self.objective.guard
         guard.require_products()
-        if self.theta is not None and not self._is_checked:
+        if self.theta is not None and not self.is_checked:
             guard.check_at(self.objective, self.theta)
-            self._is_checked = True
+            self.is_checked = True
 
     def check_parameters(self) -> None:
         """Raise DataChangedError if parameters or buffers are not those that were checked."""

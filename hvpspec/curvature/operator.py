@@ -19,8 +19,7 @@ from hvpspec.curvature.products import Products
 from hvpspec.curvature.sharding import whole
 from hvpspec.errors import InputError
 from hvpspec.linalg.digests import tensor_digest
-from hvpspec.linalg.facts import IndexBound, PointFacts
-from hvpspec.linalg.operator import Piece, SymmetricOperator
+from hvpspec.linalg.operator import IndexBound, Piece, PointFacts, SymmetricOperator
 from hvpspec.linalg.tiles import reflect_
 from hvpspec.progress import Progress
 
@@ -78,6 +77,7 @@ class CurvatureOperator(SymmetricOperator):
         *,
         engine: EngineName = "auto",
         memory_budget: int | None = None,
+        is_checked: bool = False,
     ) -> Self:
         """The matrix of an objective at a point.
 
@@ -86,9 +86,12 @@ class CurvatureOperator(SymmetricOperator):
             theta: the point, shape (n,); None for the present parameters.
             engine: how products are made.
             memory_budget: bytes for what is kept between products.
+            is_checked: whether the caller compares products with differences at this point, or at
+                the end of a way of which it is one.
         """
         operator = cls.__new__(cls)
         operator._place(objective, theta, engine, memory_budget)
+        operator._point.is_checked = is_checked
         return operator
 
     def _place(
