@@ -5,7 +5,7 @@ from __future__ import annotations
 from hvpspec.curvature.matrices import GaussNewton
 from hvpspec.curvature.operator import CurvatureOperator
 from hvpspec.curvature.structure import is_convex_at
-from hvpspec.linalg.facts import IndexBound
+from hvpspec.linalg.operator import IndexBound
 
 
 class GGNOperator(CurvatureOperator):

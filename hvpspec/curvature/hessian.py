@@ -18,7 +18,7 @@ from hvpspec.curvature.structure import (
     index_bound,
     is_convex_at,
 )
-from hvpspec.linalg.facts import IndexBound
+from hvpspec.linalg.operator import IndexBound
 
 
 class HessianOperator(CurvatureOperator):

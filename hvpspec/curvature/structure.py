@@ -25,7 +25,7 @@ from hvpspec.curvature.data import is_nested, tensors_in
 from hvpspec.curvature.graph import is_used_once, nodes
 from hvpspec.curvature.losses import Loss
 from hvpspec.errors import InputError
-from hvpspec.linalg.facts import IndexBound
+from hvpspec.linalg.operator import IndexBound
 
 # Operations that are piecewise linear in all their tensor arguments together. Their derivatives are
 # locally constant, so the second derivatives that autograd computes vanish, also at a kink.

@@ -8,13 +8,14 @@ or plots.
 from hvpspec.linalg.dense import InertiaResult, eigvalsh, inertia
 from hvpspec.linalg.estimates import Estimate, diagonal, frobenius_norm, trace
 from hvpspec.linalg.extremes import Eigenpairs, eigsh
-from hvpspec.linalg.facts import IndexBound, PointFacts
 from hvpspec.linalg.krylov import LanczosRun, lanczos
 from hvpspec.linalg.noise import Noise, measure_noise
 from hvpspec.linalg.operator import (
     AffineOperator,
     DenseOperator,
     FunctionOperator,
+    IndexBound,
+    PointFacts,
     PreconditionedOperator,
     SymmetricOperator,
     WrappedOperator,

@@ -11,14 +11,12 @@ from scipy.linalg import lapack
 from scipy.sparse.linalg import eigsh
 from torch import Tensor
 
-from hvpspec.errors import ComputationError, InputError, NonFiniteError
+from hvpspec.errors import ComputationError, InputError
 from hvpspec.linalg.memory import require_memory
-from hvpspec.linalg.operator import SymmetricOperator, as_operator
+from hvpspec.linalg.operator import SymmetricOperator, as_operator, require_scale
 from hvpspec.linalg.tiles import largest_entry
+from hvpspec.progress import Progress
 from hvpspec.results import Result
-
-#: Where the largest entry lies within 1 / _FAR and _FAR, squares of all that counts are in range.
-_FAR = 2.0**256
 
 
 @dataclass(frozen=True, repr=False)
@@ -44,17 +42,13 @@ def eigvalsh(A: SymmetricOperator | Tensor) -> Tensor:
 
     Raises:
         InputError: the matrix is not symmetric or does not fit into memory.
-        ComputationError: an eigenvalue is larger than float64 can hold.
+        ComputationError: its entries are so small or large that their squares are no numbers.
 
     Example:
         >>> eigvalsh(torch.diag(torch.tensor([2.0, 0.0, -1.0])))
         tensor([-1.,  0.,  2.], dtype=torch.float64)
     """
-    matrix = dense_float64(A)
-    unit = bring_into_range_(matrix)
-    eigenvalues = block_eigvalsh(*live_block(matrix))
-    in_range(float(eigenvalues[[0, -1]].abs().max()), unit)
-    return eigenvalues * unit
+    return block_eigvalsh(*live_block(dense_float64(A)))
 
 
 def inertia(A: SymmetricOperator | Tensor, tau: float = 0.0) -> InertiaResult:
@@ -78,6 +72,7 @@ def inertia(A: SymmetricOperator | Tensor, tau: float = 0.0) -> InertiaResult:
 
     Raises:
         InputError: the matrix is not symmetric or does not fit into memory, or ``tau`` is negative.
+        ComputationError: its entries are so small or large that their squares are no numbers.
 
     Reference:
         Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., ch. 11; LAPACK ``dsytrf``.
@@ -87,15 +82,12 @@ def inertia(A: SymmetricOperator | Tensor, tau: float = 0.0) -> InertiaResult:
         InertiaResult(negative=1, zero=1, positive=1, tau=0.5)
     """
     require_tau(tau)
-    matrix = dense_float64(A)
-    shift = in_units(tau, bring_into_range_(matrix))
-    live, _ = live_block(matrix)
-    negative, pivots_zero_below, _ = pivot_signs(live, shift)
-    if shift == 0:
-        positive = live.shape[0] - negative - pivots_zero_below
-    else:
-        _, _, positive = pivot_signs(live, -shift)
-    return InertiaResult(negative, len(matrix) - negative - positive, positive, tau)
+    live, num_zero_rows = live_block(dense_float64(A))
+    negative, zero, positive = pivot_signs(live, tau)
+    if tau > 0:
+        _, _, positive = pivot_signs(live, -tau)
+    zero = num_zero_rows + len(live) - negative - positive
+    return InertiaResult(negative, zero, positive, tau)
 
 
 def block_eigvalsh(live: Tensor, num_zero_rows: int) -> Tensor:
@@ -106,77 +98,25 @@ def block_eigvalsh(live: Tensor, num_zero_rows: int) -> Tensor:
     return torch.cat([torch.linalg.eigvalsh(live), zeros]).sort().values
 
 
-def dense_float64(A: SymmetricOperator | Tensor) -> Tensor:
-    """Return the matrix of ``A`` in float64 on the CPU, assembled in float64 where possible."""
-    return as_operator(A).in_float64().to_dense().to("cpu", torch.float64)
+def dense_float64(A: SymmetricOperator | Tensor, progress: Progress | None = None) -> Tensor:
+    """The matrix of ``A`` on the CPU, assembled in float64 where possible, if it is in range."""
+    matrix = as_operator(A).in_float64().to_dense(progress=progress).to("cpu", torch.float64)
+    require_scale(float(largest_entry(matrix)), matrix.dtype)
+    return matrix
 
 
-def bring_into_range_(A: Tensor) -> float:
-    """Divide a float64 matrix, in place, so that no square of what counts is out of range.
-
-    The divisor is a power of two, so that every entry stays exact but those below ``1e-307`` of the
-    largest: what they lose is less than the round-off of anything done with the matrix.
-
-    Returns:
-        The divisor; 1 unless the largest entry is very large or very small.
-
-    Raises:
-        NonFiniteError: an entry is NaN or infinite.
-    """
-    largest = float(largest_entry(A))
-    if not math.isfinite(largest):
-        raise NonFiniteError("the matrix contains NaN or infinity; scale it, or the loss")
-    if largest == 0 or 1 / _FAR <= largest <= _FAR:
-        return 1.0
-    unit = math.ldexp(1.0, math.frexp(largest)[1] - 1)
-    A /= unit
-    return unit
-
-
-def in_units(x: float, unit: float) -> float:
-    """A number in the units of a matrix that was brought into range.
-
-    What would overflow lies beyond all eigenvalues, which are at most ``n _FAR``, and so does what
-    is returned for it.
-    """
-    return min(max(x / unit, -(_FAR**2)), _FAR**2)
-
-
-def in_range(norm: float, unit: float) -> float:
-    """``norm * unit``, the norm of a matrix before it was brought into range.
-
-    Raises:
-        ComputationError: it is larger than float64 can hold.
-    """
-    if math.isinf(norm * unit):
-        raise ComputationError(
-            f"the largest eigenvalue, {norm:.1f} times {unit:.1e}, is out of float64's range; "
-            "scale the matrix, or the loss"
-        )
-    return norm * unit
-
-
-def assembly_error(A: SymmetricOperator, matrix: Tensor, unit: float = 1.0) -> float:
-    """Estimate ``||matrix - A / unit||_2`` from products with random unit vectors.
+def assembly_error(A: SymmetricOperator, matrix: Tensor) -> float:
+    """Estimate ``||matrix - A||_2`` from products with random unit vectors.
 
     For an error E without structure, ``||E z||`` of a random unit vector is half of ``||E||_2``;
     the largest of four is doubled once more for safety. An assembly by unit vectors and a product
     with a random one add up the same terms in different orders, so their difference shows the
     round-off of both.
-
-    Args:
-        A: the operator.
-        matrix: float64, on the CPU, shape (n, n).
-        unit: a power of two, by which the matrix was divided.
     """
     generator = torch.Generator().manual_seed(0)
     Z = torch.randn(A.shape[0], 4, generator=generator, dtype=torch.float64)
     Z = (Z / torch.linalg.vector_norm(Z, dim=0)).to(A.dtype)
-    # About half of the unit's exponent is taken out of the vectors and the rest out of their
-    # products, so that neither leave the range of float64.
-    first = math.ldexp(1.0, -(math.frexp(unit)[1] // 2))
-    product = A.matmat((Z * first).to(A.device)).to("cpu", torch.float64) / (unit * first)
-    difference = matrix @ Z.double() - product
+    difference = matrix @ Z.double() - A.matmat(Z.to(A.device)).to("cpu", torch.float64)
     return 4 * float(torch.linalg.vector_norm(difference, dim=0).max())
 
 

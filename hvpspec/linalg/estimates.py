@@ -17,10 +17,9 @@ import torch
 from torch import Tensor
 
 from hvpspec.errors import InputError
-from hvpspec.linalg.krylov import require_scale
 from hvpspec.linalg.memory import require_memory
-from hvpspec.linalg.operator import SymmetricOperator, as_operator, unit_columns
-from hvpspec.linalg.probes import ProbeKind, draw_probes, seeded
+from hvpspec.linalg.operator import SymmetricOperator, as_operator, require_scale, unit_columns
+from hvpspec.linalg.probes import ProbeKind, probes_for, seeded
 from hvpspec.linalg.ranks import ALONE, Ranks
 from hvpspec.linalg.tiles import largest_entry
 from hvpspec.progress import Progress, shown
@@ -89,13 +88,12 @@ def trace(
     ``"hutchinson"`` averages ``z^T A z`` in O(n) memory. The others take the trace of a low-rank
     part exactly and sample the remainder, which wins where the spectrum decays: ``"hutch++"`` parts
     its products between the two and keeps ``2 n num_matvecs / 3`` numbers; in ``"xtrace"`` each
-    probe samples what all others leave, and ``3 n num_matvecs / 2`` numbers are kept, of which each
-    of several processes has its share.
+    probe samples what all others leave, and ``3 n num_matvecs / 2`` numbers are kept. Of several
+    processes each keeps its share.
 
     XTrace is the most accurate. Its samples are exchangeable, not independent; the standard error
-    counts their correlation, estimated from each sample's change when another probe is left out
-    too. The squares of the standard errors are unbiased, but XTrace's is cut off from below at that
-    of independent samples: in our tests it is too large by less than 20% where the spectrum decays
+    counts their correlation. Its square is unbiased, but for XTrace cut off from below at that of
+    independent samples: in our tests it is too large by less than 20% where the spectrum decays
     slowly, by a factor of about 2 where it decays fast, and by more where it drops at the number of
     probes.
 
@@ -108,8 +106,7 @@ def trace(
         A: an operator, or a symmetric matrix of shape (n, n).
         num_matvecs: most products to spend, at least 4 (2 for ``"hutchinson"``). From n on they buy
             the exact answer by n unit vectors, with ``sem = 0``, unless those beyond n reach a
-            given target first. Of 4, ``"hutch++"`` and ``"xtrace"`` have two samples, from which
-            ``sem`` says little. None is 100 or, with a target, what it takes (at most 2 n).
+            given target first. None is 100 or, with a target, what it takes (at most 2 n).
         generator: source of the probes; None for one with seed 0.
         method: ``"hutchinson"``, ``"hutch++"`` or ``"xtrace"``.
         kind: distribution of the probes. None is ``"rademacher"``, but for XTrace ``"sphere"``,
@@ -160,29 +157,16 @@ def frobenius_norm(
 ) -> Estimate[float]:
     """Estimate the Frobenius norm as the root of the mean of ``||A z||^2`` over Rademacher probes.
 
-    Args:
-        A: an operator, or a symmetric matrix of shape (n, n).
-        num_matvecs: most products to spend, at least 2; see :func:`trace`.
-        generator: source of the probes; None for one with seed 0.
-        rtol: target for the standard error, relative to the norm.
-        atol: target for the standard error, in units of the eigenvalues.
-        block_size: vectors multiplied at once.
-        progress: True for a bar; or called with the products done and the most there can be.
-
-    Raises:
-        InputError: the budget is too small or a target not positive.
-        ComputationError: the products are not symmetric, or so small or large that their squares
-            are no numbers in float64.
+    Arguments and errors are those of :func:`trace`; at least 2 products are spent, and ``rtol`` is
+    relative to the norm.
 
     Example:
         >>> frobenius_norm(torch.eye(4), generator=torch.Generator().manual_seed(0))
         Estimate(value=2.0, sem=0.0, num_matvecs=4)
     """
     run = _Run(A, num_matvecs, 2, generator, rtol, atol, block_size, progress)
-    steps = chain(
-        _hutchinson(run, "rademacher", _square_length), _unit_vectors(run, _square_length)
-    )
-    answer = run.stop(map(_root, steps))
+    steps = _hutchinson(run, "rademacher", _square_length)
+    answer = run.stop(map(_root, chain(steps, _unit_vectors(run, _square_length))))
     return Estimate(float(answer.value), float(answer.sem), run.spent)
 
 
@@ -201,22 +185,8 @@ def diagonal(
 
     ``"hutchinson"`` averages ``z * (A z)`` in O(n) memory. ``"xdiag"`` is to it what XTrace is to
     Hutchinson's trace, with the same kind of standard error for each entry; it keeps a few times
-    ``n num_matvecs`` numbers. Sampling stops once ``||sem||_2 <= max(atol, rtol * ||A||_F)``.
-
-    Args:
-        A: an operator, or a symmetric matrix of shape (n, n).
-        num_matvecs: most products to spend, at least 4 (2 for ``"hutchinson"``); see :func:`trace`.
-        generator: source of the probes; None for one with seed 0.
-        method: ``"hutchinson"`` or ``"xdiag"``.
-        rtol: target for the 2-norm of the standard errors, relative to ``||A||_F``.
-        atol: the same in units of the eigenvalues.
-        block_size: vectors multiplied at once.
-        progress: True for a bar; or called with the products done and the most there can be.
-
-    Raises:
-        InputError: the budget or memory is too small, a choice unknown or a target not positive.
-        ComputationError: the products are not symmetric, or so small or large that their squares
-            are no numbers in float64.
+    ``n num_matvecs`` numbers. Sampling stops once ``||sem||_2 <= max(atol, rtol * ||A||_F)``. All
+    other arguments, and errors, are those of :func:`trace`.
 
     Reference:
         Bekas, Kokiopoulou & Saad (2007); Epperly, Tropp & Webber (2024), XDiag.
@@ -293,7 +263,8 @@ class _Run:
             self.sampling = min(num_matvecs - self.n, self.n) if self.has_target else 0
             if self.sampling < minimum // 2 * _MIN_SAMPLES:
                 self.sampling = 0  # too few samples for a target to stop at
-        self.A.expect(self.sampling + self.n * self.exact, block_size)
+        self.most = self.sampling + self.n * self.exact
+        self.A.expect(self.most, block_size)
 
     @property
     def spent(self) -> int:
@@ -302,16 +273,8 @@ class _Run:
 
     def draw(self, kind: ProbeKind, most: int, Q: Tensor | None = None) -> Tensor:
         """Draw a block of probes, at most so many, orthogonal to the shared columns of Q."""
-        return draw_probes(
-            kind,
-            self.n,
-            min(most, self.block_size),
-            self.generator,
-            dtype=self.A.dtype,
-            device=self.A.device,
-            orthogonal_to=None if Q is None else Q.mT,
-            ranks=self.ranks,
-        )
+        shared = None if Q is None else Q.mT
+        return probes_for(self.A, kind, min(most, self.block_size), self.generator, shared)
 
     def multiply(self, V: Tensor) -> Tensor:
         """Return ``A V`` and report progress."""
@@ -324,7 +287,7 @@ class _Run:
         if self.scale > 1:  # too small is known at the end
             require_scale(self.scale, self.A.dtype)
         if self.progress is not None:
-            self.progress(self.spent, self.sampling + self.n * self.exact)
+            self.progress(self.spent, self.most)
         return AV
 
     def stop(self, steps: Iterator[_Step]) -> _Step:

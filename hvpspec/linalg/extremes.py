@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from hvpspec.errors import InputError
-from hvpspec.linalg.krylov import KrylovSpace, require_scale
-from hvpspec.linalg.operator import SymmetricOperator, as_operator
-from hvpspec.linalg.probes import draw_probes, require_count, seeded
+from hvpspec.linalg.krylov import KrylovSpace
+from hvpspec.linalg.operator import SymmetricOperator, as_operator, require_scale
+from hvpspec.linalg.probes import probes_for, require_count, seeded
 from hvpspec.progress import Progress, shown
 from hvpspec.results import Result, Row, Subject
 
@@ -142,9 +142,8 @@ def eigsh(
         values, X = search.run()
     X = operator.ranks.whole(X, n)
     product = operator.matmat(X.T)
-    residuals = torch.linalg.vector_norm(
-        product.double() - X.T.double() * values.to(X.device), dim=0
-    ).cpu()
+    errors = product.double() - X.T.double() * values.to(X.device)
+    residuals = torch.linalg.vector_norm(errors, dim=0).cpu()
     return Eigenpairs(
         values, X.T, residuals, residuals <= 2 * tol * search.norm, search.spent + k, which
     )
@@ -155,32 +154,26 @@ def eigsh(
 _STEPS_BETWEEN_LOOKS = 8
 
 
+@dataclass
 class _Search:
     """Rounds of thick-restart Lanczos, each in the complement of what was found before."""
 
-    def __init__(
-        self,
-        A: SymmetricOperator,
-        k: int,
-        which: Which,
-        tol: float,
-        max_matvecs: int,
-        start: Tensor | None,
-        generator: torch.Generator,
-        progress: Progress | None,
-    ) -> None:
-        self.A, self.k, self.which, self.tol = A, k, which, tol
-        self.max_matvecs, self.generator, self.progress = max_matvecs, generator, progress
-        self.start = start
-        self.spent = 0
-        self.norm = 0.0
+    A: SymmetricOperator
+    k: int
+    which: Which
+    tol: float
+    max_matvecs: int
+    start: Tensor | None
+    generator: torch.Generator
+    progress: Progress | None
+    spent: int = 0
+    norm: float = 0.0
 
     def run(self) -> tuple[Tensor, Tensor]:
         """Return k values in ascending order and this process's share of their vectors, as rows."""
         n = self.A.shape[0]
-        share = self.A.ranks.share_size(n)
         values = torch.empty(0, dtype=torch.float64)
-        X = torch.empty(0, share, dtype=self.A.dtype, device=self.A.device)
+        X = torch.empty(0, self.A.ranks.share_size(n), dtype=self.A.dtype, device=self.A.device)
         while len(values) < n:
             # A round that only looks for what was missed looks at each end asked for.
             missing = max(2 if self.which == "BE" else 1, self.k - len(values))
@@ -198,13 +191,11 @@ class _Search:
 
     def _round(self, found: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Find ``count`` pairs in the complement of ``found``, or fewer if it is exhausted."""
-        A, n = self.A, self.A.shape[0]
+        A = self.A
         # Later rounds look for what the first missed, for which its start is no good.
         start, self.start = self.start, None
         if start is None:
-            start = draw_probes(
-                "gaussian", n, 1, self.generator, dtype=A.dtype, device=A.device, ranks=A.ranks
-            )
+            start = probes_for(A, "gaussian", 1, self.generator)
         # A restart keeps 1.5 count + 15 of these, so that 0.5 count + 15 are new: with much fewer,
         # a small count would hardly converge.
         space = KrylovSpace(A, start, 2 * count + 30, found, limit="k")
@@ -235,9 +226,6 @@ def _start_vector(A: SymmetricOperator, x0: Tensor) -> Tensor:
 
     A single vector sees all of them: the Krylov space of a sum of m eigenvectors with different
     eigenvalues holds each of them after m steps.
-
-    Raises:
-        InputError: ``x0`` has another shape, or is zero or not finite.
     """
     n = A.shape[0]
     if x0.ndim not in (1, 2) or x0.shape[0] != n or not x0.numel():

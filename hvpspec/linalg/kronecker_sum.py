@@ -74,13 +74,7 @@ class KroneckerSum:
         self.mass += float(square.sqrt() @ (1 + (inputs * inputs).sum(1)))
 
     def _add_row(self, j: int, inputs: list[Tensor], weights: list[Tensor]) -> None:
-        """Add examples, in pieces, to the blocks of row j on and below the diagonal.
-
-        Args:
-            j: which row.
-            inputs: their inputs that are not dead, each of shape (live, S).
-            weights: the columns ``Q_s[:, j]``, each of shape (D, S).
-        """
+        """Add pieces, (live, S) and (D, S), to the blocks of row j on and below the diagonal."""
         num_live = len(self._live)
         grams = [self._block(j, k)[:num_live, :num_live] for k in range(j + 1)]
         for X, q in zip(inputs, weights, strict=True):
@@ -133,14 +127,10 @@ def _pieces(rows: Tensor) -> list[Tensor]:
 
 
 def add_weighted_gram_(G: Tensor, X: Tensor, q: Tensor) -> None:
-    """Add ``X diag(q) X^T`` to the upper triangle of ``G``, in stripes of columns.
+    """Add ``X diag(q) X^T``, from X (p, S) and q (S,), to the upper triangle of G (p, p).
 
-    Little is computed below the diagonal: with a stripe of w of p columns, (1 + w / p) / 2 of all.
-
-    Args:
-        G: what is added to, shape (p, p); below the diagonal it is undefined afterwards.
-        X: shape (p, S).
-        q: the weights, shape (S,).
+    In stripes of columns little is computed below the diagonal, where G is undefined afterwards:
+    with a stripe of w of p columns, (1 + w / p) / 2 of all.
     """
     for start in range(0, len(X), _STRIPE):
         stop = min(start + _STRIPE, len(X))

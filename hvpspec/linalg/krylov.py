@@ -7,7 +7,7 @@ Both make each product orthogonal first to what the recurrence says, whose coeff
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hvpspec.errors import ComputationError, InputError
+from hvpspec.errors import InputError
 from hvpspec.linalg.memory import give_back_freed, on_disk, require_memory
 from hvpspec.linalg.operator import SymmetricOperator
 from hvpspec.linalg.probes import require_count
@@ -148,7 +148,7 @@ def lanczos(
             if reorthogonalize:
                 _, beta = project_out_(w, bases[i, : j + 1], ranks)
             else:
-                beta = length(w, ranks)
+                beta = norm(w, ranks)
             alphas[i, j], betas[i, j], num_done[i] = alpha, beta, j + 1
             scales[i] = max(scales[i], abs(alpha) + beta)
             # After n steps a basis kept orthogonal is complete; one with copies is not.
@@ -284,7 +284,7 @@ class KrylovSpace:
         rows, before = slice(self.size, self._known), slice(self._local, self.size)
         Q = self._basis[rows]
         W = _multiply(self._A, Q)
-        self._scale = max(self._scale, *lengths(W, self._ranks))
+        self._scale = max(self._scale, *(norm(w, self._ranks) for w in W))
         if len(self.deflated):
             for row, w in enumerate(W, start=self.size):
                 self._C[:, row] = project_out_(w, self.deflated, self._ranks)[0]
@@ -356,28 +356,23 @@ class KrylovSpace:
 
 
 def project_out_(w: Tensor, basis: Tensor, ranks: Ranks = ALONE) -> tuple[Tensor, float]:
-    """Make a vector orthogonal to orthonormal rows, in place.
+    """Make a vector (n,) orthogonal to orthonormal rows (m, n), in place.
 
     Classical Gram-Schmidt: unlike the modified one it takes two products with a matrix instead of
-    m dots, and one message between processes. Each pass leaves round-off of the size of what it
-    removed, so a second one is made where the first removed more than it left (Kahan and Parlett:
-    twice is enough).
-
-    Args:
-        w: shape (n,).
-        basis: orthonormal rows, shape (m, n).
-        ranks: the processes, each of which has its share of the entries of both.
+    m dots, and one message between processes, each of which has its share of the entries of both.
+    Each pass leaves round-off of the size of what it removed, so a second one is made where the
+    first removed more than it left (Kahan and Parlett: twice is enough).
 
     Returns:
         The coefficients that were removed, shape (m,), and the norm of what is left.
     """
     removed = ranks.sum_(basis @ w)
     w.addmv_(basis.T, removed, alpha=-1)
-    left = length(w, ranks)
+    left = norm(w, ranks)
     if norm(removed) > left:
         again = ranks.sum_(basis @ w)
         w.addmv_(basis.T, again, alpha=-1)
-        removed, left = removed + again, length(w, ranks)
+        removed, left = removed + again, norm(w, ranks)
     return removed, left
 
 
@@ -386,49 +381,17 @@ def breakdown_tolerance(A: SymmetricOperator, scale: float) -> float:
     return 10 * A.unit_roundoff * scale
 
 
-def require_scale(norm: float, dtype: torch.dtype) -> None:
-    """Raise ComputationError where lengths of products and of their round-off are not to be had.
-
-    They are roots of sums of squares in float64, which underflow or overflow. Products below the
-    smallest normal number of their own type are rounded by more than ``u`` times their size. Zero
-    is exact.
-    """
-    double = torch.finfo(torch.float64)
-    most = math.sqrt(double.max) * double.eps
-    least = max(1 / most, torch.finfo(dtype).smallest_normal)
-    if norm != 0 and not least <= norm <= most:
-        raise ComputationError(
-            f"products of size {norm:.0e} are out of range, since they or their squares underflow "
-            f"or overflow in {dtype}; scale the matrix, or the loss"
-        )
-
-
 def dot(x: Tensor, y: Tensor) -> float:
     """``<x, y>`` of two vectors, accumulated in float64 without copies of all of them."""
-    pieces = zip(torch.split(x, _piece(x)), torch.split(y, _piece(y)), strict=True)
+    # Few enough entries at once for a CPU's cache, and many for each call to a GPU.
+    piece = 2**16 if x.device.type == "cpu" else 2**24
+    pieces = zip(torch.split(x, piece), torch.split(y, piece), strict=True)
     return float(sum(a.double() @ b.double() for a, b in pieces))
 
 
-def norm(x: Tensor) -> float:
-    """The Euclidean norm of all entries, accumulated in float64 without a copy of all of them."""
-    pieces = (piece.double() for piece in torch.split(x.flatten(), _piece(x)))
-    return math.sqrt(sum(a @ a for a in pieces))
-
-
-def length(w: Tensor, ranks: Ranks) -> float:
-    """The norm of a vector of which each process has a share."""
-    return lengths([w], ranks)[0]
-
-
-def lengths(rows: Iterable[Tensor], ranks: Ranks) -> list[float]:
-    """The norms of some vectors of which each process has a share, in one message."""
-    own = [norm(w) for w in rows]
-    return own if ranks.size == 1 else [math.sqrt(s) for s in ranks.sums([x**2 for x in own])]
-
-
-def _piece(x: Tensor) -> int:
-    """Entries converted at once: few enough for a CPU's cache, and many for each call to a GPU."""
-    return 2**16 if x.device.type == "cpu" else 2**24
+def norm(w: Tensor, ranks: Ranks = ALONE) -> float:
+    """The Euclidean norm of all entries, of which each process may have a share."""
+    return math.sqrt(ranks.sum(dot(w.flatten(), w.flatten())))
 
 
 def _multiply(A: SymmetricOperator, rows: Tensor) -> Tensor:

@@ -45,8 +45,7 @@ def left_in_groups(
         own: the file that names those of this process.
 
     Reference:
-        Linux: Documentation/admin-guide/cgroup-v2.rst, section "Memory", and
-        cgroup-v1/memory.rst.
+        Linux, Documentation/admin-guide: cgroup-v2.rst, "Memory", and cgroup-v1/memory.rst.
     """
     left = []
     for group, most, use, reclaimable in _limits(mounted, own):
@@ -93,13 +92,9 @@ def require_memory(
     device: torch.device | str = "cpu",
     remedy: str | Callable[[int], str] = "fewer parameters (params=...)",
 ) -> None:
-    """Raise InputError when ``what``, of ``num_bytes`` bytes, does not fit.
+    """Raise InputError when ``what``, of ``num_bytes`` bytes, does not fit on a device.
 
-    Args:
-        num_bytes: that are needed.
-        what: needs them.
-        device: where.
-        remedy: what to choose instead, or a function of the free bytes that says so.
+    ``remedy`` is what to choose instead, or a function of the free bytes that says so.
     """
     available = available_memory(device)
     if num_bytes > available:
@@ -119,11 +114,6 @@ def on_disk(shape: Sequence[int], dtype: torch.dtype, folder: str | PathLike[str
     """Return an uncleared tensor whose memory is a file, which the system reads and writes.
 
     The file has no name, so that nothing stays of it when the process ends, in whatever way.
-
-    Args:
-        shape: of the tensor.
-        dtype: of its entries.
-        folder: where the file lies.
 
     Raises:
         InputError: the folder cannot be written to, or has no room for it.

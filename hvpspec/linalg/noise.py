@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from hvpspec.linalg.krylov import lanczos, require_scale
-from hvpspec.linalg.operator import SymmetricOperator
-from hvpspec.linalg.probes import draw_probes, seeded
+from hvpspec.linalg.krylov import lanczos
+from hvpspec.linalg.operator import SymmetricOperator, require_scale
+from hvpspec.linalg.probes import probes_for, seeded
 from hvpspec.results import Result
 
 #: Steps of the Lanczos run that finds the norm; its top Ritz value is then within a few per cent.
@@ -48,18 +48,13 @@ def measure_noise(A: SymmetricOperator, generator: torch.Generator | None = None
         A: the operator.
         generator: the source of the random vectors; None for one with seed 0.
 
-    Returns:
-        The noise floor, with the norm and the symmetry defect.
-
     Raises:
         ComputationError: the products are not symmetric, or so small or large that their squares
             are no numbers in float64.
     """
     A.check_symmetry()
     n = A.shape[0]
-    Z = draw_probes(
-        "gaussian", n, 3, seeded(generator), dtype=A.dtype, device=A.device, ranks=A.ranks
-    )
+    Z = probes_for(A, "gaussian", 3, seeded(generator))
     Z = Z / torch.linalg.vector_norm(Z, dim=0)
     (run,) = lanczos(A, Z[:, :1], _NORM_STEPS)
     theta, S = torch.linalg.eigh(run.T)

@@ -15,11 +15,11 @@ from torch import Tensor
 from hvpspec.errors import ComputationError, InputError, NonFiniteError, first_line
 from hvpspec.linalg import interop
 from hvpspec.linalg.digests import tensor_digest
-from hvpspec.linalg.facts import PointFacts
 from hvpspec.linalg.memory import require_memory
 from hvpspec.linalg.ranks import ALONE, Ranks
 from hvpspec.linalg.tiles import asymmetry, largest_entry, largest_mismatch, symmetrise_
 from hvpspec.progress import Progress, shown
+from hvpspec.results import Result
 
 if TYPE_CHECKING:
     import linear_operator
@@ -30,6 +30,36 @@ _LOOKS = 5
 
 # Unit vectors multiplied at once in an assembly.
 _BLOCK = 256
+
+
+@dataclass(frozen=True, repr=False)
+class IndexBound(Result):
+    """A proven upper bound on the number of negative eigenvalues.
+
+    If ``A`` is positive semi-definite on a subspace of dimension ``psd_dim``, then at most
+    ``dim - psd_dim`` of its eigenvalues are negative (Cauchy-Poincare).
+    """
+
+    upper: int
+    psd_dim: int
+    reason: str
+
+
+@dataclass(frozen=True, repr=False)
+class PointFacts(Result):
+    """What the maker of an operator knows about it beyond its products; unknown facts are None.
+
+    For the Hessian of ``f`` at a point: ``f`` itself, the Euclidean norm of its gradient, a bound
+    on the index that follows from the structure of ``f``, and what a reader of the result should
+    know. ``certain`` is False where nothing may be certified of it, since the matrix is the
+    derivative of a pseudo-gradient.
+    """
+
+    loss: float | None = None
+    gradient_norm: float | None = None
+    index_bound: IndexBound | None = None
+    notes: tuple[str, ...] = ()
+    certain: bool = True
 
 
 @dataclass(frozen=True)
@@ -109,11 +139,7 @@ class SymmetricOperator(ABC):
             InputError: ``V`` has another shape, dtype or device.
             NonFiniteError: an entry of the product is NaN or infinite.
         """
-        n = self.shape[0]
-        self._check_tensor(V)
-        if V.ndim != 2 or V.shape[0] != n:
-            raise InputError(f"expected a block of shape ({n}, k), got {tuple(V.shape)}")
-        self._check_kind(V)
+        self._check(V, ndim=2)
         if self._keeps_apart:
             product = self._matmat(V)
         else:  # each column's entries lie together, as those who go on with them need them
@@ -121,43 +147,31 @@ class SymmetricOperator(ABC):
         self.num_matvecs += V.shape[1]
         # NaN and infinity survive a sum, which costs a tenth of looking at every entry.
         if not bool(torch.isfinite(product.sum())) and not bool(torch.isfinite(product).all()):
-            if not bool(torch.isfinite(V).all()):
-                raise NonFiniteError(
-                    "the vector to multiply contains NaN or infinity; pass a finite one"
-                )
-            raise NonFiniteError(self._non_finite_message())
+            given = bool(torch.isfinite(V).all())
+            vector = "the vector to multiply contains NaN or infinity; pass a finite one"
+            raise NonFiniteError(self._non_finite_message() if given else vector)
         return product
 
     def expect(self, num_vectors: int, width: int) -> None:  # noqa: B027 - most need not know
-        """Announce products, for which an operator may prepare; it changes no result.
+        """Announce that so many vectors are to be multiplied, ``width`` of them in a block.
 
-        Args:
-            num_vectors: how many vectors are to be multiplied.
-            width: how many of them in a block.
+        An operator may prepare for it; it changes no result.
         """
 
     def matvec(self, v: Tensor) -> Tensor:
-        """Multiply one vector.
+        """Multiply one vector, as :meth:`matmat` does a block.
 
         Args:
             v: shape (n,), on the operator's device and in its dtype.
 
         Returns:
             ``A v``, shape (n,).
-
-        Raises:
-            InputError: ``v`` has another shape, dtype or device.
-            NonFiniteError: an entry of the product is NaN or infinite.
         """
-        n = self.shape[0]
-        self._check_tensor(v)
-        if v.shape != (n,):
-            raise InputError(f"expected a vector of shape ({n},), got {tuple(v.shape)}")
+        self._check(v, ndim=1)
         return self.matmat(v.unsqueeze(1)).squeeze(1)
 
     def __matmul__(self, other: Tensor) -> Tensor:
-        self._check_tensor(other)
-        return self.matvec(other) if other.ndim == 1 else self.matmat(other)
+        return self.matvec(other) if getattr(other, "ndim", 2) == 1 else self.matmat(other)
 
     def __repr__(self) -> str:
         kind = str(self.dtype).removeprefix("torch.")
@@ -233,27 +247,6 @@ class SymmetricOperator(ABC):
         Every question asks this before it uses a product. Four products are compared, whatever the
         size, or a few times as many before an operator is refused; they are not counted.
 
-        Raises:
-            ComputationError: ``u^T A v`` and ``v^T A u`` differ for random u and v by more than
-                round-off.
-        """
-        if self._found_symmetric:
-            return
-        generator = torch.Generator().manual_seed(0)
-        for _ in range(_LOOKS):
-            defect, allowed = self._symmetry_defect(generator)
-            if defect <= allowed:
-                self._found_symmetric = True
-                return
-        raise ComputationError(
-            f"the products are not symmetric: u^T A v and v^T A u differ by {defect:.1e} of "
-            "|A u| / sqrt(n) for random u and v; pass a symmetric operator, or look for an "
-            "operation whose derivative is wrong"
-        )
-
-    def _symmetry_defect(self, generator: torch.Generator) -> tuple[float, float]:
-        """``|u^T A v - v^T A u|`` for random unit vectors, and how much of it may be round-off.
-
         A wrong derivative is linear all the same, while round-off, of whatever precision inside, is
         not: ``A (u + v)`` and ``A (u - v)`` show how large the errors of products are. An error e
         is seen by u as ``|u^T e|``, of size ``|e| / sqrt(n)``, and ten of these are allowed. (Where
@@ -262,29 +255,40 @@ class SymmetricOperator(ABC):
         integers, a product may still be off by ``u ||A||``, and ``||A|| <= ||A||_F``, which is
         ``sqrt(n) |A u|`` in the mean; ten of these are allowed, too.
 
-        Returns:
-            Both in units of the mean of ``|A u| / sqrt(n)`` and ``|A v| / sqrt(n)``, the size of
-            ``u^T A v`` itself.
+        Raises:
+            ComputationError: ``u^T A v`` and ``v^T A u`` differ for random u and v by more than
+                round-off.
         """
-        n = self.shape[0]
+        if self._found_symmetric:
+            return
+        n, generator = self.shape[0], torch.Generator().manual_seed(0)
         # Two vectors and their combinations in float64, and blocks of four in two types.
         num_bytes = n * (4 * 8 + 8 * (self.dtype.itemsize + 8))
         with self.ranks.together():
             require_memory(num_bytes, "the check of the operator's symmetry", self.device)
-        U = torch.randn(n, 2, generator=generator, dtype=torch.float64)
-        U /= torch.linalg.vector_norm(U, dim=0)
-        u, v = U.to(self.device, self.dtype).T
-        products = self.matmat(torch.stack([u, v, u + v, u - v], 1)).double()
-        self.num_matvecs -= 4
-        # In units of the largest, so that squares neither overflow nor underflow.
-        Au, Av, sum_, difference = (products / largest_entry(products)).T
-        size = float(torch.linalg.vector_norm(Au) + torch.linalg.vector_norm(Av)) / 2
-        if not size > 0:  # 0 / 0 where all products vanish
-            return 0.0, 0.0
-        defect = n**0.5 * float((u.double() @ Av - v.double() @ Au).abs()) / size
-        errors = torch.stack([sum_ - Au - Av, difference - Au + Av])
-        measured = float(torch.linalg.vector_norm(errors)) / size
-        return defect, 10 * (measured + n**0.5 * self.unit_roundoff)
+        for _ in range(_LOOKS):
+            U = torch.randn(n, 2, generator=generator, dtype=torch.float64)
+            U /= torch.linalg.vector_norm(U, dim=0)
+            u, v = U.to(self.device, self.dtype).T
+            products = self.matmat(torch.stack([u, v, u + v, u - v], 1)).double()
+            self.num_matvecs -= 4
+            # In units of the largest, so that squares neither overflow nor underflow.
+            Au, Av, sum_, difference = (products / largest_entry(products)).T
+            # The mean of |A u| and |A v|; |A u| / sqrt(n) is the size of u^T A v itself.
+            size = float(torch.linalg.vector_norm(Au) + torch.linalg.vector_norm(Av)) / 2
+            defect = n**0.5 * float((u.double() @ Av - v.double() @ Au).abs())
+            errors = torch.stack([sum_ - Au - Av, difference - Au + Av])
+            measured = float(torch.linalg.vector_norm(errors))
+            allowed = 10 * (measured + n**0.5 * self.unit_roundoff * size)
+            # Where all products vanish, 0 / 0 has made the size NaN.
+            if not size > 0 or defect <= allowed:
+                self._found_symmetric = True
+                return
+        raise ComputationError(
+            f"the products are not symmetric: u^T A v and v^T A u differ by {defect / size:.1e} of "
+            "|A u| / sqrt(n) for random u and v; pass a symmetric operator, or look for an "
+            "operation whose derivative is wrong"
+        )
 
     def in_float64(self) -> SymmetricOperator:
         """Return the same matrix with products in float64, or ``self`` where impossible."""
@@ -303,23 +307,15 @@ class SymmetricOperator(ABC):
         }
 
     def to_scipy(self) -> LinearOperator:
-        """Wrap as a SciPy operator, for ``eigsh``, ``lobpcg``, ``cg`` of ``scipy.sparse.linalg``.
-
-        Returns:
-            A ``scipy.sparse.linalg.LinearOperator`` on NumPy arrays with this operator's dtype.
-        """
+        """Wrap as a SciPy operator, for ``eigsh``, ``cg`` and others of ``scipy.sparse.linalg``."""
         return interop.to_scipy(self)
 
     def to_linear_operator(self) -> linear_operator.LinearOperator:
         """Wrap for the package linear_operator, on which GPyTorch rests.
 
-        Its functions then work on this operator through products: ``solve``, ``inv_quad_logdet``,
-        ``add_diagonal`` and more. From size 2,000 on, its solver for ``A + s I`` makes a
-        preconditioner from the diagonal, which costs n products here;
+        Its functions then work on this operator through products. From size 2,000 on, its solver
+        for ``A + s I`` makes a preconditioner from the diagonal, which costs n products here;
         ``linear_operator.settings.max_preconditioner_size(0)`` does without.
-
-        Returns:
-            A ``linear_operator.LinearOperator`` with this operator's dtype and device.
 
         Raises:
             InputError: the package is not installed.
@@ -330,15 +326,16 @@ class SymmetricOperator(ABC):
         """Say what to do when a product of a finite vector is not finite."""
         return "the operator returned NaN or infinity for a finite vector; check the operator"
 
-    def _check_tensor(self, V: Tensor) -> None:
-        """Raise unless ``V`` is a tensor."""
+    def _check(self, V: Tensor, *, ndim: int) -> None:
+        """Raise unless ``V`` is a vector, or a block of them, as this operator multiplies."""
+        n = self.shape[0]
         if not isinstance(V, Tensor):
             raise InputError(
                 f"expected a tensor, got {type(V).__name__}; convert it with torch.as_tensor"
             )
-
-    def _check_kind(self, V: Tensor) -> None:
-        """Raise unless ``V`` has the operator's dtype and device."""
+        if V.ndim != ndim or V.shape[0] != n:
+            what = f"a vector of shape ({n},)" if ndim == 1 else f"a block of shape ({n}, k)"
+            raise InputError(f"expected {what}, got {tuple(V.shape)}")
         if V.dtype != self.dtype:
             raise InputError(
                 f"expected dtype {self.dtype}, got {V.dtype}; convert it with .to({self.dtype})"
@@ -357,6 +354,23 @@ def unit_columns(A: SymmetricOperator, indices: Sequence[int] | Tensor) -> Tenso
     unit = torch.zeros(A.shape[0], len(indices), dtype=A.dtype, device=A.device)
     unit[indices, range(len(indices))] = 1
     return unit
+
+
+def require_scale(norm: float, dtype: torch.dtype) -> None:
+    """Raise ComputationError where products are too small or large for their squares.
+
+    Norms are roots of sums of squares in float64, which underflow or overflow. Products below the
+    smallest normal number of their own type are rounded by more than ``u`` times their size. Zero
+    is exact.
+    """
+    double = torch.finfo(torch.float64)
+    most = math.sqrt(double.max) * double.eps
+    least = max(1 / most, torch.finfo(dtype).smallest_normal)
+    if norm != 0 and not least <= norm <= most:
+        raise ComputationError(
+            f"products of size {norm:.0e} are out of range, since they or their squares underflow "
+            f"or overflow in {dtype}; scale the matrix, or the loss"
+        )
 
 
 class DenseOperator(SymmetricOperator):

@@ -10,6 +10,7 @@ from torch import Tensor
 from hvpspec.errors import InputError
 from hvpspec.linalg.digests import tensor_digest
 from hvpspec.linalg.memory import require_memory
+from hvpspec.linalg.operator import SymmetricOperator
 from hvpspec.linalg.ranks import ALONE, Ranks
 
 #: The distributions of :func:`draw_probes`.
@@ -82,6 +83,26 @@ def draw_probes(
             own -= ranks.sum_(own @ orthogonal_to.mT) @ orthogonal_to
         Z = ranks.whole(own, n)
     return Z.T
+
+
+def probes_for(
+    A: SymmetricOperator,
+    kind: ProbeKind,
+    num_probes: int,
+    generator: torch.Generator,
+    orthogonal_to: Tensor | None = None,
+) -> Tensor:
+    """Draw vectors that an operator can multiply; see :func:`draw_probes`."""
+    return draw_probes(
+        kind,
+        A.shape[0],
+        num_probes,
+        generator,
+        dtype=A.dtype,
+        device=A.device,
+        orthogonal_to=orthogonal_to,
+        ranks=A.ranks,
+    )
 
 
 def seeded(generator: torch.Generator | None) -> torch.Generator:

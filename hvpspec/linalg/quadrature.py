@@ -120,11 +120,6 @@ def mass_bracket(run: LanczosRun, first: float, last: float) -> tuple[float, flo
     moves part of the weight of a node to another at the distance d, about ``u ||T|| / d`` of it. So
     where the numbers lie between close nodes and the bracket is narrow, its ends may cross.
 
-    Args:
-        run: the Lanczos run.
-        first: the number is at least this.
-        last: it is at most this.
-
     Returns:
         The lower and the upper bound, in this order whatever round-off does.
     """

@@ -6,9 +6,8 @@ process, so that all of them take the same decisions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import pairwise
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -73,16 +72,11 @@ class Ranks:
 
     def sum(self, x: float) -> float:
         """Add up a number over the processes, in float64."""
-        return self.sums([x])[0]
-
-    def sums(self, numbers: Sequence[float]) -> list[float]:
-        """Add up each of some numbers over the processes, in float64 and in one message."""
         if self.size == 1:
-            return list(numbers)
+            return x
         on_gpu = torch.distributed.get_backend(self.group) == "nccl"
         device = "cuda" if on_gpu else "cpu"
-        total = self.sum_(torch.tensor(numbers, dtype=torch.float64, device=device))
-        return total.tolist()
+        return float(self.sum_(torch.tensor(x, dtype=torch.float64, device=device)))
 
     def gather(self, value: T) -> list[T]:
         """What each process has, in the order of their ranks.
@@ -117,42 +111,29 @@ class Ranks:
 
     def share(self, n: int) -> slice:
         """The entries of a vector of length n that this process holds: as many as the others."""
-        return self._shares(n)[self.rank]
+        each, more = divmod(n, self.size)  # the first have one more where n cannot be divided
+        start = self.rank * each + min(self.rank, more)
+        return slice(start, start + each + (self.rank < more))
 
     def share_size(self, n: int) -> int:
         """How many entries of a vector of length n this process holds."""
         return len(range(n)[self.share(n)])
 
     def whole(self, part: Tensor, n: int) -> Tensor:
-        """Put vectors together from the shares that the processes hold.
+        """Put k vectors of length n together from the shares that the processes hold.
 
         Args:
-            part: shares of k vectors in rows, shape (k, this process's share of n).
-            n: length of the vectors.
+            part: this process's share of them, as rows, shape (k, share_size(n)).
+            n: their length.
 
         Returns:
-            Shape (k, n).
-
-        Raises:
-            ComputationError: another process ended, or did not answer within the group's time.
+            Shape (k, n), with the same bits in every process.
         """
         if self.size == 1:
             return part
-        shares = self._shares(n)
-        longest = shares[0].stop
-        padded = torch.zeros(len(part), longest, dtype=part.dtype, device=part.device)
-        padded[:, : part.shape[1]] = part
-        parts = [torch.empty_like(padded) for _ in shares]
-        with _reachable():
-            torch.distributed.all_gather(parts, padded, group=self.group)
-        cut = [p[:, : s.stop - s.start] for p, s in zip(parts, shares, strict=True)]
-        return torch.cat(cut, dim=1)
-
-    def _shares(self, n: int) -> Sequence[slice]:
-        """Who holds which entries; the first have one more where n cannot be divided."""
-        each, more = divmod(n, self.size)
-        starts = [rank * each + min(rank, more) for rank in range(self.size + 1)]
-        return [slice(*pair) for pair in pairwise(starts)]
+        vectors = torch.zeros(len(part), n, dtype=part.dtype, device=part.device)
+        vectors[:, self.share(n)] = part
+        return self.sum_(vectors)  # of each entry and zeros, which is exact
 
 
 #: No other process.

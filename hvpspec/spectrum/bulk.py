@@ -108,9 +108,6 @@ def split_bulk(
         scale: ``||A||``; residuals below ``10 u`` times it are round-off.
         min_gap: the narrowest gap, in widths of the bulk.
 
-    Returns:
-        The bulk, the outliers and the gaps.
-
     Reference:
         Papyan, Measurements of three-level hierarchical structure in the outliers in the spectrum
         of deepnet Hessians (2019), for the observation; Parlett, The Symmetric Eigenvalue Problem,
@@ -172,18 +169,12 @@ def _outside(
 ) -> Outliers:
     """Grow the bulk from the central half and what is not listed; what is left are the outliers.
 
-    Args:
-        bottom: the eigenvalues known from the bottom, ascending.
-        top: those known from the top, ascending.
-        unlisted: values that are on neither list.
-        measure: all values, ascending, with their weights.
-        dim: n.
-        min_gap: the narrowest gap, in widths of the bulk.
+    ``bottom`` and ``top`` are the eigenvalues known from either end, ascending; ``unlisted`` are
+    values on neither list; ``measure`` is all values, ascending, with their weights.
     """
     first, last = _first_quartile(measure), -_first_quartile([(-x, w) for x, w in measure[::-1]])
-    low, high = _grow(
-        min(first, *unlisted, last), max(first, *unlisted, last), measure, dim, min_gap
-    )
+    core = [first, *unlisted, last]
+    low, high = _grow(min(core), max(core), measure, dim, min_gap)
     below = tuple(outlier for outlier in bottom if outlier.value < low)
     above = tuple(outlier for outlier in top if outlier.value > high)
     return Outliers(

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from hvpspec.linalg.krylov import KrylovSpace, LanczosRun, lanczos
 from hvpspec.linalg.operator import DenseOperator, SymmetricOperator
-from hvpspec.linalg.probes import draw_probes, require_count
+from hvpspec.linalg.probes import probes_for, require_count
 from hvpspec.linalg.quadrature import mass_bracket
-from hvpspec.spectrum.chi_squared import chi_squared_interval
+from hvpspec.spectrum.beta import beta_interval
 from hvpspec.spectrum.matrix_free import MatrixFree, Question
 from hvpspec.spectrum.results import Rung
 
@@ -239,9 +239,8 @@ def probe(
 
     A used probe is no evidence: its directions below ``-tau`` are those that have been harvested.
     """
-    n = A.shape[0]
-    s = min(effort.num_probes, n - len(D.vectors))
-    z = draw_probes("gaussian", n, s, generator, dtype=A.dtype, device=A.device, ranks=A.ranks)
+    s = min(effort.num_probes, A.shape[0] - len(D.vectors))
+    z = probes_for(A, "gaussian", s, generator)
     # Half of what is left, so that a harvest can still be certified.
     capacity = min(effort.num_steps * s, max(left // 2, s))
     return KrylovSpace(A, z, capacity, D.vectors, limit="num_steps")
@@ -268,8 +267,8 @@ def bracket(
 ) -> bool:
     """Narrow intervals by what the probes say after m steps.
 
-    For each tau: ``L <= X <= U`` by Gauss-Radau, from these an interval for r by the chi-squared
-    law, and from that one for the count of A by interlacing over Q and by Weyl over W.
+    For each tau: ``L <= X <= U`` by Gauss-Radau, from these an interval for r by the law of X, and
+    from that one for the count of A by interlacing over Q and by Weyl over W.
 
     Returns:
         Whether a bracket has closed so far that it would certify but for what it sees below
@@ -288,22 +287,24 @@ def bracket(
     # Each deflated direction leaves its round-off in the probe: without allowing for it, a weight
     # of 1e-30 below -tau would prove that something is there.
     slack = (len(D.G) + 1) * (10 * A.unit_roundoff) ** 2
+    squares = torch.tensor([run.norm**2 for run in runs], dtype=torch.float64)
+    weights = (squares / squares.sum()).tolist()
+    s, dim = len(runs), space.dim - len(D.G)
     for interval in intervals:
         tau = interval.tau
         if off >= tau:  # W, or the space, is too rough for so fine a question
             continue
-        L = U = 0.0
-        for run in runs:
+        L = U = 0.0  # of the probes' mass below -tau, as a share of all that they have
+        for run, weight in zip(runs, weights, strict=True):
             low, high = mass_bracket(run, -tau - off, -tau + off)
             # Rounded outwards: weights of total 1 carry float64's round-off.
-            L += max(0.0, low - slack - 10 * U64) * run.norm**2
-            U += (high + 10 * U64) * run.norm**2
-        r_low, r_high = chi_squared_interval(L, U, len(runs), eta, space.dim)
+            L, U = L + weight * max(0.0, low - slack), U + weight * (high + 10 * U64)
+        r_low, r_high = beta_interval(L, U, s, eta, dim)
         surely = int((D.invariant < -(tau + epsilon)).sum())
         below = int((D.invariant < -(tau - epsilon)).sum()) + D.num_negative
-        # The mean of X is r for each probe.
-        interval.narrow(surely + r_low, below + r_high, below + (L + U) / (2 * len(runs)))
-        closed = chi_squared_interval(0.0, U - L, len(runs), eta / 2, space.dim)[1] == 0
+        # The mean of the share is r / dim.
+        interval.narrow(surely + r_low, below + r_high, below + dim * (L + U) / 2)
+        closed = beta_interval(0.0, U - L, s, eta / 2, dim)[1] == 0
     return closed
 
 

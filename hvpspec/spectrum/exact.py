@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -14,9 +13,7 @@ from torch import Tensor
 from hvpspec.linalg.dense import (
     assembly_error,
     block_eigvalsh,
-    bring_into_range_,
-    in_range,
-    in_units,
+    dense_float64,
     live_block,
     pivot_signs,
     spectral_norm,
@@ -48,15 +45,13 @@ class _FromMatrix:
             progress: called with the number of columns assembled and their total.
 
         Raises:
-            ComputationError: the products are not symmetric, or the norm is out of float64's range.
+            ComputationError: the products are not symmetric, or out of float64's range.
         """
         exact = A.in_float64()
         facts = exact.facts()
         before = exact.num_matvecs
-        matrix = exact.to_dense(progress=progress).to("cpu", torch.float64)
-        # From here on all numbers are in this unit, 1 as a rule, up to the result.
-        unit = bring_into_range_(matrix)
-        error = assembly_error(exact, matrix, unit)
+        matrix = dense_float64(exact, progress)
+        error = assembly_error(exact, matrix)
         num_matvecs = exact.num_matvecs - before
         live, num_zero_rows = (matrix, 0) if self.keep_zero_rows else live_block(matrix)
         del matrix  # the block may be a copy of nearly all of it
@@ -68,8 +63,6 @@ class _FromMatrix:
         norm = spectral_norm(live) if values is None else float(values[[0, -1]].abs().max())
         # Backward error of LAPACK, error of the assembly, and what else is known of the products.
         floor = n * exact.unit_roundoff * norm + error + exact.defect * norm
-        # Where numbers are subnormal, the eigenvalues and this are rounded by up to half a step.
-        noise_floor = floor if unit == 1 else math.nextafter(floor * unit, math.inf)
 
         @cache
         def count_below(x: float) -> int:
@@ -79,29 +72,23 @@ class _FromMatrix:
             return pivot_signs(live, -x)[0] + (num_zero_rows if x > 0 else 0)
 
         def rung(tau: float) -> Rung:
-            """The count at one resolution, an interval where that is below the noise floor."""
-            x = in_units(tau, unit)
-            count = count_below(-x)
-            if x >= floor:
-                # The floor itself may be too small to be told as a tau: the interval holds what
-                # lies between the two.
-                return Rung(tau, count, count if taus else count_below(-floor), count)
-            # Weyl: each computed eigenvalue is off by up to the noise floor.
-            return Rung(tau, count_below(-x - floor), count_below(floor - x), count)
+            """The count at one resolution; below the noise floor the interval by Weyl."""
+            give = floor if tau < floor else 0.0
+            return Rung(tau, count_below(-tau - give), count_below(give - tau), count_below(-tau))
 
-        ladder = tuple(rung(tau) for tau in taus or [noise_floor])
-        x = in_units(ladder[-1].tau, unit)
+        ladder = tuple(map(rung, taus or [floor]))
+        tau = ladder[-1].tau
         return IndexResult(
             ladder=ladder,
             method=self.name,
             confidence=1.0,
-            noise_floor=noise_floor,
-            norm=in_range(norm, unit),
+            noise_floor=floor,
+            norm=norm,
             dim=n,
             num_matvecs=num_matvecs,
             facts=facts,
-            positive=pivot_signs(live, -x)[2] if values is None else int((values > x).sum()),
-            eigenvalues=None if values is None else values * unit,
+            positive=pivot_signs(live, -tau)[2] if values is None else int((values > tau).sum()),
+            eigenvalues=values,
         )
 
 

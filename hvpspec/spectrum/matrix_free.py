@@ -16,7 +16,7 @@ from torch import Tensor
 from hvpspec.errors import InputError
 from hvpspec.linalg.noise import Noise, measure_noise
 from hvpspec.linalg.operator import SymmetricOperator
-from hvpspec.linalg.probes import draw_probes, require_count
+from hvpspec.linalg.probes import probes_for, require_count
 from hvpspec.progress import Progress
 from hvpspec.spectrum.measure import spectral_measure
 from hvpspec.spectrum.results import IndexResult, Rung
@@ -184,15 +184,7 @@ class Filtered(MatrixFree):
     def _ladder(self, question: Question) -> tuple[Rung, ...]:
         A, s, radius = question.A, self.num_probes, _radius(question.noise)
         n = A.shape[0]
-        Z = draw_probes(
-            "rademacher",
-            n,
-            s,
-            question.generator,
-            dtype=A.dtype,
-            device=A.device,
-            ranks=A.ranks,
-        )
+        Z = probes_for(A, "rademacher", s, question.generator)
         moments = chebyshev_moments(A, radius, Z, self.num_steps, question.progress)
         N, width = moments.shape[1], self._resolution(question.noise) / radius
         quantile = float(ndtri((1 + self.confidence) / 2))

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from hvpspec.errors import InputError
-from hvpspec.linalg.krylov import LanczosRun, lanczos, require_scale
-from hvpspec.linalg.operator import SymmetricOperator, as_operator
+from hvpspec.linalg.krylov import LanczosRun, lanczos
+from hvpspec.linalg.operator import SymmetricOperator, as_operator, require_scale
 from hvpspec.linalg.probes import (
     ProbeKind,
-    draw_probes,
+    probes_for,
     require_count,
     require_same_state,
     seeded,
@@ -94,15 +94,7 @@ def spectral_measure(
     require_same_state(generator, ranks)
     operator.check_symmetry()
     before = operator.num_matvecs
-    Z = draw_probes(
-        probes,
-        n,
-        num_probes,
-        generator,
-        dtype=operator.dtype,
-        device=operator.device,
-        ranks=operator.ranks,
-    )
+    Z = probes_for(operator, probes, num_probes, generator)
     Z = Z[:, ranks.rank :: ranks.size]  # all are drawn by all, and are the same for any number
     num_columns = Z.shape[1]
     blocks = list(torch.split(Z, block_size or num_columns, dim=1))

@@ -79,8 +79,8 @@ def index(
     Raises:
         InputError: an argument is not allowed, or a matrix or basis does not fit into memory.
         TypeError: the method has no such option.
-        ComputationError: the products are not symmetric; or the norm is too large for float64, or
-            for matrix-free methods so small or large that they cannot square it.
+        ComputationError: the products are not symmetric, or so small or large that their squares
+            are no numbers in float64.
 
     Reference:
         Exact: Weyl's inequality and Sylvester's law of inertia (Horn & Johnson, Matrix Analysis,

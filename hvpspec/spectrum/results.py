@@ -11,8 +11,8 @@ from torch import Tensor
 
 from hvpspec.errors import InputError
 from hvpspec.linalg.dense import require_tau
-from hvpspec.linalg.facts import IndexBound, PointFacts
-from hvpspec.results import Drawn, Result, Row, Subject, number
+from hvpspec.linalg.operator import IndexBound, PointFacts
+from hvpspec.results import Drawn, Result, Row, Subject, number, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -193,9 +193,8 @@ class IndexResult(Drawn):
             )
         if taus is None:
             # The zero matrix has neither norm nor noise; any positive range shows its constant
-            # curve. The least number there is may be more than a thousandth of the noise floor.
-            least = math.ulp(0.0)
-            low = math.log10(max(1e-3 * self.noise_floor, least)) if self.norm else -3
+            # curve.
+            low = math.log10(1e-3 * self.noise_floor) if self.norm else -3
             high = math.log10(self.norm or 1.0)
             taus = torch.logspace(low, high, 400, dtype=torch.float64)
         taus = taus.double().sort().values
@@ -225,20 +224,17 @@ class IndexResult(Drawn):
             rows.append(("resolution", number(self.resolution), meaning))
         floor = "error of an eigenvalue; no sign below it"
         rows.append(("noise floor", number(self.noise_floor), floor))
-        if self.bound:
-            rows.append(("upper bound", f"{self.bound.upper:,}", self.bound.reason))
-        else:
-            none = "the network's structure gives none that is certain"
-            rows.append(("upper bound", "none", none))
+        none = "none", "the network's structure gives none that is certain"
+        bound = (f"{self.bound.upper:,}", self.bound.reason) if self.bound else none
+        rows.append(("upper bound", *bound))
         if facts.loss is not None and facts.gradient_norm is not None:
             l2 = f" + {subject.l2:g} ‖θ‖²" if subject and subject.l2 else ""
             rows.append(("loss f", f"{facts.loss:.5g}", subject.loss + l2 if subject else ""))
             sentence = describe_gradient(facts.gradient_norm, self.norm, facts.loss)
             rows.append(("‖∇f‖", number(facts.gradient_norm), sentence))
         if self.eigenvalues is None:
-            rows.append(
-                ("‖H‖", number(self.norm), "largest |λ|, estimated; the others not computed")
-            )
+            meaning = "largest |λ|, estimated; the others not computed"
+            rows.append(("‖H‖", number(self.norm), meaning))
         else:
             rows.append(("λ min", number(float(self.eigenvalues[0])), "smallest eigenvalue"))
             rows.append(("λ max", number(float(self.eigenvalues[-1])), "largest eigenvalue"))
@@ -259,9 +255,9 @@ class IndexResult(Drawn):
 
     def _content(self) -> dict[str, Any]:
         facts, values = self.facts, self.eigenvalues
-        decrease, sentence = math.inf, None
+        decrease, sentence = None, None
         if facts.gradient_norm is not None and facts.loss is not None:
-            decrease = relative_decrease(facts.gradient_norm, self.norm, facts.loss)
+            decrease = plain(relative_decrease(facts.gradient_norm, self.norm, facts.loss))
             sentence = describe_gradient(facts.gradient_norm, self.norm, facts.loss)
         names = (
             *("index", "lower", "upper", "estimate", "tau", "resolution", "noise_floor"),
@@ -276,11 +272,11 @@ class IndexResult(Drawn):
             ],
             "lambda_min": None if values is None else float(values[0]),
             "lambda_max": None if values is None else float(values[-1]),
-            "relative_decrease": decrease if decrease < math.inf else None,
+            "relative_decrease": decrease,
             "critical_point": sentence,
             "bound": asdict(self.bound) if self.bound else None,
             "notes": list(facts.notes),
-            "eigenvalues": None if values is None else values.tolist(),
+            "eigenvalues": plain(values),
         }
 
     @property
@@ -291,28 +287,28 @@ class IndexResult(Drawn):
     def _headline(self) -> Row:
         """The index or the interval that is certain, and why."""
         ladder, tau = self.ladder, number(self.tau)
-        interval = f"[{self.lower:,}, {self.upper:,}]"
+        count = f"[{self.lower:,}, {self.upper:,}]"
         at_floor = " (the noise floor)" if self.tau == self.noise_floor else ""
-        if len(ladder) > 1 and self._proves:
-            # The finest count without a coarser one left open, and how far down that goes.
-            closed = next((i for i, r in enumerate(ladder) if r.index is None), len(ladder))
-            if closed == 0:
-                text = f"not even τ = {number(ladder[0].tau)} is certified"
-                return "index", interval, f"an interval at τ = {tau}: {text}"
+        # The finest count without a coarser one left open says how far down that goes.
+        closed = next((i for i, r in enumerate(ladder) if r.index is None), len(ladder))
+        if len(ladder) > 1 and self._proves and closed > 0:
             last = ladder[closed - 1]
+            count = f"{last.lower:,}"
             text = f"eigenvalues below −τ, certified down to τ = {number(last.tau)}"
             text += at_floor if closed == len(ladder) else ", bracketed below it"
-            return "index", f"{last.lower:,}", text
-        if self.index is not None:
-            return "index", f"{self.index:,}", f"eigenvalues below −τ, τ = {tau}{at_floor}"
-        if not self._proves:
+        elif len(ladder) > 1 and self._proves:
+            text = f"an interval at τ = {tau}: not even τ = {number(ladder[0].tau)} is certified"
+        elif self.index is not None:
+            count, text = f"{self.index:,}", f"eigenvalues below −τ, τ = {tau}{at_floor}"
+        elif not self._proves:
             what = "error bars, no proof" if self.method == "filtered" else "an interval"
-            return "index", interval, f"{what} at τ = {tau}; estimate {self.estimate:,.1f}"
-        reason = f"the count at τ = {tau} is not certified"
-        if self.tau < self.noise_floor:
-            reason = f"τ = {tau} lies below the noise floor {number(self.noise_floor)}, "
-            reason += "where signs are round-off; raise τ"
-        return "index", interval, f"an interval: {reason}"
+            text = f"{what} at τ = {tau}; estimate {self.estimate:,.1f}"
+        elif self.tau < self.noise_floor:
+            text = f"an interval: τ = {tau} lies below the noise floor {number(self.noise_floor)}, "
+            text += "where signs are round-off; raise τ"
+        else:
+            text = f"an interval: the count at τ = {tau} is not certified"
+        return "index", count, text
 
     def _ladder_rows(self) -> list[Row]:
         """A row for each resolution, if there are several."""
@@ -374,12 +370,9 @@ def relative_decrease(gradient_norm: float, norm: float, loss: float) -> float:
 
 
 def describe_gradient(gradient_norm: float, norm: float, loss: float) -> str:
-    """Say in a sentence whether a point is critical, so that its index is that of a saddle.
+    """Say whether a point is critical, so that its index is that of a saddle.
 
-    Args:
-        gradient_norm: Euclidean norm of the gradient.
-        norm: spectral norm of the Hessian.
-        loss: the loss; the measure is :func:`relative_decrease`.
+    The arguments, and the measure, are those of :func:`relative_decrease`.
 
     >>> describe_gradient(0.0, 5.0, 0.2)
     'a critical point to working precision'

@@ -21,8 +21,8 @@ from hvpspec.linalg.probes import ProbeKind
 from hvpspec.linalg.quadrature import Rule, gauss, mass_bracket
 from hvpspec.results import Drawn, Result, Row, Subject, plain
 from hvpspec.spectrum.archive import load_measure, save_measure
+from hvpspec.spectrum.beta import beta_interval
 from hvpspec.spectrum.bulk import Outliers, split_bulk
-from hvpspec.spectrum.chi_squared import beta_interval
 from hvpspec.spectrum.smoothing import (
     Density,
     Distribution,
@@ -102,15 +102,11 @@ class SpectralMeasure(Drawn):
 
     @property
     def resolution(self) -> float:
-        """``10 u ||T||``: to Lanczos, differences below this are round-off of the products.
-
-        The products of a large network may be less exact; :meth:`count` can be told by how much.
-        """
+        """``10 u ||T||``: to Lanczos, differences below this are round-off of the products."""
         return 10 * self._unit_roundoff * self._scale
 
     @property
     def _unit_roundoff(self) -> float:
-        """The relative error of one operation in the products."""
         return torch.finfo(self.dtype).eps / 2
 
     @property
@@ -217,21 +213,20 @@ class SpectralMeasure(Drawn):
     ) -> CountResult:
         """Count the eigenvalues below a number, with an interval that is proven.
 
-        For each probe z, quadrature brackets the fraction of ``|z|^2`` on the eigenvectors in
-        question (Chebyshev-Markov-Stieltjes). For Gaussian probes, the law of that fraction is
-        known exactly and gives the interval (:func:`~hvpspec.spectrum.chi_squared.beta_interval`).
-        What Ritz values prove on their own (Cauchy-Poincare: k of them on one side of a number
-        make k eigenvalues there) is used as well. For other probes and for runs without
-        reorthogonalisation there is no such law, and no interval.
-
-        The interval is for the operator that was applied, up to ``resolution``: ``lower`` counts
-        the eigenvalues below ``below - resolution``, ``upper`` those below ``below + resolution``.
+        For each probe z, quadrature brackets the share of ``|z|^2`` on the eigenvectors in question
+        (Chebyshev-Markov-Stieltjes). For Gaussian probes, the law of that share is known exactly
+        and gives the interval (:func:`~hvpspec.spectrum.beta.beta_interval`). What Ritz values
+        prove on their own (Cauchy-Poincare: k of them on one side of a number make k eigenvalues
+        there) is used as well. For other probes and for runs without reorthogonalisation there is
+        no such law, and no interval.
 
         Args:
             below: the number.
             confidence: probability that the interval holds, in (0, 1).
-            resolution: bound on the error of an eigenvalue, at least 0; None for ``10 u ||T||``,
-                the round-off of Lanczos.
+            resolution: bound on the error of an eigenvalue, at least 0: ``lower`` counts those
+                below ``below - resolution``, ``upper`` those below ``below + resolution``. None for
+                ``10 u ||T||``, the round-off of Lanczos; the products of a large network may be
+                less exact.
 
         Raises:
             InputError: an argument is out of range.

@@ -133,18 +133,13 @@ def default_grid(nodes: Tensor, sigma: float) -> Tensor:
 
 
 def smooth(rules: Sequence[Rule], grid: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
-    """The density of the mean of measures, each node spread by a Gaussian kernel.
-
-    Args:
-        rules: the measures, of mass 1 each.
-        grid: float64, shape (k,).
-        sigma: standard deviation of the kernels.
+    """The density of the mean of measures of mass 1, each node spread by a Gaussian kernel.
 
     Returns:
-        Mean over the measures and its standard error, shape (k,) each.
+        Mean over the measures and its standard error, of the grid's shape (k,) each.
 
     Raises:
-        InputError: ``sigma`` or ``grid`` is not usable.
+        InputError: ``sigma``, the width of the kernels, or ``grid`` is not usable.
 
     Reference:
         Lin, Saad & Yang, Approximating spectral densities of large matrices (2016), section 3.2.3.

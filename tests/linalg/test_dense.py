@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -106,13 +104,13 @@ def test_assembly_error_sees_the_round_off_of_products() -> None:
     assert norm <= error <= 10 * norm
 
 
-#: Powers of two, by which a matrix is multiplied exactly as long as no entry becomes subnormal.
-FAR = [-1000, -900, -300, -256, 256, 300, 900, 1000]
+#: Powers of two, by which a matrix is multiplied exactly.
+FAR = [-450, -300, -256, 256, 300, 450]
 
 
 @pytest.mark.parametrize("exponent", FAR)
 @pytest.mark.parametrize("name", HOSTILE)
-def test_answers_scale_with_the_matrix_as_far_as_numbers_go(name: str, exponent: int) -> None:
+def test_answers_scale_with_the_matrix(name: str, exponent: int) -> None:
     A, scale = rotated(HOSTILE[name]), 2.0**exponent
     scaled = A * scale
     before = scaled.clone()
@@ -136,74 +134,41 @@ def test_answers_scale_with_the_matrix_as_far_as_numbers_go(name: str, exponent:
 
 
 @pytest.mark.parametrize("sign", [-1, 1])
-@pytest.mark.parametrize("power", [-322, -320, -315, -310, -308, -300, 300, 307])
+@pytest.mark.parametrize("power", [-135, 0, 135])
 @pytest.mark.parametrize("n", [2, 3])
-def test_counts_of_hilbert_matrices_at_the_ends_of_the_range(n: int, power: int, sign: int) -> None:
-    """The inertia of such small matrices follows from their minors in rational arithmetic."""
+def test_counts_of_hilbert_matrices(n: int, power: int, sign: int) -> None:
+    """Which are positive definite."""
     i = torch.arange(n, dtype=torch.float64)
     A = sign * (1 / (i[:, None] + i[None] + 1) * 10.0**power)
-    minors = [_determinant(A[:k, :k].tolist()) for k in range(1, n + 1)]
-    assert all((x > 0) == (sign == 1 or k % 2 == 1) for k, x in enumerate(minors))
     right = n if sign == -1 else 0
     largest = float(A.abs().max())
     for operator in (A, FunctionOperator(n, lambda v: A @ v)):
         for method in ("exact", "ldl"):
-            for tau in (0.0, 1e-6 * largest):
+            for tau in (None, 0.0, 1e-6 * largest):
                 result = hvpspec.index(operator, tau, method=method)  # type: ignore[arg-type]
-                assert result.index == right or tau > 0
-                assert result.lower <= right <= result.upper
-            result = hvpspec.index(operator, method=method)  # type: ignore[arg-type]
-            # Below 1e-308 the noise floor may be less than any number, and a count at it is open.
-            assert result.lower <= right <= result.upper
-            assert result.index == right or power < -315
+                assert result.index == right
     counts = inertia(A)
-    assert counts.negative == right
-    assert counts.zero == 0
+    assert (counts.negative, counts.zero) == (right, 0)
 
 
-def _determinant(rows: list[list[float]]) -> Fraction:
-    """Of a small matrix, exactly."""
-    if not rows:
-        return Fraction(1)
-    minors = ([row[:j] + row[j + 1 :] for row in rows[1:]] for j in range(len(rows)))
-    return sum(
-        (
-            (-1) ** j * Fraction(x) * _determinant(m)
-            for j, (x, m) in enumerate(zip(rows[0], minors, strict=True))
-        ),
-        Fraction(0),
-    )
-
-
-def test_entries_that_overflow_in_between() -> None:
-    A = torch.tensor([[-1e300, 1e308], [1e308, 1e300]], dtype=torch.float64)
-    for method in ("exact", "ldl"):
-        for tau in (None, 0.0, 1e-300, 1e302, 1.7e308):
-            result = hvpspec.index(A, tau, method=method)  # type: ignore[arg-type]
-            assert result.index == (0 if tau == 1.7e308 else 1)
-            assert result.norm == pytest.approx(1e308)
-    assert inertia(A, 1e300) == hvpspec.linalg.InertiaResult(1, 0, 1, 1e300)
-    assert inertia(A, 1.7e308).zero == 2
-    assert eigvalsh(A).tolist() == pytest.approx([-1e308, 1e308])
-
-
-def test_taus_that_overflow_or_underflow_beside_the_matrix() -> None:
-    small = torch.diag(torch.tensor([-1e-310, 3e-310], dtype=torch.float64))
-    assert inertia(small, 1e300).zero == 2
-    assert inertia(small, 2e-310) == hvpspec.linalg.InertiaResult(0, 1, 1, 2e-310)
-    large = torch.diag(torch.tensor([-1e308, 1e307], dtype=torch.float64))
-    assert inertia(large, 1e-300) == hvpspec.linalg.InertiaResult(1, 0, 1, 1e-300)
-    assert inertia(torch.eye(3), 1e308).zero == 3
-
-
-def test_eigenvalues_out_of_range_are_refused() -> None:
-    A = torch.full((2, 2), -1e308, dtype=torch.float64)
-    assert inertia(A).negative == 1
-    for ask in (eigvalsh, hvpspec.index, lambda A: hvpspec.index(A, 1e300, method="ldl")):
-        with pytest.raises(ComputationError, match=r"out of float64's range; scale the matrix"):
+@pytest.mark.parametrize("size", [1e-310, 1e-200, 1e200, 1e308])
+def test_matrices_out_of_range_are_refused_by_every_question(size: float) -> None:
+    A = torch.tensor([[-1.0, 0.5], [0.5, 1.0]], dtype=torch.float64) * size
+    for ask in (eigvalsh, inertia, hvpspec.index, lambda A: hvpspec.index(A, method="ldl")):
+        with pytest.raises(ComputationError, match=r"out of range.*; scale the matrix"):
             ask(A)
-    with pytest.raises(ComputationError, match="NaN or infinity; scale it"):
+
+
+def test_entries_that_overflow_are_refused() -> None:
+    A = torch.full((2, 2), -1e308, dtype=torch.float64)
+    with pytest.raises(ComputationError, match=r"out of range.*; scale the matrix"):
         eigvalsh(DenseOperator(A).shifted(-1e308))
+
+
+def test_taus_far_from_the_matrix() -> None:
+    A = torch.diag(torch.tensor([-1.0, 3.0, 0.0], dtype=torch.float64))
+    assert inertia(A, 1e308).zero == 3
+    assert inertia(A, 1e-310) == hvpspec.linalg.InertiaResult(1, 1, 1, 1e-310)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])

@@ -10,7 +10,7 @@ import hvpspec
 from hvpspec.cli.demo import compare
 from hvpspec.errors import InputError
 from hvpspec.files import write_json
-from hvpspec.linalg.facts import IndexBound, PointFacts
+from hvpspec.linalg.operator import IndexBound, PointFacts
 from hvpspec.results import Subject
 from hvpspec.spectrum import Rung, describe_gradient, relative_decrease
 
