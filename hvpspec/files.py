@@ -97,12 +97,12 @@ def keep_apart(read: Iterable[tuple[str, Path]], written: Iterable[tuple[str, Pa
     for (reader, source), (writer, target) in ((r, w) for r in read for w in written):
         if _same(source, target):
             raise InputError(
-                f"{target} ({writer}) is what {reader} reads and would be lost;"
+                f"{target} ({writer}) is read by {reader} and would be overwritten;"
                 " write to another file"
             )
     for (one, first), (other, second) in combinations(written, 2):
         if _same(first, second):
-            raise InputError(f"{one} and {other} both write to {second}; name two files")
+            raise InputError(f"{one} and {other} both write to {second}; choose two files")
 
 
 def _same(one: Path, other: Path) -> bool:

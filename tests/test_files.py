@@ -42,7 +42,7 @@ def test_files_that_are_one(tmp_path):
     (tmp_path / "link").symlink_to(one)
     os.link(one, tmp_path / "hard")
     for name in ("a.pt", "../" + tmp_path.name + "/a.pt", "link", "hard"):
-        with pytest.raises(InputError, match=r"\(--json\) is what --model reads and would be lost"):
+        with pytest.raises(InputError, match=r"\(--json\) is read by --model and would be"):
             keep_apart([("--model", one)], [("--json", tmp_path / name)])
         with pytest.raises(InputError, match="--json and --out both write to"):
             keep_apart([], [("--json", one), ("--out", tmp_path / name)])

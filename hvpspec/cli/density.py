@@ -47,7 +47,7 @@ def density(
     ] = None,
     seed: ProbeSeed = None,
     per_layer: Annotated[
-        bool, of_method("--per-layer", "Also the diagonal block of each layer, beside the whole.")
+        bool, of_method("--per-layer", "Also show the diagonal block of each layer.")
     ] = False,
     depth: Annotated[
         int | None,
@@ -59,7 +59,7 @@ def density(
         ),
     ] = None,
     gauss_newton: Annotated[
-        bool, of_method("--gauss-newton", "Also the Gauss-Newton matrix, beside the Hessian.")
+        bool, of_method("--gauss-newton", "Also show the Gauss-Newton matrix.")
     ] = False,
     exact: Annotated[
         bool, of_method("--exact", "Compute all eigenvalues and draw their histogram instead.")
@@ -89,7 +89,7 @@ def density(
         Path | None,
         of_output(
             "--save",
-            "Keep the measure of the whole for hvpspec.SpectralMeasure.load.",
+            "Save the measure of the whole network for hvpspec.SpectralMeasure.load.",
             metavar="FILE.npz",
         ),
         File("written", (".npz",)),
@@ -98,8 +98,8 @@ def density(
         bool,
         of_products(
             "--no-reorthogonalize",
-            "Keep no bases, which take most of the memory; then outliers are not told from"
-            " their copies.",
+            "Keep no Lanczos bases, which take most of the memory; outliers can then not be told"
+            " from their copies.",
         ),
     ] = False,
     basis_folder: Annotated[
@@ -107,7 +107,8 @@ def density(
         of_products("--basis-folder", "Keep bases in a file here, not in memory.", metavar="DIR"),
     ] = None,
     parallel: Annotated[
-        Parallel | None, of_products("--parallel", "What the processes of torchrun share.", "data")
+        Parallel | None,
+        of_products("--parallel", "What processes divide among them.", "data"),
     ] = None,
 ) -> None:
     """Draw the density of the Hessian's eigenvalues, from products alone."""

@@ -19,7 +19,7 @@ from hvpspec.results import closing_rows, envelope, text_table
 @on_problem
 def eigs(
     load: LoadProblem,
-    k: Annotated[int, of_method("-k", "How many.", min=1)] = 6,
+    k: Annotated[int, of_method("-k", "How many eigenvalues.", min=1)] = 6,
     which: Annotated[
         Literal["LA", "SA", "LM", "BE"],
         of_method(
@@ -91,7 +91,7 @@ def trace(
         Literal["hutch++", "hutchinson", "xtrace"],
         of_method(
             "--method",
-            "hutch++ and xtrace take a low-rank part exactly; hutchinson needs least memory.",
+            "hutch++ and xtrace compute a low-rank part exactly; hutchinson needs least memory.",
         ),
     ] = "hutch++",
     max_matvecs: Annotated[

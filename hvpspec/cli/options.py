@@ -122,7 +122,7 @@ Loss = Annotated[
 ]
 IgnoreIndex = Annotated[
     int | None,
-    of_model("--ignore-index", "Label that the cross-entropy leaves out, such as 255.", "-100"),
+    of_model("--ignore-index", "Label that the cross-entropy ignores, such as 255.", "-100"),
 ]
 L2 = Annotated[float | None, of_model("--l2", "Coefficient of ‖θ‖².", _AS_TRAINED)]
 Params = Annotated[
@@ -138,23 +138,23 @@ Mode = Annotated[
     Literal["eval", "as-given"],
     of_model(
         "--mode",
-        "as-given leaves modules as --net builds them, so that BatchNorm, for one, may use"
-        " the batch's own statistics.",
+        "as-given leaves every module in the mode in which --net builds it, so that BatchNorm,"
+        " for instance, may use batch statistics.",
     ),
 ]
 PseudoGradient = Annotated[
     bool,
     of_model(
         "--pseudo-gradient",
-        "Accept a gradient that is not the loss's own (straight-through estimators); then"
-        " nothing is certified.",
+        "Accept a gradient that is not the derivative of the loss (straight-through estimators);"
+        " then nothing is certified.",
     ),
 ]
 ChunkSize = Annotated[
     int | None,
     of_products(
         "--chunk-size",
-        "Most examples at a time; it limits memory and changes no result.",
+        "Largest number of examples at a time; limits memory and changes no result.",
         "by size",
         min=1,
     ),
@@ -163,8 +163,8 @@ Engine = Annotated[
     EngineName | None,
     of_products(
         "--engine",
-        "How to multiply: auto, double-backward, batched, linearised or compiled. Results"
-        " differ by round-off alone.",
+        "How products are computed: auto, double-backward, batched, linearised or compiled."
+        " Results differ only by round-off.",
         "auto; linearised with --checkpoint",
         metavar="NAME",
     ),
@@ -173,7 +173,7 @@ CheckpointFolder = Annotated[
     Path | None,
     of_products(
         "--checkpoint",
-        "Keep all products here, so that the same command continues where it stopped.",
+        "Save all products here, so that the same command can resume where it stopped.",
         metavar="DIR",
     ),
     KEPT,
@@ -181,7 +181,7 @@ CheckpointFolder = Annotated[
 CheckpointEvery = Annotated[
     float | None,
     of_products(
-        "--checkpoint-every", "Write them every so many seconds.", "60", min=0, metavar="SECONDS"
+        "--checkpoint-every", "Seconds between two files there.", "60", min=0, metavar="SECONDS"
     ),
 ]
 Seed = Annotated[int, of_method("--seed", "Seed of the initial weights and the order of examples.")]

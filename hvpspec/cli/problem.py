@@ -137,8 +137,8 @@ def load_problem(
         given.refuse_together("belongs to --checkpoint", checkpoint_every=checkpoint_every)
     elif engine == "auto":
         raise InputError(
-            "--engine auto may change the engine after some products, and a run from --checkpoint "
-            "would end with other bits; name one engine, or leave --engine out"
+            "--engine auto may change the engine during a run, so that a run resumed from "
+            "--checkpoint would not give the same bits; name one engine, or leave --engine out"
         )
     modules: Literal["eval", "as given"] = "eval" if mode == "eval" else "as given"
     arguments = given.parse_net_args(net_arg)

@@ -91,8 +91,8 @@ def divided(parallel: Parallel | None) -> tuple[ProcessGroup | None, ProcessGrou
     each = max((d for d in range(2, int(size**0.5) + 1) if size % d == 0), default=None)
     if each is None:
         raise typer.BadParameter(
-            f"--parallel both divides the processes into groups of equal size, which {size} have"
-            " not; start 4, 6 or 8, or share out data or probes"
+            f"--parallel both needs groups of equal size, into which {size} processes cannot be"
+            " divided; start 4, 6 or 8, or divide only the data or the probes"
         )
     own: list[ProcessGroup] = []
     with_data = [list(range(start, start + each)) for start in range(0, size, each)]
@@ -119,8 +119,8 @@ class _EveryFew:
             empty = False
         if empty:
             raise InputError(
-                f"the data have no batch for one of the {self._step} processes that share them: "
-                "start fewer, or make the batches smaller; they must also be there on every pass"
+                f"one of the {self._step} processes that share the data has no batch: start fewer "
+                "processes or make the batches smaller; all passes must give the same batches"
             )
 
 
@@ -133,7 +133,7 @@ def own_share(data: Any, num_examples: int | None, group: ProcessGroup | None) -
         return _EveryFew(data, rank, size)
     if num_examples < size:
         raise InputError(
-            f"{num_examples} examples are too few for {size} processes to share; start fewer, or "
-            "share out probes"
+            f"{num_examples} examples are too few for {size} processes; start fewer processes, or "
+            "divide the probes with --parallel probes"
         )
     return tuple(tensor[rank::size] for tensor in data)

@@ -87,7 +87,7 @@ class KeptTensors:
         self._num_read += 1
         if before != key:
             raise InputError(
-                f"{self._folder} is of a run with other options, or of another version: its "
+                f"{self._folder} belongs to a run with other options, or of another version: its "
                 f"product {self._num_read} is of other vectors; {_REMEDY}"
             )
         return tensor
@@ -126,7 +126,7 @@ class KeptTensors:
             tensors = _whole(path, count)
             if tensors is None:
                 warnings.warn(
-                    f"{path} is damaged or out of order; what it holds, and what follows, is "
+                    f"{path} is damaged or out of order; its products and all later ones are "
                     "computed again",
                     UserWarning,
                     stacklevel=2,

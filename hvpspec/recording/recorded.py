@@ -169,6 +169,6 @@ class RecordedOperator(WrappedOperator):
         if not difference <= self.unit_roundoff**0.5 * size:
             raise InputError(
                 f"a product of size {size:.1e} in the checkpoint differs by {difference:.1e} from "
-                "one made now: it is of another network or other data; choose another folder, or "
-                "remove it"
+                "the one computed now, so the network or the data have changed; choose another "
+                "folder, or remove it"
             )

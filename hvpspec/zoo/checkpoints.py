@@ -133,8 +133,8 @@ class Checkpoint(Result):
         if is_code_name(recorded.source):
             remedy = f"--data {recorded.source}" + ("" if subset is None else f" --subset {subset}")
             raise InputError(
-                f"{self.path} names the code {recorded.source} as its data, which is not run"
-                f" unasked; pass {remedy} to allow it"
+                f"{self.path} names the code {recorded.source} as its data; code that only a file"
+                f" names is not run: pass {remedy} to allow it"
             )
         return load_data(recorded.source, split=split, data_dir=data_dir, subset=subset)
 
@@ -263,8 +263,8 @@ def load_checkpoint(
         states = state_dicts(path, content)
         if net is None:
             raise InputError(
-                f"{path} holds weights, {describe(states)}, but does not say of which network; pass"
-                f" --net, one of {', '.join(NETWORKS)} or module:callable"
+                f"{path} holds weights, {describe(states)}, but not the network they belong to;"
+                f" pass --net, one of {', '.join(NETWORKS)} or module:callable"
             )
         network = NetworkSpec(net, dict(net_arguments or {}))
         model = build_network(network.name, network.arguments)
@@ -314,8 +314,8 @@ def _read_own(
         network = NetworkSpec(net, dict(net_arguments))
     elif network.name not in NETWORKS:
         raise InputError(
-            f"{path} names the code {network.name} as its network, which is not run unasked;"
-            f" pass --net {network.name} to allow it"
+            f"{path} names the code {network.name} as its network; code that only a file names"
+            f" is not run: pass --net {network.name} to allow it"
         )
     state = check_state_dict(path, content.get("state_dict"))
     model = build_network(network.name, network.arguments)

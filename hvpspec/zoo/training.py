@@ -356,13 +356,13 @@ def _remedy(criterion: nn.Module, outputs: torch.Tensor, targets: torch.Tensor) 
     if not isinstance(criterion, nn.CrossEntropyLoss) or targets.is_floating_point():
         return ""
     if outputs.ndim == 3 and targets.shape == outputs.shape[:-1]:
-        return "; for the token that follows each, pass --loss hvpspec:next_token_loss"
+        return "; to predict the next token, pass --loss hvpspec:next_token_loss"
     num_classes = outputs.shape[1 if outputs.ndim > 1 else 0]
     beyond = torch.unique(targets[(targets < 0) | (targets >= num_classes)])
     beyond = beyond[beyond != criterion.ignore_index]
     if len(beyond) == 1:
         label = int(beyond)
-        return f"; if {label} marks what does not count, pass --ignore-index {label}"
+        return f"; if {label} marks labels to be ignored, pass --ignore-index {label}"
     return ""
 
 

@@ -89,7 +89,7 @@ def state_dicts(path: Path, content: object) -> dict[str, StateDict]:
     if not found:
         held = ", ".join(map(str, content)) if isinstance(content, Mapping) else ""
         raise InputError(
-            f"{path} holds no weights, that is, no tensors under names; it holds"
+            f"{path} holds no weights (named tensors); it holds"
             f" {held[:200] or f'a {type(content).__name__}'}"
         )
     return found
@@ -138,8 +138,8 @@ def choose_weights(
     beside = _num_numbers(chosen.within) - sum(_num_numbers(copy.tensors) for copy in copies)
     if weights is None and beside >= _num_numbers(chosen.tensors):
         raise InputError(
-            f"in {path}, {chosen.name} fits the network, but as many numbers are beside it under"
-            f" other names; if the network is that part alone, pass --weights {chosen.name}"
+            f"in {path}, {chosen.name} fits the network, but may be a part of a larger one, since"
+            f" the state_dict holds as many other numbers; pass --weights {chosen.name} to use it"
         )
     return chosen
 

@@ -191,7 +191,7 @@ def test_labels_that_do_not_count(run: Run, code: Any, data: str) -> None:
     for more in ("", "--ignore-index 254"):
         outcome = run(f"index {options} {more}")
         assert (outcome.code, outcome.out) == (2, "")
-        assert "Target 255 is out of bounds; if 255 marks what does not count" in outcome.err
+        assert "Target 255 is out of bounds; if 255 marks labels to be ignored" in outcome.err
         assert "pass --ignore-index 255" in outcome.err
         assert len(outcome.err.splitlines()) == 1
     content = spectrum(run, f"{options} --ignore-index 255")
@@ -267,4 +267,4 @@ def test_other_names_are_a_mistake(run: Run, checkpoint: str) -> None:
 def test_the_code_of_a_loss_is_not_written_over(run: Run, checkpoint: str, code: Any) -> None:
     outcome = run(f"trace --model {checkpoint} --loss {MODULE}:dice --json {MODULE}.py")
     assert (outcome.code, outcome.out) == (2, "")
-    assert "is what --loss reads and would be lost" in outcome.err
+    assert "is read by --loss and would be overwritten" in outcome.err

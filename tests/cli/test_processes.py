@@ -85,7 +85,7 @@ def _agree(one: dict[str, Any], several: dict[str, Any]) -> None:
 def test_fewer_batches_than_processes() -> None:
     batches = [(torch.ones(2, 1), torch.zeros(2))]
     assert list(processes._EveryFew(batches, 0, 2)) == batches
-    with pytest.raises(InputError, match="no batch for one of the 2 processes that share them"):
+    with pytest.raises(InputError, match="one of the 2 processes that share the data has no batch"):
         list(processes._EveryFew(batches, 1, 2))
 
 

@@ -106,7 +106,7 @@ def test_another_operator_or_other_options_are_refused(tmp_path: Path) -> None:
     first = density(tmp_path)
     with pytest.raises(InputError, match="checkpoint of another run: matrix differs; choose"):
         density(tmp_path, DenseOperator(matrix(seed=1)))
-    with pytest.raises(InputError, match=r"of a run with other options, .* its product 1 is"):
+    with pytest.raises(InputError, match=r"to a run with other options, .* its product 1 is"):
         density(tmp_path, seed=6)
     assert all(map(torch.equal, first, density(tmp_path)))
 

@@ -247,7 +247,7 @@ def test_arguments_that_do_not_build(file: Path) -> None:
 
 def test_foreign_weights_need_a_network(tmp_path: Path) -> None:
     torch.save(cnn(seed=2).state_dict(), tmp_path / "w.pt")
-    with pytest.raises(InputError, match="does not say of which network; pass --net, one of mlp2"):
+    with pytest.raises(InputError, match="not the network they belong to; pass --net, one of ml"):
         load_checkpoint(tmp_path / "w.pt")
     found = load_checkpoint(tmp_path / "w.pt", net="cnn")
     assert torch.equal(found.model(X), cnn(seed=2)(X))

@@ -108,10 +108,10 @@ def _bad(state: dict[str, Any]) -> dict[str, tuple[object, str]]:
         "unexpected": (many, r"5 unexpected \(extra0, extra1, extra2 and 2 more\)"),
         "shape": (other, r"1 of another shape \(output.bias \(7,\) instead of \(10,\)\)"),
         "nan": (nan, "tensor 'output.bias' has NaN or infinite values"),
-        "nothing": ({}, "holds no weights, that is, no tensors under names; it holds a dict"),
-        "a list": ([state], "holds no weights, .* it holds a list"),
-        "number as name": ({3: torch.ones(1)}, "holds no weights, .* it holds 3"),
-        "only others": ({"epoch": 3, "args": {}}, "holds no weights, .* it holds epoch, args"),
+        "nothing": ({}, r"holds no weights \(named tensors\); it holds a dict"),
+        "a list": ([state], "holds no weights .* it holds a list"),
+        "number as name": ({3: torch.ones(1)}, "holds no weights .* it holds 3"),
+        "only others": ({"epoch": 3, "args": {}}, "holds no weights .* it holds epoch, args"),
         "complex": (
             {**state, "output.bias": torch.ones(10) + 1j},
             r"of another kind \(output.bias torch.complex64 instead of torch.float32\)",
@@ -227,7 +227,7 @@ def _ambiguous(state: dict[str, Any]) -> dict[str, tuple[object, str, str]]:
         ),
         "the smaller part": (
             {"state_dict": {**_under("generator.", state), **big}},
-            "state_dict.generator fits the network, but as many numbers are beside it",
+            "state_dict.generator fits the network, but may be a part of a larger one",
             "state_dict.generator",
         ),
     }
