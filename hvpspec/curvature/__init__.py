@@ -8,10 +8,9 @@ and the structural bound reads off a network's graph how many directions can go 
 
 from hvpspec.curvature.adam import adam_preconditioner
 from hvpspec.curvature.choice import Plan
-from hvpspec.curvature.gauss_newton import GGNOperator
-from hvpspec.curvature.hessian import HessianOperator, structural_upper_bound
 from hvpspec.curvature.losses import Loss, next_token_loss
 from hvpspec.curvature.objective import Objective
+from hvpspec.curvature.operator import GGNOperator, HessianOperator, structural_upper_bound
 from hvpspec.curvature.parameters import ParameterSpace, select_parameters
 
 __all__ = [

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hvpspec.curvature.engines import Matrix, ProductGraph
 from hvpspec.curvature.graph import is_used_once
-from hvpspec.curvature.matrices import Matrix, ProductGraph
 from hvpspec.curvature.objective import Point
 from hvpspec.curvature.parameters import ParameterSpace
 from hvpspec.linalg.kronecker_sum import PIECE_ROWS, KroneckerSum

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from typing_extensions import Self
 
-    from hvpspec.curvature.hessian import HessianOperator
+    from hvpspec.curvature.operator import HessianOperator
 
 T = TypeVar("T")
 
@@ -279,7 +279,7 @@ class Objective:
         Args:
             theta: shape (n,); None for the present parameters.
         """
-        from hvpspec.curvature.hessian import HessianOperator
+        from hvpspec.curvature.operator import HessianOperator
 
         return HessianOperator.of(self, theta)
 

@@ -21,9 +21,16 @@ from hvpspec.curvature.choice import (
     most_at_once,
 )
 from hvpspec.curvature.data import Batch
-from hvpspec.curvature.engines import DoubleBackward, Engine, Linearised, bytes_of, saved
+from hvpspec.curvature.engines import (
+    DoubleBackward,
+    Engine,
+    Linearised,
+    Matrix,
+    ProductGraph,
+    bytes_of,
+    saved,
+)
 from hvpspec.curvature.graph import nodes
-from hvpspec.curvature.matrices import Matrix, ProductGraph
 from hvpspec.curvature.objective import Point
 from hvpspec.errors import DataChangedError, HvpspecError, InputError, first_line
 from hvpspec.linalg.memory import available_memory, is_out_of_memory

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrize
-
-from hvpspec.curvature.data import map_tensors, tensors_in
+from torch.utils._pytree import tree_map_only
 
 if TYPE_CHECKING:
     from hvpspec.curvature.objective import Objective
@@ -184,7 +183,7 @@ def _copied(value: Any, objective: Objective) -> Any:
         own = tensor.dtype == objective.native_dtype
         return tensor.to(objective.dtype if own else tensor.dtype, copy=True)
 
-    return map_tensors(copied, value) if tensors_in(value) else value
+    return tree_map_only(Tensor, copied, value)
 
 
 def is_compiled(modules: Iterable[nn.Module]) -> bool:
