@@ -20,6 +20,7 @@ from hvpspec.curvature.losses import Loss, as_loss
 from hvpspec.curvature.parameters import (
     ParameterSpace,
     Selector,
+    Slot,
     add_parts_,
     as_real,
     places,
@@ -192,27 +193,26 @@ class Objective:
         self.guard = Guard()
 
     def _name_loss_parameters(self, loss: Loss) -> None:
-        """Name the parameters of a loss that is a module, apart from those it has of the model."""
-        self._loss_places: dict[str, str] = {}
-        self._loss_module = loss.function if isinstance(loss.function, nn.Module) else None
-        self._loss_slots = [] if self._loss_module is None else places(self._loss_module)
-        if self._loss_module is None:
+        """Name the tensors of a loss that is a module; its parameters may be the model's, too."""
+        self._loss_slots: list[Slot] = []
+        self._loss_parameters: dict[str, tuple[dict[str, Any], str]] = {}
+        if not isinstance(loss.function, nn.Module):
             return
         of_the_model = {id(p): name for name, p in self.model.named_parameters()}
-        for name, p in self._loss_module.named_parameters():
-            self._loss_places[name] = of_the_model.get(id(p), _OF_THE_LOSS + name)
+        for fields, key, own in places(loss.function):
+            name = of_the_model.get(id(fields[key]), _OF_THE_LOSS + own)
+            self._loss_slots.append((fields, key, name))
+            if isinstance(fields[key], nn.Parameter):
+                self._loss_parameters[name] = fields, key
 
     def loss_parameters(self) -> dict[str, Tensor]:
         """The parameters of the loss, by the names they have in the space."""
-        if self._loss_module is None:
-            return {}
-        own = dict(self._loss_module.named_parameters())
-        return {place: own[name] for name, place in self._loss_places.items()}
+        return {name: fields[key] for name, (fields, key) in self._loss_parameters.items()}
 
     def parameters(self) -> dict[str, Tensor]:
         """All parameters, selected or not, by name."""
         own: dict[str, Tensor] = dict(self.model.named_parameters())
-        return {**self.loss_parameters(), **own} if self._loss_places else own
+        return {**self.loss_parameters(), **own} if self._loss_parameters else own
 
     @property
     def was_training(self) -> bool:
@@ -351,26 +351,22 @@ class Objective:
         # PyTorch's losses take a tensor; others may want all that the model tells.
         return getattr(outputs, "logits", outputs) if self.source == "known" else outputs
 
-    def placed(self, tensors: Mapping[str, Tensor]) -> AbstractContextManager[None]:
-        """Put tensors in the place of the model's parameters and buffers, for a while.
-
-        Args:
-            tensors: by name; complex ones may come as pairs of real numbers.
-        """
-        return self._put(self._places, tensors)
-
     @contextmanager
-    def _put(
-        self, slots: Iterable[tuple[dict[str, Any], str, str]], tensors: Mapping[str, Tensor]
+    def placed(
+        self, tensors: Mapping[str, Tensor], slots: Iterable[Slot] | None = None
     ) -> Iterator[None]:
-        """Put tensors into fields of modules.
+        """Put tensors in the place of parameters and buffers, for a while.
 
         A module that stands at several places of the model has each of its tensors in one:
         `torch.func.functional_call` puts one there twice, and then leaves it in the model.
+
+        Args:
+            tensors: by name; complex ones may come as pairs of real numbers.
+            slots: where; None for the model's.
         """
         placed: list[tuple[dict[str, Any], str, Any]] = []
         try:
-            for fields, key, name in slots:
+            for fields, key, name in self._places if slots is None else slots:
                 tensor = tensors.get(name)
                 before = fields[key]
                 if tensor is not None:
@@ -384,15 +380,14 @@ class Objective:
 
     def loss_of(self, tensors: Mapping[str, Tensor]) -> Callable[[Any, Any], Tensor]:
         """The loss as a function of outputs and targets, at given parameters."""
-        if self._loss_module is None or not self._loss_slots:
+        if not self._loss_slots:
             return self.loss.evaluate
-        own = {name: tensors[place] for name, place in self._loss_places.items()}
-        module = self._loss_module
 
         def loss(outputs: Any, targets: Any) -> Tensor:
             """Evaluate it, with its tensors (class weights, say) converted."""
-            buffers = self._copies(dict(module.named_buffers()))
-            with self._put(self._loss_slots, {**own, **buffers}):
+            slots = self._loss_slots
+            buffers = {name: fields[key] for fields, key, name in slots if name not in tensors}
+            with self.placed({**tensors, **self._copies(buffers)}, slots):
                 return self.loss.evaluate(outputs, targets)
 
         return loss
@@ -655,16 +650,14 @@ class Point:
             if not abs(loss - before) <= tolerance:
                 raise_changed(f"loss {loss:.6g} on chunk {k}, before {before:.6g}")
 
-    def rechunk(self, chunk_size: int | None) -> None:
-        """Cut the data into chunks of another size from now on; None for one that is chosen.
+    def rechunk(self, chunk_size: int) -> None:
+        """Cut the data into chunks of another size from now on.
 
         Raises:
             Exception: what the model makes of chunks of that size; the former is kept.
             DataChangedError: they do not add up to the same value; so it is then.
         """
         former = self.data.chunk_size
-        if chunk_size == former:
-            return
         if not self.objective.guard.has_checked:
             self.data.chunk_size = chunk_size
             return

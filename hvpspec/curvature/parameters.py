@@ -17,6 +17,9 @@ from hvpspec.errors import InputError
 #: One way to name parameters, see :func:`select_parameters`.
 Selector = str | nn.Module | Tensor
 
+#: Where a parameter or buffer is found: a module's fields, the key, and the name.
+Slot = tuple[dict[str, Any], str, str]
+
 
 @dataclass(frozen=True)
 class ParameterSpace:
@@ -142,8 +145,8 @@ def add_parts_(
         views[name].add_(part.detach().view_as(views[name]), alpha=factor)
 
 
-def places(model: nn.Module) -> list[tuple[dict[str, Any], str, str]]:
-    """Where each parameter and buffer of a model is found: a module's fields, the key and the name.
+def places(model: nn.Module) -> list[Slot]:
+    """Where each parameter and buffer of a model is found.
 
     A tied tensor has several places. A module that stands at several, as in
     ``Sequential(layer, layer)``, has each of its tensors in one.
@@ -159,7 +162,7 @@ def places(model: nn.Module) -> list[tuple[dict[str, Any], str, str]]:
     # Where a tensor is both, what is differentiated counts.
     named = [*model.named_buffers(), *model.named_parameters()]
     names = {id(tensor): name for name, tensor in named}
-    found: list[tuple[dict[str, Any], str, str]] = []
+    found: list[Slot] = []
     for prefix, module in model.named_modules():
         # Modules may override the methods that name their tensors.
         for fields in (module._parameters, module._buffers):

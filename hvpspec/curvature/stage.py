@@ -8,7 +8,6 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from operator import is_
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -38,11 +37,10 @@ def stage(objective: Objective, seed: int) -> Iterator[None]:
     """Set the stage for a pass over the data, and leave everything as found, whatever happens.
 
     Every module is in the mode asked for and, after the pass, holds what it held before. Random
-    states are
-    seeded, with another seed on each pass: what is random in the model or the data differs from
-    pass to pass and is found out, where a restored state would have repeated it. Gradients are on,
-    and what makes a forward pass inexact or once-differentiable is off: autocast, the fused kernels
-    of attention and cuDNN's of recurrent networks.
+    states are seeded, with another seed on each pass: what is random in the model or the data
+    differs from pass to pass and is found out, where a restored state would have repeated it.
+    Gradients are on, and what makes a forward pass inexact or once-differentiable is off: autocast,
+    the fused kernels of attention and cuDNN's of recurrent networks.
 
     Args:
         objective: whose model it is.
@@ -153,13 +151,7 @@ def _fields_of(value: Any) -> dict[str, Any] | None:
 
 def _refill(container: Any, content: Any) -> None:
     """Give a list, dict, set or queue the content that it had, if it has another."""
-    if isinstance(container, set):
-        is_same = container == content
-    else:
-        is_same = len(container) == len(content) and all(map(is_, container, content))
-        if is_same and isinstance(container, dict):
-            is_same = all(map(is_, container.values(), content.values()))
-    if is_same:
+    if _identities(container) == _identities(content):
         return
     if isinstance(container, list):
         container[:] = content
@@ -169,6 +161,12 @@ def _refill(container: Any, content: Any) -> None:
         container.extend(content)
     else:
         container.update(content)
+
+
+def _identities(container: Any) -> list[int]:
+    """What a list, dict, set or queue holds, each by its identity."""
+    values = container.values() if isinstance(container, dict) else ()
+    return [id(entry) for entry in (*container, *values)]
 
 
 def _copied(value: Any, objective: Objective) -> Any:
