@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, checked before the work starts; results read back."""
+"""Writing files atomically, checking them before the work starts, and reading results back."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from hvpspec.results import FORMER_NAMES, VERSION
 #: Endings of the pictures that can be drawn.
 PICTURE_SUFFIXES = (".png", ".pdf", ".svg")
 
-#: What was added to the measure of a matrix and of each of its blocks.
+#: A field that was added to the measure of a matrix and of each block, with its earlier value.
 _ADDED_TO_MEASURES = {"reorthogonalized": True}
-#: The formats of files, and what was added to each within its version, as earlier files mean it.
+#: All formats, each with the fields that were added to it and the values that earlier files imply.
 _ADDED: Mapping[str, Mapping[str, bool | None]] = {
     "hvpspec-index": {"provenance": None},
     "hvpspec-density": {"provenance": None, "notes": None, "seconds": None},
@@ -44,9 +44,9 @@ def file_errors(what: str, remedy: str) -> Iterator[None]:
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Write a file beside its place and move it there once it is safely on disk.
+    """Write a temporary file in the same folder and rename it once it is safely on disk.
 
-    A file of that name is replaced, and keeps its content if anything fails.
+    An existing file is replaced, and keeps its content if anything fails.
 
     Raises:
         InputError: the path is a folder, or its folder is missing, full or not writable.
@@ -66,11 +66,11 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
 
 
 def check_target(path: Path, suffixes: Sequence[str] = ()) -> None:
-    """Refuse a file that could not be written, before the work for it starts.
+    """Check that a file can be written, before the work for it starts.
 
     Raises:
-        InputError: the folder does not exist or cannot be written to, the path is not a plain file,
-            or its ending is none of ``suffixes``, of which an empty list allows all.
+        InputError: the folder does not exist or is not writable, the path is not a regular file, or
+            its ending is not one of ``suffixes`` (any ending if these are empty).
     """
     if suffixes and path.suffix.lower() not in suffixes:
         known = ", ".join(suffixes)
@@ -85,13 +85,14 @@ def check_target(path: Path, suffixes: Sequence[str] = ()) -> None:
 
 
 def keep_apart(read: Iterable[tuple[str, Path]], written: Iterable[tuple[str, Path]]) -> None:
-    """Refuse to write over what is read, or two files to one place, before any of it happens.
+    """Check that no file is both read and written, or written twice.
 
-    Each file comes with the option that names it, such as ``--model``. Files are the same if their
-    names lead to one place, through links and by any spelling.
+    Args:
+        read: files that will be read, each after the option that names it, such as ``--model``.
+        written: files that will be written, likewise.
 
     Raises:
-        InputError: a file is read and written, or written twice.
+        InputError: two paths lead to the same file, perhaps through links.
     """
     written = list(written)
     for (reader, source), (writer, target) in ((r, w) for r in read for w in written):
@@ -106,7 +107,7 @@ def keep_apart(read: Iterable[tuple[str, Path]], written: Iterable[tuple[str, Pa
 
 
 def _same(one: Path, other: Path) -> bool:
-    """Tell whether two names lead to one place, whether anything is there yet or not."""
+    """Return whether two paths lead to the same file, even if it does not exist yet."""
     if os.path.realpath(one) == os.path.realpath(other):
         return True
     try:
@@ -116,20 +117,20 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def make_folder(folder: Path, option: str = "--out") -> None:
-    """Make a folder and those above it, where they are not there yet.
+    """Create a folder and its parents if they do not exist.
 
     Raises:
-        InputError: it cannot be made; ``option`` chooses another on the command line.
+        InputError: it cannot be created; the message names ``option``, which sets another one.
     """
     with file_errors(f"make the folder {folder}", f"choose another with {option}"):
         folder.mkdir(parents=True, exist_ok=True)
 
 
 def write_json(path: str | PathLike[str], content: Mapping[str, Any]) -> None:
-    """Write plain data as JSON, whole or not at all.
+    """Write plain data as JSON, atomically.
 
     Args:
-        path: the file; one that exists is replaced.
+        path: the file; an existing one is replaced.
         content: finite numbers, strings, lists and mappings, such as ``result.to_dict()``.
 
     Raises:
@@ -144,14 +145,14 @@ def read_json(path: str | PathLike[str]) -> dict[str, Any]:
     """Read a file that ``--json`` wrote.
 
     Args:
-        path: the file, from this version of hvpspec or an earlier one.
+        path: the file, written by this version of hvpspec or an earlier one.
 
     Returns:
-        Its fields by name, see docs: JSON. Fields that a later version added are filled in, and
-        methods have their present names.
+        The fields by name, see docs: JSON. Fields that were added later are filled in, and former
+        names of methods are replaced.
 
     Raises:
-        InputError: the file cannot be read, is of another kind, or was written by a later version.
+        InputError: the file cannot be read, has another format, or is of a later version.
     """
     path = Path(path)
     with file_errors(f"read {path}", "check the path"):
@@ -185,5 +186,5 @@ def read_json(path: str | PathLike[str]) -> dict[str, Any]:
 
 
 def _refuse(constant: str) -> None:
-    """Refuse NaN and infinities, which no result holds."""
+    """Refuse NaN and infinities, which no result contains."""
     raise ValueError(f"it holds {constant}")

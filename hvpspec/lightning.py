@@ -1,4 +1,4 @@
-"""A callback for Lightning that logs what the loss landscape looks like as training goes on.
+"""A callback for Lightning that logs properties of the Hessian during training.
 
 ``import hvpspec`` does not load this module, which needs the package lightning.
 """
@@ -16,15 +16,15 @@ from hvpspec.monitoring import CurvatureMonitor, check_every
 
 
 class CurvatureLogger(pl.Callback):
-    """Logs the Hessian's sharpness, trace and certified index after some of the epochs.
+    """Logs sharpness, trace and certified index of the Hessian every few epochs.
 
-    What :meth:`hvpspec.monitoring.CurvatureMonitor.measure` returns goes to the trainer's own
-    logger. Training goes on as it would without.
+    The values of :meth:`hvpspec.monitoring.CurvatureMonitor.measure` go to the trainer's logger.
+    Training is not affected.
 
     Args:
-        loss: of outputs and targets, as for :class:`hvpspec.HessianOperator`.
-        data: fixed examples on which the landscape is looked at, as for ``HessianOperator``.
-        every_n_epochs: how often.
+        loss: function of outputs and targets, as for :class:`hvpspec.HessianOperator`.
+        data: fixed examples to measure on, as for ``HessianOperator``.
+        every_n_epochs: number of epochs between two measurements.
         options: further arguments of :class:`hvpspec.monitoring.CurvatureMonitor`.
 
     Raises:
@@ -44,6 +44,6 @@ class CurvatureLogger(pl.Callback):
         self._monitor = CurvatureMonitor(loss, data, **options)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Measure and log, if it is time to."""
+        """Measure and log, if it is due."""
         if (trainer.current_epoch + 1) % self._every == 0:
             pl_module.log_dict(self._monitor.measure_if_finite(pl_module))

@@ -1,4 +1,4 @@
-"""What a landscape looks like in a few numbers, again and again as training goes on."""
+"""Sharpness, trace and index of the Hessian, measured repeatedly during training."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from hvpspec.zoo.training import eval_mode
 class CurvatureMonitor:
     """Measures the Hessian's sharpness, trace and certified index on fixed examples.
 
-    A model that it looks at stays as it was: gradients, modes and random numbers.
+    A measurement changes nothing of the model: neither gradients nor modes nor random numbers.
 
     Args:
-        loss: of outputs and targets, as for :class:`hvpspec.HessianOperator`.
-        data: fixed examples on which the landscape is looked at, as for ``HessianOperator``; some
-            hundred are enough to see it change.
-        rtau: the index counts below ``-rtau`` times the sharpness; at least the noise floor.
-        max_matvecs: the most products for each of the three.
-        seed: of the random vectors, which are the same each time.
+        loss: function of outputs and targets, as for :class:`hvpspec.HessianOperator`.
+        data: fixed examples to measure on, as for ``HessianOperator``; a few hundred suffice to see
+            changes.
+        rtau: the index counts the eigenvalues below ``-rtau`` times the sharpness.
+        max_matvecs: maximal number of products for each of the three.
+        seed: seed of the random vectors, which are the same in every measurement.
         options: further arguments of ``HessianOperator``, such as ``params``.
 
     Raises:
-        InputError: a number is out of range, or an option unknown.
+        InputError: a number is out of range, or an option is unknown.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class CurvatureMonitor:
         self._rtau, self._max_matvecs, self._seed = rtau, max_matvecs, seed
 
     def measure(self, model: nn.Module) -> dict[str, float]:
-        """Look at a model, which may stand in training mode.
+        """Measure a model, which may be in training mode; it is evaluated in eval mode.
 
         Returns:
             ``sharpness`` (the largest eigenvalue) with the norm of its residual
@@ -76,7 +76,7 @@ class CurvatureMonitor:
             top = hvpspec.eigsh(H, 1, "LA", tol=1e-3, max_matvecs=budget, generator=seeded())
             sharpness = float(top.values[-1])
             found = hvpspec.trace(H, budget, generator=seeded())
-            tau = self._rtau * abs(sharpness) or None  # the noise floor, where all is flat
+            tau = self._rtau * abs(sharpness) or None  # None, the noise floor, if all is zero
             down = hvpspec.index(H, tau, method="certified", max_matvecs=budget, generator=seeded())
         return {
             "sharpness": sharpness,
@@ -88,7 +88,7 @@ class CurvatureMonitor:
         }
 
     def measure_if_finite(self, model: nn.Module) -> dict[str, float]:
-        """What :meth:`measure` returns; nothing, and a warning, where training has diverged.
+        """Return what :meth:`measure` does; if training has diverged, warn and return nothing.
 
         Raises:
             HvpspecError: see :class:`hvpspec.HessianOperator`.
@@ -101,7 +101,7 @@ class CurvatureMonitor:
 
 
 def check_every(name: str, every: int) -> int:
-    """Return how often a callback looks, if that makes sense.
+    """Return the number of steps or epochs between two measurements, if it is valid.
 
     Raises:
         InputError: it is less than 1.

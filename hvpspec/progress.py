@@ -1,4 +1,4 @@
-"""How far a computation is: a bar on standard error, or whatever the caller wants to do."""
+"""Progress of a computation: a bar on standard error, or a callable of the user."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-#: Called with the work done and the most there will be.
+#: Called with the amount of work done and the total.
 Progress = Callable[[int, int], None]
 
 
 @contextmanager
 def shown(progress: Progress | bool | None, what: str) -> Iterator[Progress | None]:
-    """Show a bar if ``progress`` is True, for as long as the block runs; a callable is passed on.
+    """Show a bar while the block runs if ``progress`` is True; pass a callable on.
 
     Args:
         progress: True for a `bar`; a callable; None or False for nothing.
-        what: what the work is, in a word or two.
+        what: the work, in a word or two.
 
     Yields:
-        What is to be called with the work done and the most there will be; None for nothing.
+        A callable to report progress to, or None.
     """
     if not isinstance(progress, bool):
         yield progress
@@ -32,16 +32,15 @@ def shown(progress: Progress | bool | None, what: str) -> Iterator[Progress | No
 
 @contextmanager
 def bar(what: str) -> Iterator[Callable[..., None]]:
-    """Show a bar for as long as the block runs: in a terminal or a notebook, not in a log.
+    """Show a bar while the block runs, in a terminal or a notebook but not in a log.
 
-    Of several processes that work together, the first alone shows one.
+    If several processes work together, only the first shows a bar.
 
     Args:
-        what: what the work is, in a word or two.
+        what: the work, in a word or two.
 
     Yields:
-        What is to be called with the work done, the most there will be, and what the work is by
-        now if that has changed.
+        A callable that takes the amount of work done, the total and, optionally, a new description.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn

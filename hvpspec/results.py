@@ -1,4 +1,4 @@
-"""What every result can do: print itself, show itself in a notebook, become plain data."""
+"""The base of all results: a short repr, a table as text or HTML, and plain data for JSON."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 #: Most characters of one value in a repr.
 _LONGEST = 60
-#: The last column of a table is never narrower.
+#: Least width of the last column of a table.
 _NARROWEST = 10
 
-#: What the methods of an index were called before, in scripts and in files.
+#: Present names of the methods of an index by former ones, which scripts and files may contain.
 FORMER_NAMES = {"ldl": "inertia", "slq": "quadrature", "chebyshev": "filtered"}
 
 #: The version of all formats of files.
@@ -34,19 +34,19 @@ Row = Sequence[str]
 
 @dataclass(frozen=True)
 class Subject:
-    """What a result is about, as a reader would say it.
+    """What a result was computed from.
 
     Attributes:
         network: name and arguments of the network.
-        data: where the examples come from.
-        num_examples: how many there are; None where only the batches know.
+        data: source of the examples.
+        num_examples: number of examples; None if the data are batches of unknown size.
         num_parameters: size of the Hessian.
         loss: name of the loss.
         l2: coefficient of the squared norm of the parameters.
         params: patterns that selected the parameters; None for all.
-        model: file that the weights come from.
-        provenance: what it takes to compute the same again, as plain data; None if unknown.
-        notes: what a reader of the result should know about how it was computed.
+        model: file of the weights.
+        provenance: what is needed to repeat the computation, as plain data; None if unknown.
+        notes: remarks on how the result was computed.
     """
 
     network: str
@@ -62,24 +62,24 @@ class Subject:
 
     @property
     def title(self) -> str:
-        """One line for the head of a picture or a table."""
+        """One line, for the title of a picture or a table."""
         examples = f", {self.num_examples:,} examples" if self.num_examples is not None else ""
         some = f" of {', '.join(self.params)}" if self.params else ""
         return f"{self.network} on {self.data}{examples}; {self.num_parameters:,} parameters{some}"
 
 
 class Result:
-    """A base for frozen dataclasses that answer a question.
+    """Base class of results, which are frozen dataclasses.
 
-    A subclass says what it holds by its fields; it may override :meth:`rows` (the table),
-    ``_brief`` (what ``repr`` shows) and ``_content`` (what a file holds).
+    By default, the table and the plain data contain all fields. A subclass may override
+    :meth:`rows` (the table), ``_brief`` (what ``repr`` shows) and ``_content`` (the plain data).
     """
 
-    #: The name of its file format; empty where it is never written to a file of its own.
+    #: Name of the file format; empty if the result has no file of its own.
     _FORMAT: ClassVar[str] = ""
 
     def __repr__(self) -> str:
-        """The class and what matters most, in a line or two."""
+        """The class and the most important values, in a line or two."""
         shown = ", ".join(f"{name}={brief(value)}" for name, value in self._brief().items())
         return f"{type(self).__name__}({shown})"
 
@@ -95,14 +95,14 @@ class Result:
         return f"<table><caption>{html.escape(self._title())}</caption>{rows}</table>"
 
     def summary(self, *, subject: Subject | None = None, seconds: float | None = None) -> str:
-        """The table that the command prints, as text.
+        """Return the table that the command prints.
 
         Args:
-            subject: what the result is about, if there is more to say than its size.
-            seconds: how long it took.
+            subject: what the result was computed from, if known.
+            seconds: time taken, if known.
 
         Returns:
-            Lines of aligned columns, as wide as the terminal.
+            Lines of aligned columns, at most as wide as the terminal.
         """
         notes = self._notes or (subject.notes if subject else ())
         rows = [*self.rows(subject), *closing_rows(seconds, notes)]
@@ -111,27 +111,27 @@ class Result:
     def to_dict(
         self, *, subject: Subject | None = None, seconds: float | None = None
     ) -> dict[str, Any]:
-        """Plain data, as ``--json`` writes them: what is unknown or not finite is None.
+        """Return plain data, as ``--json`` writes them; unknown and non-finite values are None.
 
         Args:
-            subject: what the result is about, for a result that has a file format of its own.
-            seconds: how long it took, likewise.
+            subject: what it was computed from; used only if the result has a file format.
+            seconds: time taken; likewise.
         """
         if not self._FORMAT:
             return self._content()
         return {**envelope(self._FORMAT, subject), **self._content(), "seconds": seconds}
 
     def rows(self, subject: Subject | None = None) -> list[Row]:
-        """The lines of the table, each a label, a value and what it means."""
+        """Return the lines of the table, each a label, a value and its meaning."""
         return [(name, brief(value)) for name, value in self._brief().items()]
 
     @property
     def _notes(self) -> tuple[str, ...]:
-        """What a reader should know, where the result itself knows it."""
+        """Remarks that the result itself contains."""
         return ()
 
     def _title(self) -> str:
-        """The title of the table where the subject is unknown."""
+        """The title of the table if the subject is unknown."""
         return type(self).__name__
 
     def _brief(self) -> dict[str, object]:
@@ -139,34 +139,34 @@ class Result:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.repr}  # type: ignore[arg-type]
 
     def _content(self) -> dict[str, Any]:
-        """What a file holds, by name."""
+        """The plain data, by name."""
         return {f.name: plain(getattr(self, f.name)) for f in fields(self)}  # type: ignore[arg-type]
 
 
 class Drawn(Result):
-    """A result that has a picture, which a subclass draws in ``_draw``."""
+    """A result that can be drawn, by the method ``_draw`` of a subclass."""
 
     def plot(self, ax: Axes | None = None) -> Figure:
         """Draw the result.
 
         Args:
-            ax: where to draw; None for a new figure.
+            ax: axes to draw into; None for a new figure.
 
         Returns:
-            The figure, which a notebook shows.
+            The figure, which a notebook displays.
 
         Raises:
-            InputError: this result holds too little for a picture.
+            InputError: the result does not contain what the picture needs.
         """
         return self._draw(ax)
 
     @abstractmethod
     def _draw(self, ax: Axes | None) -> Figure:
-        """Draw into given axes, or into a new figure."""
+        """Draw into given axes or a new figure."""
 
 
 def envelope(kind: str, subject: Subject | None) -> dict[str, Any]:
-    """What every file of results begins with: format, version, writer, and what it is about."""
+    """Return the first fields of every file: format, version, writer and subject."""
     about = asdict(subject) if subject else None
     return {
         "format": kind,
@@ -179,7 +179,7 @@ def envelope(kind: str, subject: Subject | None) -> dict[str, Any]:
 
 
 def plain(x: Any) -> Any:
-    """Turn a value into what JSON knows; numbers that are not finite become None.
+    """Convert a value to types that JSON has; numbers that are not finite become None.
 
     >>> plain({"a": (1.0, float("nan"))})
     {'a': [1.0, None]}
@@ -200,7 +200,7 @@ def plain(x: Any) -> Any:
 
 
 def brief(x: object) -> str:
-    """A value in a few characters: of a tensor or a long list, how large it is.
+    """Return a value in a few characters; for a tensor or a long list, its size.
 
     >>> brief(list(range(100)))
     '<100 entries>'
@@ -219,12 +219,12 @@ def brief(x: object) -> str:
 
 
 def number(x: float) -> str:
-    """A number to three digits."""
+    """Format a number to three significant digits."""
     return f"{x:.3g}"
 
 
 def closing_rows(seconds: float | None, notes: Iterable[str]) -> list[Row]:
-    """The last lines of a command's table: the time, and what a reader should know."""
+    """Return the last lines of a command's table: the time and the notes."""
     rows: list[Row] = [] if seconds is None else [("time", f"{seconds:.1f} s", "")]
     return rows + [("note", "", note) for note in notes]
 
@@ -232,13 +232,13 @@ def closing_rows(seconds: float | None, notes: Iterable[str]) -> list[Row]:
 def text_table(
     title: str, rows: Iterable[Row], *, right: bool = False, width: int | None = None
 ) -> str:
-    """Align rows in columns, of which the last is wrapped to the width of the terminal.
+    """Align rows in columns; the last column is wrapped to the width of the terminal.
 
     Args:
         title: the first line.
         rows: cells of text; shorter rows end early.
-        right: whether all columns but the last are set to the right.
-        width: most characters of a line; None for those of the terminal.
+        right: whether to align all columns but the last to the right.
+        width: maximal length of a line; None for the width of the terminal.
 
     >>> print(text_table("a matrix", [("index", "1", "below 0"), ("products", "12", "")]))
     a matrix

@@ -1,4 +1,4 @@
-"""A callback for the Trainer of transformers that logs what the loss landscape looks like.
+"""A callback for the Trainer of transformers that logs properties of the Hessian.
 
 ``import hvpspec`` does not load this module, which needs the packages transformers and accelerate.
 """
@@ -17,18 +17,18 @@ from hvpspec.monitoring import CurvatureMonitor, check_every
 
 
 class CurvatureCallback(TrainerCallback):
-    """Logs the Hessian's sharpness, trace and certified index after some of the steps.
+    """Logs sharpness, trace and certified index of the Hessian every few steps.
 
-    What :meth:`hvpspec.monitoring.CurvatureMonitor.measure` returns goes where the trainer's own
-    logs go. Training goes on as it would without. Where it computes in half precision, the
-    landscape is that of the parameters as they are, usually in single precision.
+    The values of :meth:`hvpspec.monitoring.CurvatureMonitor.measure` go to the trainer's logs.
+    Training is not affected. If it uses mixed precision, the measurement is made in the precision
+    of the parameters, usually float32.
 
     Args:
-        trainer: to whose logs it is added, by ``trainer.add_callback``.
-        loss: of outputs (the logits) and targets, as for :class:`hvpspec.HessianOperator`.
-        data: fixed examples on which the landscape is looked at, as for ``HessianOperator``: a
+        trainer: the trainer that logs; add the callback to it by ``trainer.add_callback``.
+        loss: function of outputs (the logits) and targets, as for :class:`hvpspec.HessianOperator`.
+        data: fixed examples to measure on, as for ``HessianOperator``: a
             mapping of the model's arguments and ``labels``, or several.
-        every_n_steps: how often.
+        every_n_steps: number of steps between two measurements.
         options: further arguments of :class:`hvpspec.monitoring.CurvatureMonitor`.
 
     Raises:
@@ -55,17 +55,18 @@ class CurvatureCallback(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Measure and log, if it is time to."""
+        """Measure and log, if it is due."""
         if state.global_step % self._every == 0:
             due = control.should_log
             with _without_autocast(kwargs["model"]) as model:
                 self._trainer.log(self._monitor.measure_if_finite(model))
-            control.should_log = due  # logging takes it back, and the loss would be left out
+            # Logging resets this flag, and the trainer would then not log its loss.
+            control.should_log = due
 
 
 @contextmanager
 def _without_autocast(model: nn.Module) -> Iterator[nn.Module]:
-    """Take off what accelerate puts around a model's forward pass to compute in half precision."""
+    """Undo the wrapper for mixed precision that accelerate puts around a model's forward pass."""
     own = vars(model).get("_original_forward")
     if own is None:
         yield model

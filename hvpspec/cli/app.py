@@ -1,4 +1,4 @@
-"""The program: its commands, and how it ends."""
+"""The program: its commands, its error messages and its exit codes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ for command in (train, info, index, density, eigs, trace, demo):
 
 
 def _print_version(wanted: bool) -> None:
-    """Answer ``--version``."""
+    """Print the version and exit, for ``--version``."""
     if wanted:
         typer.echo(f"hvpspec {__version__}")
         raise typer.Exit
@@ -52,7 +52,7 @@ def _program(
         bool, typer.Option(_DEBUG, help="Show the traceback of an error; may stand anywhere.")
     ] = False,
 ) -> None:
-    """Declare the options of the program itself; `main` has already read ``--debug``."""
+    """Declare the options of the program itself; `main` handles ``--debug``."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -64,15 +64,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: always.
     """
-    # Two threads that spin while they wait for each other bring a busy machine to a crawl: a demo
-    # of one minute took eleven. It has to be said before PyTorch loads its OpenMP runtime.
+    # Threads that spin while they wait slow a busy machine down: a demo of one minute took eleven.
+    # This must be set before PyTorch loads its OpenMP runtime.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    # Taken out here, so that it also works behind a command.
+    # Removed here, so that it also works after a command.
     debug = _DEBUG in arguments
     arguments = [argument for argument in arguments if argument != _DEBUG]
     command = typer.main.get_command(app)
-    # Of several processes each says by itself why it ends.
+    # Each of several processes reports its own error.
     who = f"process {rank()}: " if num_processes() > 1 else ""
     try:
         _refuse_alone(arguments)
@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _refuse_alone(arguments: Sequence[str]) -> None:
-    """Raise InputError where several processes were started for a command that is for one."""
+    """Raise InputError if several processes were started for a command that runs in one."""
     named = next((argument for argument in arguments if not argument.startswith("-")), None)
     if num_processes() > 1 and named is not None and named not in TOGETHER:
         raise InputError(
@@ -101,15 +101,15 @@ def _refuse_alone(arguments: Sequence[str]) -> None:
 
 
 def _explain(error: Exception, debug: bool) -> tuple[str, int]:
-    """Say in one or two lines what went wrong, and choose the exit code."""
+    """Return a message of one or two lines and the exit code."""
     if isinstance(error, HvpspecError):
         return f"error: {error}", 2 if isinstance(error, InputError) else 1
-    # Usage errors are known by their methods, since their class has moved between versions.
+    # Usage errors are recognised by a method, since their class has moved between versions.
     message = getattr(error, "format_message", None)
     if message is not None:
         context = getattr(error, "ctx", None)
         path = context.command_path if context else "hvpspec"
-        # Where pydantic is installed, typer has it word some of them.
+        # If pydantic is installed, typer lets it word some messages.
         text = message().replace("Value error, ", "")
         # A bare program or group prints its help instead of an error.
         return (f"error: {text}\nTry '{path} --help'." if text else ""), error.exit_code  # type: ignore[attr-defined]

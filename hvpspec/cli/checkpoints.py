@@ -1,4 +1,4 @@
-"""``hvpspec train`` and ``hvpspec info``: write a checkpoint, and say what one holds."""
+"""``hvpspec train`` and ``hvpspec info``: write and describe checkpoints."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def train_and_save(
     *,
     data_dir: Path | None = None,
 ) -> None:
-    """Train with a progress bar, write the checkpoint and print what training came to.
+    """Train with a progress bar, write the checkpoint and print losses and accuracies.
 
     Raises:
         HvpspecError: something does not exist or does not fit, or training diverged.
@@ -109,7 +109,7 @@ def train_and_save(
 
 
 def _dataset(source: DataSource, split: Literal["train", "test"], data_dir: Path | None) -> Dataset:
-    """Load data for training, which must all be in memory."""
+    """Load a data set into memory."""
     from hvpspec.zoo import Dataset, load_data
 
     subset = source.subset if split == "train" else None

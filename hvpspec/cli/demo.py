@@ -1,4 +1,4 @@
-"""``hvpspec demo``: the whole way on bundled data, from training to pictures."""
+"""``hvpspec demo``: from training to pictures, on bundled data."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def demo(
     typer.echo(result.summary(subject=problem.subject, seconds=seconds))
     write_json(result_file, result.to_dict(subject=problem.subject, seconds=seconds))
     taus = [part * result.norm for part in _LADDER]
-    typer.echo("\nasking the same of products alone, without the matrix ...", err=True)
+    typer.echo("\ncounting again from products alone, without the matrix ...", err=True)
     certified, took = compute_index(problem, "certified", taus)
     typer.echo(compare(certified, result, seconds=(took, seconds)))
     write_json(certified_file, certified.to_dict(subject=problem.subject, seconds=took))
@@ -76,7 +76,7 @@ def demo(
 
 
 def compare(certified: IndexResult, exact: IndexResult, *, seconds: tuple[float, float]) -> str:
-    """Lay a matrix-free ladder beside the exact counts at the same resolutions."""
+    """Compare matrix-free counts with the exact ones at the same values of τ."""
     assert exact.eigenvalues is not None
     rows: list[Row] = [("τ", "τ / ‖H‖", "certified", "exact", "")]
     for rung in certified.ladder:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from hvpspec.plotting import Scale
 
 _WHOLE = "whole network"
-#: What the names of Gauss-Newton matrices end with beside those of the Hessian.
+#: Suffix of the names of Gauss-Newton matrices.
 _BESIDE = ", Gauss-Newton"
 
 
@@ -144,7 +144,7 @@ def density(
     }
 
     def measured(operator: CurvatureOperator, suffix: str) -> dict[str, SpectralMeasure]:
-        """The measures of a matrix and, if wanted, of its blocks, by name without the suffix."""
+        """The measures of a matrix and, with --per-layer, of its blocks."""
         parts = {_WHOLE: operator, **(_blocks(operator, depth) if per_layer else {})}
         return {
             part: _measure(problem, block, f"{part}{suffix}", seed or 0, options)
@@ -174,7 +174,7 @@ def density(
     if save:
         whole.save(save)
         typer.echo(f"wrote {save}")
-    # Last: a width that cannot be drawn must not cost the products.
+    # Drawn last: all results are safe if the width of the kernels cannot be drawn.
     if out:
         from hvpspec.plotting import plot_density
 
@@ -183,7 +183,7 @@ def density(
 
 
 def _blocks(operator: CurvatureOperator, depth: int | None) -> dict[str, CurvatureOperator]:
-    """The diagonal blocks of modules that own parameters, or that hold them at some depth."""
+    """The diagonal blocks of the modules with parameters, or of modules at a given depth."""
     modules: dict[str, list[str]] = {}
     for name in operator.space.names:
         owners = name.split(".")[:-1][:depth]
@@ -207,7 +207,7 @@ def _measure(
 def _draw_exact(
     problem: Problem, out: Path | None, json_file: Path | None, *, symlog: bool, bins: int
 ) -> None:
-    """Count all eigenvalues in bins."""
+    """Compute all eigenvalues and draw their histogram."""
     from hvpspec.plotting import plot_spectrum, spectrum_histogram
 
     result, seconds = compute_index(problem, "exact")

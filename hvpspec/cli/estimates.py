@@ -1,4 +1,4 @@
-"""``hvpspec eigs`` and ``hvpspec trace``: a few numbers of the spectrum, from products alone."""
+"""``hvpspec eigs`` and ``hvpspec trace``: extreme eigenvalues, trace and Frobenius norm."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that options name: none is written over what is read, all are checked before the work."""
+"""The files that options name, which are checked before a command starts."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 def written_files(
     command: Callable[..., None], options: Mapping[str, Any]
 ) -> Sequence[tuple[str, Path]]:
-    """The files that a command will write, each behind the option that names it."""
+    """The files that a command will write, each after the option that names it."""
     marked = _marked(command, options)
     return [(flag, value) for flag, value, mark in marked if mark.use == "written"]
 
 
 def checked(command: Callable[..., None]) -> Callable[..., None]:
-    """Have a command refuse files before it does anything: those it reads, or could not write."""
+    """Make a command refuse to write files that it also reads or that cannot be written."""
 
     @wraps(command)
     def run(**options: Any) -> None:
@@ -39,7 +39,7 @@ def checked(command: Callable[..., None]) -> Callable[..., None]:
                     (flag, file)
                     for flag, value, mark in marked
                     if mark.use == "read"
-                    # An argument of the network may hold a file behind its name.
+                    # The value of --net-arg name=value may be a file, too.
                     for file in source_files(str(value).rpartition("=")[2], options.get("data_dir"))
                 ],
                 targets,
@@ -56,7 +56,7 @@ def checked(command: Callable[..., None]) -> Callable[..., None]:
 def spare_recorded_data(
     trained: Checkpoint, data_dir: Path | None, written: Sequence[tuple[str, Path]]
 ) -> None:
-    """Raise InputError if a file to be written is one of the data that a checkpoint records."""
+    """Raise InputError if a command would overwrite the data that a checkpoint was trained on."""
     if trained.data is not None:
         from hvpspec.zoo import source_files
 
@@ -67,12 +67,12 @@ def spare_recorded_data(
 def _marked(
     command: Callable[..., None], options: Mapping[str, Any]
 ) -> Iterator[tuple[str, Any, File]]:
-    """Each value of an option that is marked as a file, behind the option as people write it."""
+    """Each option that names a file as the user writes it, with its value and its mark."""
     for name, parameter in inspect.signature(command, eval_str=True).parameters.items():
         _, setting, *marks = get_args(parameter.annotation)
         value = options.get(name)
         if marks and isinstance(mark := marks[-1], File) and value is not None:
-            # An argument has no flag, and goes by its name in capitals.
+            # An argument has no flag; help pages show its name in capitals.
             flag = setting.default if isinstance(setting.default, str) else name.upper()
             for one in value if isinstance(value, list) else [value]:
                 yield flag, one, mark

@@ -1,4 +1,4 @@
-"""``hvpspec index``: how many directions of the loss go down."""
+"""``hvpspec index``: the number of negative eigenvalues of the Hessian."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def compute_index(
     confidence: float | None = None,
     max_matvecs: int | None = None,
 ) -> tuple[IndexResult, float]:
-    """Compute an index with a progress bar, as :func:`hvpspec.index` does; also give the seconds.
+    """Compute an index by :func:`hvpspec.index` with a progress bar; also return the seconds.
 
     Raises:
         HvpspecError: an argument is not allowed, the matrix does not fit, or a number is not
@@ -157,7 +157,7 @@ def compute_index(
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     options["generator"] = torch.Generator().manual_seed(seed or 0)
     start = time.perf_counter()
-    # The matrix is one in float64, and so is the operator whose plan is told.
+    # Methods that assemble the matrix use the float64 operator, so the plan to record is its own.
     operator = problem.hessian.in_float64() if by_matrix else problem.hessian
     try:
         with problem.lasting(operator) as hessian, bar("reading the data") as update:
@@ -165,14 +165,14 @@ def compute_index(
                 hessian, method=method, tau_ladder=taus or None, progress=progress, **options
             )
     except BaseException:
-        if bracket:  # what was known when the run was interrupted or failed
+        if bracket:  # the interval known when the run was interrupted or failed
             typer.echo(f"{bracket} so far", err=True)
         raise
     return result, time.perf_counter() - start
 
 
 def _refuse_useless(method: str, effort: Mapping[str, object]) -> None:
-    """Refuse options that a method does not have."""
+    """Refuse options that have no effect on a method."""
     if method in ("exact", "inertia"):
         refuse_together(f"has no effect on --method {method}; leave it out", **effort)
     if method in ("quadrature", "filtered"):

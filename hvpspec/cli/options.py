@@ -1,4 +1,4 @@
-"""The options that commands share, each defined once, and how their values are read."""
+"""The options that several commands share, and the conversion of their values."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _AS_TRAINED = "as in training"
 
 @dataclass(frozen=True)
 class File:
-    """Marks an option that names a file, data or code; stands last in its annotation.
+    """Marks an option that names a file, data or code; the last item of its annotation.
 
     Attributes:
         use: whether it is read, written, or a folder in which products are kept.
-        suffixes: endings that a written file may have; none for any.
+        suffixes: allowed endings of a written file; empty for any.
     """
 
     use: Literal["read", "written", "kept"]
@@ -44,7 +44,7 @@ PICTURE = File("written", PICTURE_SUFFIXES)
 
 
 def _option(panel: str, flag: str, help: str, default: str | bool = True, **settings: Any) -> Any:
-    """An option in a panel of the help, where ``default`` says what None stands for."""
+    """An option in a panel of the help; ``default`` describes what None stands for."""
     if "min" in settings:
         settings.setdefault("metavar", "N")
     return typer.Option(flag, help=help, show_default=default, rich_help_panel=panel, **settings)
@@ -57,7 +57,7 @@ of_output = partial(_option, "Output")
 
 
 def known_loss(name: str | None) -> str | None:
-    """Refuse a loss that is neither known nor code."""
+    """Check that a loss is known or has the form ``module:callable``."""
     if name is not None and name not in get_args(LossName) and ":" not in name:
         known = ", ".join(get_args(LossName))
         raise typer.BadParameter(f"{name!r} is not one of {known}, nor module:callable")
@@ -65,14 +65,14 @@ def known_loss(name: str | None) -> str | None:
 
 
 def positive(value: float | None) -> float | None:
-    """Refuse a width or a tolerance that is not above 0."""
+    """Check that a number is positive and finite."""
     if value is not None and not (math.isfinite(value) and value > 0):
         raise typer.BadParameter(f"{value} is not positive and finite")
     return value
 
 
 def probability(value: float | None) -> float | None:
-    """Refuse what is not between 0 and 1."""
+    """Check that a number lies between 0 and 1."""
     if value is not None and not 0 < value < 1:
         raise typer.BadParameter(f"{value} does not lie between 0 and 1")
     return value
@@ -192,7 +192,7 @@ JsonFile = Annotated[
 
 
 def parse_net_args(pairs: Sequence[str] | None) -> dict[str, object] | None:
-    """Read ``name=value`` pairs; a value is a number, true, false, none, other JSON, or a string.
+    """Parse ``name=value`` pairs; a value is true, false, none, JSON, or else a string.
 
     Raises:
         InputError: a pair has no name or no ``=``, or a name comes twice.
@@ -212,7 +212,7 @@ def parse_net_args(pairs: Sequence[str] | None) -> dict[str, object] | None:
 
 
 def _plain_value(text: str) -> object:
-    """Read a value as people write it in Python or in JSON."""
+    """Parse a value written in Python or JSON."""
     words: dict[str, object] = {"true": True, "false": False, "none": None, "null": None}
     if text.lower() in words:
         return words[text.lower()]
@@ -223,7 +223,7 @@ def _plain_value(text: str) -> object:
 
 
 def refuse_together(reason: str, **options: object) -> None:
-    """Raise BadParameter for the first option, by name with underscores, that is given."""
+    """Raise BadParameter if any of these options is given; underscores stand for hyphens."""
     for name, value in options.items():
         if value is not None and value is not False:
             raise typer.BadParameter(f"--{name.replace('_', '-')} {reason}")

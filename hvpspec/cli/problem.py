@@ -1,4 +1,4 @@
-"""From a checkpoint and options to the Hessian they mean."""
+"""From a checkpoint and options to the Hessian that a command analyses."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Problem:
-    """A Hessian, its Gauss-Newton part, and what it is the Hessian of."""
+    """A Hessian, its Gauss-Newton part, and where they come from."""
 
     hessian: HessianOperator
     gauss_newton: Callable[[], GGNOperator]
@@ -43,7 +43,7 @@ class Problem:
 
     @property
     def subject(self) -> Subject:
-        """What it is, and how products have been made up to now."""
+        """What the Hessian belongs to, and how its products have been computed so far."""
         about = replace(self.about, notes=self.hessian.notes)
         if about.provenance is None:
             return about
@@ -57,11 +57,11 @@ class Problem:
     def lasting(
         self, operator: CurvatureOperator, name: str = "network"
     ) -> Iterator[SymmetricOperator]:
-        """An operator to be asked, whose products are kept if that is wanted.
+        """Wrap an operator so that its products are saved, if ``--checkpoint`` is given.
 
         Args:
             operator: one of the matrices, or a block of it.
-            name: of its own folder, and in the record.
+            name: name of its folder and of its plan in the record.
         """
         if self.checkpoint is None:
             yield operator
@@ -69,7 +69,7 @@ class Problem:
             from hvpspec import RecordedOperator
 
             groups = num_processes() // operator.ranks.size
-            # Groups of processes that share out the probes multiply by vectors of their own.
+            # If groups of processes divide the probes, each group has products of its own.
             place = f"{name} {rank() // operator.ranks.size}" if groups > 1 else name
             every = {} if self.checkpoint_every is None else {"every": self.checkpoint_every}
             with RecordedOperator(operator, self.checkpoint / place, **every) as recorded:
@@ -78,7 +78,7 @@ class Problem:
 
 
 def show(text: str, json_file: Path | None, content: Mapping[str, Any]) -> None:
-    """Print a result, and write it as JSON if that is wanted."""
+    """Print a result, and write it as JSON if a file is named."""
     typer.echo(text)
     if json_file:
         write_json(json_file, content)
@@ -86,15 +86,15 @@ def show(text: str, json_file: Path | None, content: Mapping[str, Any]) -> None:
 
 
 def draw(figure: Figure, out: Path) -> None:
-    """Write a picture, and say so."""
+    """Write a picture, and print its name."""
     from hvpspec.plotting import save_figure
 
     save_figure(figure, out)
     typer.echo(f"wrote {out}")
 
 
-#: What loads the problem that a command's options choose; of the processes that share out the data
-#: another ``group`` than all can be named.
+#: Loads the problem that a command's options select. The argument ``group`` sets the processes that
+#: share the data, by default all.
 LoadProblem = Callable[..., Problem]
 
 
@@ -121,11 +121,11 @@ def load_problem(
     told: Mapping[str, Any] | None = None,
     written: Sequence[tuple[str, Path]] = (),
 ) -> Problem:
-    """Read a checkpoint and make the Hessian of its loss; the defaults are those of its training.
+    """Read a checkpoint and build the Hessian of its loss, by default as in training.
 
-    The arguments are options of the commands, but for the last three: ``group``, the processes that
-    share the data (None for this one alone); ``told``, all options of the command, for the record;
-    ``written``, the files that it writes, each behind its option.
+    The arguments are the options of the commands, except for the last three: ``group``, the
+    processes that share the data (None for one process); ``told``, all options of the command, for
+    the record; ``written``, the files that it will write, each after its option.
 
     Raises:
         HvpspecError: something does not exist, does not fit or is not finite.
@@ -153,13 +153,13 @@ def load_problem(
     if data is None:
         spare_recorded_data(trained, data_dir, written)
     examples = trained.load_data(data, data_dir=data_dir, subset=subset)
-    # In the modes as given, buffers may change, and one example may be too few.
+    # Outside eval mode, buffers may change, and one example may be too few.
     if mode == "eval":
         _check_fit(trained.model, examples, function)
     if isinstance(examples, Dataset):
         name, num_examples, tensors = examples.name, len(examples), examples.tensors
     else:
-        # Only a source that the user names can give batches.
+        # Only data that the user names can come in batches.
         name, num_examples, tensors = str(data), None, None
     objective = trained.model, function, own_share(tensors or examples, num_examples, group)
     options: dict[str, Any] = {
@@ -168,7 +168,7 @@ def load_problem(
         "mode": modules,
         "pseudo_gradient": pseudo_gradient,
         "chunk_size": chunk_size,
-        # Where a run goes on, its products must not depend on how many were made before, either.
+        # A resumed run does not know how many products came before, by which auto would choose.
         "engine": engine or ("linearised" if checkpoint else "auto"),
         "group": group,
     }
@@ -182,7 +182,7 @@ def load_problem(
         l2=l2,
         params=tuple(params) if params else None,
         model=str(trained.path),
-        # It takes a pass over the data, and stands in files alone.
+        # Costs a pass over the data, and is shown in files only.
         provenance=_provenance(hessian, told) if told and told["json_file"] else None,
     )
     gauss_newton = partial(hvpspec.GGNOperator, *objective, **options)
@@ -190,7 +190,7 @@ def load_problem(
 
 
 def _loss(name: str, ignore_index: int | None) -> Any:
-    """The loss of a name, or of a user's own code."""
+    """Return the loss with a given name, or the one of a user's own code."""
     from hvpspec import Loss
     from hvpspec.zoo import build_loss
     from hvpspec.zoo.importing import call_by_name, find_by_name
@@ -210,7 +210,7 @@ def _loss(name: str, ignore_index: int | None) -> Any:
 
 
 def _check_fit(model: nn.Module, examples: Any, loss: Any) -> None:
-    """Raise InputError if network, loss and data do not fit, as far as the first examples tell."""
+    """Raise InputError if network, loss and data do not fit, judged by the first examples."""
     import torch
 
     from hvpspec import Loss
@@ -221,12 +221,12 @@ def _check_fit(model: nn.Module, examples: Any, loss: Any) -> None:
         check_fit(model, examples.tensors, function)
         return
     match next(iter(examples), None):
-        case (torch.Tensor() as inputs, torch.Tensor() as targets):  # or a list; others are left
+        case (torch.Tensor() as inputs, torch.Tensor() as targets):  # a tuple or a list
             check_fit(model, (inputs, targets), function, whole=True)
 
 
 def _provenance(hessian: HessianOperator, told: Mapping[str, Any]) -> dict[str, Any]:
-    """What it takes to compute the same again, and to see that it is the same."""
+    """Return what is needed to repeat the computation, and to check that it is the same."""
     import platform
 
     import numpy as np
@@ -249,11 +249,11 @@ def _provenance(hessian: HessianOperator, told: Mapping[str, Any]) -> dict[str, 
 
 
 def on_problem(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of :func:`load_problem` beside its own.
+    """Add the options of :func:`load_problem` to those of a command.
 
     Args:
-        command: its first argument is a :data:`LoadProblem`, to be called when its own options have
-            been checked; the others are options.
+        command: a function whose first argument is a :data:`LoadProblem`, to be called after it has
+            checked its own options; all other arguments are options.
     """
     shared = dict(inspect.signature(load_problem, eval_str=True).parameters)
     del shared["group"], shared["told"], shared["written"]
@@ -265,7 +265,7 @@ def on_problem(command: Callable[..., None]) -> Callable[..., None]:
         written = written_files(command, options)
         with joined() as together:
             told = {**chosen, **options}
-            if rank() > 0:  # the first process writes what all of them have found
+            if rank() > 0:  # all processes have the same result, and the first writes it
                 options |= dict.fromkeys(files)
             load = partial(load_problem, **chosen, group=together, told=told, written=written)
             command(load, **options)
@@ -273,7 +273,7 @@ def on_problem(command: Callable[..., None]) -> Callable[..., None]:
     model, *others = shared.values()
     parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in (model, *own, *others)]
     run.__name__, run.__doc__ = command.__name__, command.__doc__
-    # What Typer reads options from.
+    # Typer reads the options from these two attributes.
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in parameters}
     return run

@@ -1,4 +1,4 @@
-"""Several processes that ``torchrun`` started, which work on one problem together."""
+"""Several processes, started by ``torchrun``, that work on one problem together."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from hvpspec.errors import InputError
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-#: What processes share out: the examples, the probes, or groups of processes both.
+#: What the processes divide among them: the examples, the probes, or both.
 Parallel = Literal["data", "probes", "both"]
 
-#: Commands that processes can work on together.
+#: Commands that can run in several processes.
 TOGETHER = ("index", "density", "eigs", "trace")
 
-# One that does not answer for so long has died, or waits for something that will not come.
+# A process that does not answer for so long has died or is stuck.
 _TIMEOUT = timedelta(minutes=10)
 
-# Those that share out probes have nothing to tell each other until the last of them is done.
+# Processes that divide the probes do not communicate until the last of them has finished.
 _UNTIL_THE_END = timedelta(days=1)
 
 
 def num_processes() -> int:
-    """How many processes were started together, by what ``torchrun`` tells each."""
+    """Return the number of processes that ``torchrun`` started together."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def rank() -> int:
-    """The number of this process among them, from 0; only 0 writes."""
+    """Return the number of this process, from 0; only process 0 prints and writes."""
     return int(os.environ.get("RANK", "0")) if num_processes() > 1 else 0
 
 
 @contextmanager
 def joined() -> Iterator[ProcessGroup | None]:
-    """Join the processes that were started together, of which the first alone prints.
+    """Connect the processes that were started together; only the first prints.
 
     Yields:
         The group of all processes; None if there is only one.
@@ -64,13 +64,13 @@ def joined() -> Iterator[ProcessGroup | None]:
 
 
 def divided(parallel: Parallel | None) -> tuple[ProcessGroup | None, ProcessGroup | None]:
-    """Divide the processes: return those that share this one's data, and those its probes.
+    """Divide the processes: return the group that shares the data, and the one for the probes.
 
-    The data are shared unless ``parallel`` says otherwise. With ``both``, 4 processes make 2 groups
-    of 2: those of a group share data, and the groups share probes.
+    By default, all processes share the data. With ``both``, 4 processes form 2 groups of 2: the
+    processes of a group share the data, and the groups divide the probes.
 
     Raises:
-        typer.BadParameter: there is one process alone, or a number that cannot be divided.
+        typer.BadParameter: there is only one process, or a number that cannot be divided.
     """
     size = num_processes()
     if size == 1:
@@ -98,16 +98,16 @@ def divided(parallel: Parallel | None) -> tuple[ProcessGroup | None, ProcessGrou
     with_data = [list(range(start, start + each)) for start in range(0, size, each)]
     with_probes = [list(range(start, size, each)) for start in range(each)]
     for division, timeout in ((with_data, _TIMEOUT), (with_probes, _UNTIL_THE_END)):
-        for ranks in division:  # every process takes part in making every group
+        for ranks in division:  # every process must take part in creating every group
             group = dist.new_group(ranks, timeout=timeout)
             if rank() in ranks:
-                assert not isinstance(group, int)  # which it is for those that do not belong to it
+                assert not isinstance(group, int)  # as it is in processes outside the group
                 own.append(group)
     return own[0], own[1]
 
 
 class _EveryFew:
-    """Every k-th batch of a sequence that can be read again."""
+    """Every k-th batch of an iterable that can be iterated over repeatedly."""
 
     def __init__(self, batches: Iterable[Any], start: int, step: int) -> None:
         self._batches, self._start, self._step = batches, start, step
@@ -125,7 +125,7 @@ class _EveryFew:
 
 
 def own_share(data: Any, num_examples: int | None, group: ProcessGroup | None) -> Any:
-    """The examples, or batches, of one process of several."""
+    """Return the share of the examples or batches that this process works on."""
     if group is None:
         return data
     rank, size = group.rank(), group.size()

@@ -1,4 +1,4 @@
-"""Pictures of spectra, of densities and of indices, by resolution and along training.
+"""Pictures of spectra, densities and indices.
 
 Figures are made without pyplot, so nothing here opens a window or keeps state.
 """

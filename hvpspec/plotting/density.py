@@ -1,4 +1,4 @@
-"""The density of a spectrum that only its products have shown."""
+"""Pictures of spectral densities that were estimated from products."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from hvpspec.plotting.figures import NOISE, POSITIVE, Floats, new_figure, short,
 if TYPE_CHECKING:
     from hvpspec.spectrum import SpectralMeasure
 
-#: Kernels of this width on a logarithmic axis: a factor of 1.2 in an eigenvalue.
+#: Width of the kernels on a logarithmic axis: a factor of 1.2 in the eigenvalue.
 _LOG_SIGMA = 0.2
-#: The axis ends where the density is this part of a single eigenvalue's kernel.
+#: Lower end of the axis of densities, relative to the peak of a single eigenvalue's kernel.
 _FAINT = 0.03
 _MOST_COLUMNS = 3
 
@@ -32,21 +32,21 @@ def plot_density(
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Figure:
-    """Draw how densely the eigenvalues lie, estimated by stochastic Lanczos quadrature.
+    """Draw the density of the eigenvalues, estimated by stochastic Lanczos quadrature.
 
-    Each Ritz value is spread by a Gaussian kernel, whose width is a choice of display and is noted.
-    The band is one standard error to either side, from the randomness of the probes alone. Isolated
-    eigenvalues that Lanczos resolved are marked. Several measures share their axes and kernels.
+    Each Ritz value is replaced by a Gaussian kernel, whose width is stated in the picture. The band
+    is one standard error to either side; it reflects only the randomness of the probes. Isolated
+    eigenvalues that Lanczos resolved are marked. Several measures share axes and kernels.
 
     Args:
-        measures: from `hvpspec.spectral_measure`; several by name, of which the first sets the
-            kernels.
-        sigma: width of the kernels: in units of the eigenvalues, or with ``symlog`` in the natural
-            logarithm; None for a 200th of the range of the Ritz values, or 0.2.
-        symlog: axis of ``asinh(eigenvalue / c)`` with c a millionth of the largest: logarithmic to
-            both sides, which shows the bulk around 0.
+        measures: a result of `hvpspec.spectral_measure`, or several by name; the first determines
+            the kernels.
+        sigma: width of the kernels, in units of the eigenvalues or, with ``symlog``, of their
+            natural logarithm; None for a 200th of the range of the Ritz values, or 0.2.
+        symlog: use an axis of ``asinh(eigenvalue / c)``, where c is a millionth of the largest
+            eigenvalue; it is logarithmic on both sides and shows the bulk around 0.
         title: one line above the picture.
-        ax: where to draw a single measure; None for a new figure.
+        ax: axes for a single measure; None for a new figure.
 
     Raises:
         InputError: there is no measure, or several for one ``ax``; or ``sigma`` is not positive or
@@ -61,7 +61,7 @@ def plot_density(
     linthresh = None
     if symlog:
         sigma = _LOG_SIGMA if sigma is None else sigma
-        # A layer's own millionth would move its axis against the others'.
+        # The same scale for all panels, so that their axes can be shared.
         linthresh = first.log_density(sigma=sigma).linthresh
     elif sigma is None:
         sigma = first.density().sigma
@@ -72,7 +72,7 @@ def plot_density(
         panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
     else:
         figure, panels = cast("Figure", ax.figure), np.array([ax], dtype=object)
-    # On shared logarithmic axes the smallest thing to be seen is one eigenvalue.
+    # Height of a single eigenvalue, the smallest feature that a logarithmic axis has to show.
     single = (math.log(10) if symlog else 1) / (sigma * math.sqrt(2 * math.pi))
     tops = []
     for panel, (name, measure) in zip(panels, named.items(), strict=False):
@@ -92,7 +92,7 @@ def plot_density(
     else:
         ax.set_xlabel(note)
     bottom, top = _FAINT * single, max(*tops, single)
-    # Room for the legend above what is drawn; it takes more of a smaller panel.
+    # Room for the legend above the curves; it needs a larger fraction of a smaller panel.
     panels[0].set_ylim(bottom, top * (top / bottom) ** (0.3 if len(named) == 1 else 0.45))
     for panel in panels[len(named) :]:
         panel.remove()
@@ -104,7 +104,7 @@ def plot_density(
 def _curve(
     measure: SpectralMeasure, sigma: float, linthresh: float | None
 ) -> tuple[Floats, Floats, Floats]:
-    """Place, eigenvalues per unit of the axis, and the standard error of these."""
+    """Return positions, eigenvalues per unit of the axis, and the standard errors of these."""
     if linthresh is None:
         density = measure.density(sigma=sigma)
         x, unit = density.grid, 1.0
@@ -119,11 +119,11 @@ def _curve(
 
 
 def _draw(ax: Axes, x: Floats, values: Floats, sem: Floats, single: float) -> None:
-    """Draw one density with its band, on a logarithm."""
+    """Draw one density with its band, on a logarithmic axis."""
     ax.set_yscale("log")
-    faint = _FAINT * single / 10  # below the axis, since a logarithm has no 0
+    faint = _FAINT * single / 10  # stands for 0, and lies below the axis
     low, high = np.maximum(values - sem, faint), np.maximum(values + sem, faint)
-    # In one colour: next to 0, what lies on which side is the kernels' doing.
+    # One colour for both signs: near 0 the kernels move mass from one side to the other.
     ax.fill_between(x, low, high, color=POSITIVE, alpha=0.3, lw=0)
     ax.plot(x, np.maximum(values, faint), color=POSITIVE, lw=1.4)
     ax.axhline(single, color=NOISE, lw=0.9, ls=":", label="height of one eigenvalue")
@@ -134,7 +134,7 @@ def _draw(ax: Axes, x: Floats, values: Floats, sem: Floats, single: float) -> No
 
 
 def _mark_outliers(ax: Axes, measure: SpectralMeasure) -> None:
-    """Mark the bulk along the lower edge, and each resolved outlier by a triangle."""
+    """Mark the bulk by a bar along the lower edge, and each resolved outlier by a triangle."""
     if not measure.reorthogonalized:
         return
     found = measure.outliers()
@@ -165,7 +165,7 @@ def _label(
     linthresh: float | None,
     first: SpectralMeasure,
 ) -> str:
-    """Name the axes, and return how the curve was made."""
+    """Label the axes, and return a note on how the curve was computed."""
     steps = max(len(run.alphas) for run in first.runs)
     count = len(first.runs)
     probes = f"{count} {'probe' if count == 1 else 'probes'} × {steps} steps"

@@ -1,4 +1,4 @@
-"""What all pictures share: size, colours, numbers in words, and how a file is written."""
+"""What all pictures share: sizes, colours, the format of numbers, and writing to a file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hvpspec.files import PICTURE_SUFFIXES, check_target, write_atomically
 
 Floats = NDArray[np.float64]
 
-# Vermilion and blue stay apart for colour-blind readers; grey is what means nothing.
+# Colour-blind readers can distinguish vermilion and blue; grey stands for round-off.
 NEGATIVE, POSITIVE, NOISE = "#D55E00", "#0072B2", "#8C8C8C"
 _PANEL = (9.0, 4.2)  # inches; at 110 dots per inch a picture is 990 pixels wide
 _SMALL_PANEL = (5.2, 4.0)
@@ -27,7 +27,7 @@ _DPI = 110
 
 
 class _ShownFigure(Figure):
-    """A figure that a notebook shows, though pyplot knows nothing of it."""
+    """A figure that a notebook displays without pyplot."""
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
@@ -36,19 +36,20 @@ class _ShownFigure(Figure):
 
 
 def check_picture(path: str | PathLike[str]) -> None:
-    """Raise InputError for a picture that could not be written, before the work for it starts."""
+    """Raise InputError if a picture could not be written, before the work for it starts."""
     check_target(Path(path), PICTURE_SUFFIXES)
 
 
 def save_figure(figure: Figure, path: str | PathLike[str]) -> None:
-    """Write a figure in the format of its file's ending, whole or not at all.
+    """Write a figure to a file, atomically.
 
     Args:
-        figure: what to write.
-        path: the file, ending in one of `PICTURE_SUFFIXES`; one that exists is replaced.
+        figure: the figure.
+        path: the file, whose ending, one of `PICTURE_SUFFIXES`, sets the format. An existing file
+            is replaced.
 
     Raises:
-        InputError: unknown ending, or the file cannot be written.
+        InputError: the ending is unknown, or the file cannot be written.
     """
     path = Path(path)
     check_picture(path)
@@ -58,7 +59,7 @@ def save_figure(figure: Figure, path: str | PathLike[str]) -> None:
 
 
 def new_figure(rows: int, columns: int = 1) -> Figure:
-    """An empty figure with room for panels; side by side they are narrower."""
+    """Return an empty figure with room for panels, which are narrower if side by side."""
     width, height = _PANEL if columns == 1 else _SMALL_PANEL
     figure = _ShownFigure((width * columns, height * rows), dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
@@ -66,7 +67,7 @@ def new_figure(rows: int, columns: int = 1) -> Figure:
 
 
 def figure_of(ax: Axes | None) -> tuple[Figure, Axes]:
-    """The figure that given axes lie in, or a new figure with axes."""
+    """Return the figure of given axes, or a new figure with axes."""
     if ax is None:
         figure = new_figure(1)
         return figure, figure.subplots()
@@ -86,13 +87,13 @@ def plot_line(
     """Draw a curve within a band.
 
     Args:
-        x: where, ascending, shape (k,).
-        y: the curve, shape (k,).
-        ends: the lower and the upper end of the band, shape (k,) each; NaN for none.
-        x_label: what x is.
-        y_label: what y is.
-        log: whether the axis of x is logarithmic.
-        ax: where to draw; None for a new figure.
+        x: abscissae, ascending, shape (k,).
+        y: ordinates of the curve, shape (k,).
+        ends: lower and upper end of the band, shape (k,) each; NaN for none.
+        x_label: label of the horizontal axis.
+        y_label: label of the vertical axis.
+        log: whether the horizontal axis is logarithmic.
+        ax: axes to draw into; None for a new figure.
     """
     figure, ax = figure_of(ax)
     ax.fill_between(x, *ends, color=POSITIVE, alpha=0.3, lw=0)
@@ -105,7 +106,7 @@ def plot_line(
 
 
 def tick_decades(ax: Axes, threshold: float) -> None:
-    """Put ticks at 0 and at a few powers of ten on both sides, where the axis is logarithmic."""
+    """Put ticks at 0 and at a few powers of ten on both sides, for a symmetric log axis."""
     left, right = ax.get_xlim()
     first = math.floor(math.log10(threshold)) + 1
     last = math.floor(math.log10(max(-left, right)))
@@ -116,6 +117,6 @@ def tick_decades(ax: Axes, threshold: float) -> None:
 
 
 def short(x: float) -> str:
-    """A number to two digits, with a power of ten where Python would write an exponent."""
+    """Format a number to two digits, with a power of ten instead of an exponent."""
     digits, _, exponent = f"{x:.2g}".partition("e")
     return rf"${digits}\times10^{{{int(exponent)}}}$" if exponent else digits

@@ -1,4 +1,4 @@
-"""The index as a function of its resolution: the exact staircase, or what brackets it."""
+"""Pictures of the index as a function of τ: the exact staircase, or a band that contains it."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ def plot_index_curve(
 ) -> Figure:
     """Draw how many eigenvalues lie below -τ, as a function of τ.
 
-    With all eigenvalues the curve is exact: a staircase with a step at every negative one. Where it
-    is flat, the index does not depend on the choice of τ. A matrix-free result knows the count, or
-    an interval of it, at some τ; since the count only falls as τ grows, these bracket it everywhere
-    between them, and the band is this bracket.
+    If all eigenvalues are known, the curve is exact: a staircase with a step at every negative
+    eigenvalue. Where it is flat, the index does not depend on τ. A matrix-free result has a count
+    or an interval at some values of τ. Since the count can only fall as τ grows, these bracket it
+    everywhere in between; the band shows this bracket.
 
     Args:
-        result: an index of any method but ``inertia``.
+        result: an index computed by any method except ``inertia``.
         title: one line above the picture.
-        ax: where to draw; None for a new figure.
+        ax: axes to draw into; None for a new figure.
 
     Raises:
         InputError: the result holds neither eigenvalues nor a matrix-free ladder.
     """
     if result.eigenvalues is None and result.method == "inertia":
-        result.curve()  # says why there is none
+        result.curve()  # raises the error that explains why there is none
     figure, ax = figure_of(ax)
     ax.set_xscale("log")
     if result.eigenvalues is not None:
@@ -58,7 +58,7 @@ def plot_index_curve(
     ax.set_ylabel("number of eigenvalues λ < −τ")
     ax.grid(alpha=0.25)
     if ax.get_legend_handles_labels()[0]:
-        # In the corner that a staircase leaves free, or else above the picture.
+        # A staircase leaves the upper right corner free; a band may fill the whole picture.
         above: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 2}
         ax.legend(**(above if result.eigenvalues is None else {"loc": "upper right"}), fontsize=9)
     if title:
@@ -67,7 +67,7 @@ def plot_index_curve(
 
 
 def _scale_counts(ax: Axes, result: IndexResult, top: int) -> None:
-    """Choose the axis of counts so that the index and what dwarfs it are both readable."""
+    """Scale the axis of counts so that both the index and much larger counts are readable."""
     bound = result.bound
     top = max(top, result.upper, bound.upper if bound else 0, 1)
     if top > 20 * max(result.estimate, 1.0):
@@ -80,7 +80,7 @@ def _scale_counts(ax: Axes, result: IndexResult, top: int) -> None:
 
 
 def _draw_limits(ax: Axes, result: IndexResult, left: float) -> None:
-    """Draw what the structure allows, and where signs are round-off."""
+    """Draw the structural bound, and shade the τ below the noise floor."""
     if result.bound:
         label = f"structural upper bound: {result.bound.upper:,}"
         ax.axhline(result.bound.upper, ls="--", color="black", lw=1, label=label)
@@ -91,11 +91,11 @@ def _draw_limits(ax: Axes, result: IndexResult, left: float) -> None:
 
 
 def _draw_brackets(ax: Axes, result: IndexResult) -> Floats:
-    """Draw the band that a ladder leaves for the count; return its ends, ascending."""
+    """Draw the band that contains the count; return the ends of the axis, ascending."""
     ladder = result.ladder[::-1]  # from fine to coarse
     taus = np.array([rung.tau for rung in ladder])
     right = max(1.5 * result.norm, 2 * float(taus[-1]))
-    # Between two resolutions the count is at most that of the finer, at least that of the coarser.
+    # Between two values of τ the count is at most that at the smaller, at least that at the larger.
     upper = np.array([rung.upper for rung in ladder] + [ladder[-1].upper])
     lower = np.array([rung.lower for rung in ladder[1:]] + [0, 0])
     edges = np.append(taus, right)
@@ -111,7 +111,7 @@ def _draw_brackets(ax: Axes, result: IndexResult) -> Floats:
 
 
 def _mark_counts(ax: Axes, result: IndexResult) -> None:
-    """Mark what is known at the resolution of an exact count, or at each one of a ladder."""
+    """Mark the exact count at its τ, or the counts and intervals at each τ of a ladder."""
     exact = result.eigenvalues is not None
     left, right = np.log(ax.get_xlim())
     before, raised = math.inf, False
@@ -134,11 +134,11 @@ def _mark_counts(ax: Axes, result: IndexResult) -> None:
         )
         named.add(label)
         place = math.log(rung.tau)
-        # Two labels next to each other stand at two heights.
+        # Labels close to each other are put at two heights.
         raised = not raised and before - place < 0.1 * (right - left)
         before = place
         side, offset = "center", 0
-        if exact:  # a longer text, which must stay in the picture
+        if exact:  # a longer text, put on the side where it fits
             text = f"index {text} at τ = {short(rung.tau)}"
             side, offset = ("left", 8) if place - left < 0.6 * (right - left) else ("right", -8)
         ax.annotate(
@@ -150,19 +150,19 @@ def _mark_counts(ax: Axes, result: IndexResult) -> None:
             va="bottom",
             fontsize=9,
             fontweight="bold",
-            # Legible also where the curve or the bound passes behind it.
+            # Keeps the text legible where the curve or the bound passes behind it.
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
         )
 
 
 def _staircase(result: IndexResult) -> tuple[Floats, NDArray[np.int64]]:
-    """The exact counts at every step of the curve and at both ends of the axis."""
+    """Return the exact counts at every step of the curve and at both ends of the axis."""
     import torch
 
     assert result.eigenvalues is not None
     high = 1.5 * result.norm or 1.0
     floor = result.noise_floor or 1e-12 * high
-    # As much of the round-off as shows that the count goes on climbing in it.
+    # Enough of the range below the noise floor to show that the raw count keeps growing there.
     smallest = -float(result.eigenvalues[result.eigenvalues < 0].max()) if result.raw_count else 0.0
     low = min(max(smallest / 2, 1e-9 * floor), 1e-2 * floor)
     if 0 < result.tau < high:

@@ -1,4 +1,4 @@
-"""The histogram of a spectrum whose eigenvalues are all known."""
+"""Histograms of spectra whose eigenvalues are all known."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ Scale = Literal["linear", "symlog", "both"]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SpectrumHistogram(Drawn):
-    """Eigenvalues counted in bins, those within the noise floor apart.
+    """Eigenvalues counted in bins; those within the noise floor are counted separately.
 
-    No bin holds eigenvalues of both signs.
+    No bin contains eigenvalues of both signs.
 
     Attributes:
         edges: ends of the bins, ascending, shape (k + 1,).
-        counts: eigenvalues outside the noise floor in each bin, shape (k,).
-        num_zero: eigenvalues within ``[-noise_floor, noise_floor]``.
+        counts: number of eigenvalues outside the noise floor in each bin, shape (k,).
+        num_zero: number of eigenvalues in ``[-noise_floor, noise_floor]``.
         noise_floor: bound on the error of an eigenvalue.
         linear_threshold: half-width of the linear part of a symlog axis; None for a linear axis.
     """
@@ -71,10 +71,10 @@ def spectrum_histogram(
         eigenvalues: in any order, shape (n,).
         noise_floor: bound on the error of an eigenvalue, at least 0.
         symlog: whether bins have equal width on a symlog axis, instead of a linear one.
-        bins: about how many, at least 1.
+        bins: approximate number of bins, at least 1.
 
     Raises:
-        InputError: there are no eigenvalues, or an argument is out of its range.
+        InputError: there are no eigenvalues, or an argument is out of range.
 
     >>> spectrum_histogram([-1.0, 0.0, 3.0], noise_floor=1e-9, bins=4).counts
     array([1, 0, 0, 1])
@@ -89,7 +89,7 @@ def spectrum_histogram(
     outside = values[np.abs(values) > noise_floor]
     threshold = None
     if symlog:
-        # Without noise, a tenth of the smallest eigenvalue keeps all of them on the logarithm.
+        # Without noise, a tenth of the smallest |λ| puts all eigenvalues on the logarithmic part.
         threshold = noise_floor or float(np.abs(outside).min(initial=math.inf)) / 10
         threshold = threshold if math.isfinite(threshold) else 1.0
         edges = _symlog_edges(outside, threshold, bins)
@@ -113,7 +113,7 @@ def draw_spectrum(ax: Axes, histogram: SpectrumHistogram) -> None:
         label = f"{histogram.num_zero:,} within the noise floor ±{short(floor)}"
         if threshold == floor:
             ax.bar(-floor, histogram.num_zero, 2 * floor, align="edge", color=NOISE, label=label)
-        else:  # on a linear axis the noise floor is far too narrow for a bar
+        else:  # on a linear axis the noise floor is too narrow for a bar
             ax.plot([0, 0], [0.5, histogram.num_zero], color=NOISE, lw=2.5, label=label)
             ax.plot(0, histogram.num_zero, "o", color=NOISE, ms=5)
     ax.set_yscale("log", nonpositive="clip")
@@ -152,14 +152,14 @@ def plot_spectrum(
 
     Args:
         eigenvalues: in any order, shape (n,).
-        noise_floor: bound on the error of an eigenvalue; those within it are drawn apart.
-        scale: axis of the eigenvalues: ``linear``, ``symlog`` (logarithmic to both sides of the
-            noise floor, with bins that follow), or ``both`` in two panels.
-        bins: about how many in a panel.
+        noise_floor: bound on the error of an eigenvalue; those within it are drawn separately.
+        scale: axis of the eigenvalues: ``linear``, ``symlog`` (logarithmic on both sides of the
+            noise floor, as are the bins), or ``both`` in two panels.
+        bins: approximate number of bins in a panel.
         title: one line above the picture.
 
     Raises:
-        InputError: there are no eigenvalues, or an argument is out of its range.
+        InputError: there are no eigenvalues, or an argument is out of range.
     """
     if scale not in ("linear", "symlog", "both"):
         raise InputError(f"scale must be 'linear', 'symlog' or 'both', got {scale!r}")
@@ -176,18 +176,18 @@ def plot_spectrum(
 
 
 def _linear_edges(outside: Floats, bins: int) -> Floats:
-    """Bins of equal width, 0 being an edge, over all eigenvalues."""
+    """Return bins of equal width that cover all eigenvalues and have an edge at 0."""
     low, high = outside.min(initial=0.0), outside.max(initial=0.0)
     width = (high - low) / bins if high > low else 1.0
     below, above = math.ceil(-low / width), max(math.ceil(high / width), 1 if low == 0 else 0)
     edges = np.arange(-below, above + 1) * width
-    # Rounding must not push an extreme eigenvalue out.
+    # Round-off must not push an extreme eigenvalue out of the last bin.
     edges[0], edges[-1] = min(edges[0], low), max(edges[-1], high)
     return edges
 
 
 def _symlog_edges(outside: Floats, threshold: float, bins: int) -> Floats:
-    """Bins of equal width on a symlog axis, whose linear halves are as wide as a decade."""
+    """Return bins of equal width on a symlog axis, whose linear half is as wide as a decade."""
     low, high = -outside.min(initial=-threshold), outside.max(initial=threshold)
     decades = [math.log10(end / threshold) for end in (low, high)]
     width = (sum(decades) + 2) / bins
@@ -195,5 +195,5 @@ def _symlog_edges(outside: Floats, threshold: float, bins: int) -> Floats:
         np.geomspace(threshold, end, max(1, round(d / width)) + 1)[1:] if d > 0 else np.empty(0)
         for end, d in zip((low, high), decades, strict=True)
     )
-    # All eigenvalues that have a sign lie outside the linear part, which is one bin.
+    # The linear part is one bin: all eigenvalues beyond the noise floor lie outside it.
     return np.concatenate([-below[::-1], [-threshold, threshold], above])

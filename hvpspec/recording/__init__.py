@@ -1,4 +1,4 @@
-"""Operators whose products are kept, so that a run that was killed goes on where it was."""
+"""Operators that save their products, so that an interrupted run can be resumed."""
 
 from hvpspec.recording.recorded import RecordedOperator
 

@@ -1,4 +1,4 @@
-"""Tensors in files of a folder, in the order in which they were computed."""
+"""A log of tensors in the files of a folder, in the order in which they were computed."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ _KEY = re.compile(r"(\d{8}) \S+")
 _REMEDY = "choose another folder, or remove it"
 _UNFINISHED = re.compile(rf"\.{_NAME.pattern}\.[0-9a-f]+\.tmp")
 
-# More bytes than this are not held back until they are due.
+# With so many bytes in memory a file is written even if it is not due yet.
 _MOST_WAITING = 2**28
 
 
 class KeptTensors:
-    """Tensors in the order in which they were computed, in files of a folder.
+    """A log of tensors, in the order in which they were computed.
 
-    Each file holds those of some time, and in its name a digest of its content. It is written whole
-    or not at all.
+    Each file contains the tensors of some seconds, and its name a digest of its content. Files are
+    written atomically.
 
     Args:
-        folder: where; it is made if it does not exist.
-        fingerprint: what the tensors depend on, in words; those of a folder must be the same.
-        every: seconds between files.
+        folder: the folder, which is created if it does not exist.
+        fingerprint: everything that the tensors depend on; the folder's must be the same.
+        every: seconds between two files.
 
     Raises:
-        InputError: the folder cannot be used, or belongs to something else; or ``every`` is no
-            number of seconds.
+        InputError: the folder cannot be used or belongs to something else, or ``every`` is not a
+            non-negative number.
     """
 
     def __init__(
@@ -72,13 +72,13 @@ class KeptTensors:
         self._num_read = 0
 
     def take(self, key: str) -> Tensor | None:
-        """The next tensor that was stored before; None where there is no more.
+        """Return the next tensor of an earlier run, or None after the last.
 
         Args:
-            key: what it was computed from.
+            key: identifies the input from which the tensor is computed.
 
         Raises:
-            InputError: it was computed from something else.
+            InputError: it was stored with another key.
         """
         found = next(self._stored, None)
         if found is None:
@@ -93,8 +93,8 @@ class KeptTensors:
         return tensor
 
     def add(self, key: str, tensor: Tensor) -> None:
-        """Store a tensor behind the others, in a file when that is due."""
-        # A copy, since whoever asked for it may go on in its place.
+        """Append a tensor, and write a file if that is due."""
+        # A copy, since the caller may overwrite the tensor.
         self._waiting[f"{self._num_read:08d} {key}"] = tensor.detach().cpu().clone()
         self._num_read += 1
         waiting = sum(t.nbytes for t in self._waiting.values())
@@ -102,10 +102,10 @@ class KeptTensors:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is not in a file yet.
+        """Write the tensors that are not in a file yet.
 
         Raises:
-            InputError: it cannot be written; what was written before stays.
+            InputError: the file cannot be written; earlier files stay.
         """
         if self._waiting:
             content = save(self._waiting)
@@ -116,11 +116,11 @@ class KeptTensors:
         self._last = time.monotonic()
 
     def _files(self) -> list[Path]:
-        """The files with tensors, in order; others that lie there are left alone."""
+        """The files of the log, in order; other files in the folder are ignored."""
         return sorted(path for path in self._folder.iterdir() if _NAME.fullmatch(path.name))
 
     def _read(self) -> Iterator[tuple[str, Tensor]]:
-        """All tensors with their keys, as far as files are whole."""
+        """All tensors with their keys, up to the first damaged file."""
         count = 0
         for path in self._files():
             tensors = _whole(path, count)
@@ -142,7 +142,7 @@ class KeptTensors:
 
 
 def _locked(folder: Path) -> int:
-    """A file that is open and locked as long as a folder is in use."""
+    """Open and lock a file, so that no other run uses the folder."""
     with file_errors(f"write to {folder}", "choose another with --checkpoint"):
         number = os.open(folder / _LOCK, os.O_CREAT | os.O_RDWR)
     try:
@@ -156,7 +156,7 @@ def _locked(folder: Path) -> int:
 
 
 def _whole(path: Path, expected: int) -> dict[str, Tensor] | None:
-    """The tensors of a file, None if it is damaged or does not begin with the number expected."""
+    """The tensors of a file; None if it is damaged or its first number is not the expected one."""
     first, number, expected_digest = path.stem.split("-")
     with file_errors(f"read {path}", _REMEDY):
         content = path.read_bytes()
@@ -172,12 +172,12 @@ def _whole(path: Path, expected: int) -> dict[str, Tensor] | None:
 
 
 def _require_same(path: Path, about: Mapping[str, str]) -> None:
-    """Raise InputError unless a checkpoint is of the same operator."""
+    """Raise InputError unless the folder has the same fingerprint."""
     try:
         before = json.loads(path.read_text())
         if not isinstance(before, dict):
             raise ValueError("it holds no object")
-    except (OSError, ValueError, RecursionError) as error:  # the last for what is nested deeply
+    except (OSError, ValueError, RecursionError) as error:  # recursion in deeply nested JSON
         raise InputError(f"{path} cannot be read ({first_line(error)}); {_REMEDY}") from error
     differing = [name for name in {**about, **before} if about.get(name) != before.get(name)]
     if differing:

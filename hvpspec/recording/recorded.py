@@ -1,8 +1,8 @@
-"""Products that are written down as they are made, so that a run that ended can go on.
+"""An operator that saves its products, so that an interrupted run can be resumed.
 
-All that costs here is products, and everything else follows from them. A run that is started again
-therefore takes the same steps, with the products of before read instead of made, up to where it
-ended, and goes on from there with the same bits.
+Products take almost all of the time, and an algorithm is determined by its products. So a run that
+is started again repeats the same steps with the saved products up to the point of interruption, and
+continues from there with the same bits.
 """
 
 from __future__ import annotations
@@ -29,19 +29,20 @@ if TYPE_CHECKING:
 
 
 class RecordedOperator(WrappedOperator):
-    """An operator whose products are kept in a folder, from which they are read the next time.
+    """An operator that saves its products in a folder and reads them in the next run.
 
-    Made again in a later run, with the same operator and the same questions asked of it, it returns
-    the products of before, as long as there are any. The first of each width is made again all the
-    same, to see that the operator is the one of before. Use it as a context, so that all is written
-    when it ends, in whatever way.
+    If a later run uses the same operator in the same way, it gets the saved products as long as
+    there are any. The first product of each width is computed again, to check that the operator is
+    the same. Use the operator as a context manager, so that all products are written at the end,
+    also after an error.
 
     Args:
-        A: the operator, or a symmetric matrix of shape (n, n). For the same bits as without an
-            interruption its products must be the same from run to run, which for a network's means
-            to name one ``engine``.
-        folder: where; one for each operator.
-        every: seconds between writing, in which more is lost if the process is killed.
+        A: the operator, or a symmetric matrix of shape (n, n). A resumed run gives the same bits
+            only if the products are reproducible; for the operators of networks, choose one
+            ``engine``.
+        folder: the folder, one for each operator.
+        every: seconds between two files; a process that is killed loses the products since the
+            last.
 
     Raises:
         InputError: the folder cannot be used, or belongs to another operator.
@@ -60,8 +61,8 @@ class RecordedOperator(WrappedOperator):
     ) -> None:
         super().__init__(A)
         self._widths: set[int] = set()
-        # Of several processes, which all have the same products, the first writes and reads.
-        # Sums have other bits in other numbers of threads.
+        # All processes have the same products, so only the first reads and writes. The number of
+        # threads belongs to the fingerprint because it changes the bits of sums.
         fingerprint = {
             **self._A.fingerprint(),
             "processes": str(self.ranks.size),
@@ -87,15 +88,15 @@ class RecordedOperator(WrappedOperator):
                 self._checkpoint.close()
 
     def _around(self, A: SymmetricOperator) -> RecordedOperator:
-        """The same of another operator, in the same files."""
+        """Record another operator in the same files."""
         other = copy(self)
         WrappedOperator.__init__(other, A)
         other._widths = set()
         return other
 
     def _pieces(self, A: Tensor, progress: Progress | None) -> Iterator[Piece]:
-        # A product that is kept and made again, by which it is seen that pieces which lie here, and
-        # those that will follow them, are of the same operator. It is none of the assembly's.
+        # An extra product, which is saved and computed again: it shows that pieces saved earlier
+        # are of the same operator. The assembly itself does not need it.
         generator = torch.Generator().manual_seed(0)
         z = torch.randn(len(A), 1, generator=generator, dtype=torch.float64)
         self._matmat(z.to(self.device, self.dtype))
@@ -103,10 +104,10 @@ class RecordedOperator(WrappedOperator):
             yield replace(piece, fill=partial(self._fill, piece))
 
     def _fill(self, piece: Piece) -> None:
-        """Read a piece of a matrix, or compute it and keep it."""
+        """Read a piece of a matrix, or compute and save it."""
         keys = [f"{piece.name}/{number}" for number in range(len(piece.entries))]
         stored = [
-            # On the device meta an index takes no memory.
+            # Indexing a tensor on the meta device gives the shape without using memory.
             self._take(key, tensor.to("meta")[index].shape, tensor.dtype)
             for key, (tensor, index) in zip(keys, piece.entries, strict=True)
         ]
@@ -125,7 +126,7 @@ class RecordedOperator(WrappedOperator):
         if stored is not None and width in self._widths:
             return stored.T
         self._widths.add(width)
-        # Laid out as when it is read, in all strides: what is done with it takes other sums else.
+        # With the strides of a product that is read: later sums depend on the memory layout.
         product = self._A.matmat(V).T.clone(memory_format=torch.contiguous_format)
         if stored is None:
             self._add(key, product)
@@ -134,7 +135,7 @@ class RecordedOperator(WrappedOperator):
         return stored.T
 
     def _take(self, key: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
-        """What was stored, in all processes."""
+        """Return the next saved tensor, in all processes; None if there is none."""
         stored = None
         with self.ranks.together():
             if self._checkpoint is not None:
@@ -148,7 +149,7 @@ class RecordedOperator(WrappedOperator):
         return self.ranks.from_first_(stored.to(self.device))
 
     def _require_possible(self, stored: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-        """Raise InputError unless this operator could have made it."""
+        """Raise InputError unless this operator can have computed the tensor."""
         found, expected = f"{stored.dtype} {tuple(stored.shape)}", f"{dtype} {tuple(shape)}"
         finite = bool(torch.isfinite(stored).all())
         if found != expected or not finite:
@@ -158,12 +159,12 @@ class RecordedOperator(WrappedOperator):
             )
 
     def _add(self, key: str, tensor: Tensor) -> None:
-        """Store something, in the first process."""
+        """Save a tensor, in the first process."""
         if self._checkpoint is not None:
             self._checkpoint.add(key, tensor)
 
     def _require_same(self, before: Tensor, now: Tensor) -> None:
-        """Raise InputError unless the operator still multiplies like before, up to round-off."""
+        """Raise InputError unless the operator gives the saved product, up to round-off."""
         difference = float(torch.linalg.vector_norm((before - now).double()))
         size = float(torch.linalg.vector_norm(before.double()))
         if not difference <= self.unit_roundoff**0.5 * size:

@@ -1,10 +1,9 @@
 """Networks, data sets, training and checkpoints.
 
-Here live the small networks whose loss landscapes are studied, the data they are trained on, with
-samples that need no download, and the training itself, which is reproducible from its seed. A
-checkpoint keeps a trained network with all it takes to build it again, and is read without running
-code it holds or names. Nothing here knows of Hessians: what comes out is a network, a loss and
-data.
+The package contains small networks, data sets (with samples that need no download) and training
+that is reproducible from its seed. A checkpoint contains a trained network and what is needed to
+rebuild it; reading one never runs code that the file contains or names. Nothing here depends on
+Hessians: the results are a network, a loss and data.
 """
 
 from hvpspec.zoo.checkpoints import Checkpoint, TensorInfo, load_checkpoint, save_checkpoint

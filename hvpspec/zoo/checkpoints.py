@@ -1,8 +1,8 @@
-"""Write and read checkpoints: a trained network with all it takes to build it again.
+"""Writing and reading checkpoints: a trained network and what is needed to rebuild it.
 
-A checkpoint is a file of `torch.save` that holds plain data, see docs: Checkpoints. Reading one
-never runs code that it holds or names: it is unpickled as plain data, and a network or data source
-of the form ``module:callable`` is used only if the caller names it too.
+A checkpoint is a file of `torch.save` that contains plain data, see docs: Checkpoints. Reading one
+never runs code that it contains or names: it is unpickled as plain data, and a network or data
+source of the form ``module:callable`` is used only if the caller names it too.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from hvpspec.zoo.weights import (
 FORMAT = "hvpspec-checkpoint"
 VERSION = 1
 
-#: Whether a network is put in eval mode or left in the modes in which it was built.
+#: Whether a network is put into eval mode or left in the modes in which it was built.
 Mode = Literal["eval", "as given"]
 
 _T = TypeVar("_T")
@@ -57,18 +57,18 @@ class TensorInfo:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Checkpoint(Result):
-    """A network with its weights, and where they come from.
+    """A network with its weights, and their origin.
 
     Attributes:
         path: The file it was read from.
-        model: The network, on the CPU; in eval mode, if it was not to be left as built.
-        network: What it was built from.
+        model: The network, on the CPU, in eval mode unless it was read "as given".
+        network: The name and arguments that build it.
         data: What it was trained on, if known.
         settings: How it was trained, if known.
-        history: What training came to, if known.
+        history: The result of training, if known.
         versions: Versions of the software that wrote it; empty for foreign weights.
-        weights: Where in the file foreign weights were found, such as ``state_dict.net``; None for
-            a checkpoint, and for a state_dict that is the file itself.
+        weights: Place of foreign weights in the file, such as ``state_dict.net``; None for a
+            checkpoint, and if the file itself is the state_dict.
     """
 
     path: Path
@@ -108,19 +108,18 @@ class Checkpoint(Result):
         data_dir: str | Path | None = None,
         subset: int | None = None,
     ) -> Dataset | Iterable[Any]:
-        """Load the data the network was trained on, or others.
+        """Load the data that the network was trained on, or other data.
 
         Args:
-            source: As for `hvpspec.zoo.load_data`, and nothing recorded is used. None stands for
-                the recorded source.
+            source: As for `hvpspec.zoo.load_data`; None for the recorded source.
             split: ``train`` or ``test``; None for the recorded one.
             data_dir: Folder of the full data sets.
-            subset: Take only the first so many examples; None for the recorded number, if the
-                split is the recorded one, and for all of another.
+            subset: Number of first examples to use; None for the recorded number if source and
+                split are the recorded ones, otherwise for all.
 
         Raises:
-            InputError: No data are recorded and none given, the recorded source is code, which only
-                the caller may name, or the data cannot be loaded.
+            InputError: No data are recorded or given, the recorded source is code that the caller
+                has not named, or the data cannot be loaded.
         """
         if source is not None:
             return load_data(source, split=split or "train", data_dir=data_dir, subset=subset)
@@ -188,15 +187,15 @@ def save_checkpoint(
     settings: TrainingSettings | None = None,
     history: TrainingHistory | None = None,
 ) -> None:
-    """Write a checkpoint, whole or not at all.
+    """Write a checkpoint, atomically.
 
     Args:
-        path: Where to; a file there is replaced.
-        model: The network, whose weights are written.
-        network: How to build it again.
+        path: The file; an existing one is replaced.
+        model: The network whose weights are written.
+        network: The name and arguments that build it.
         data: What it was trained on.
         settings: How it was trained.
-        history: What training came to.
+        history: The result of training.
 
     Raises:
         InputError: The file cannot be written, the network's arguments are not plain, or its
@@ -208,7 +207,7 @@ def save_checkpoint(
         "format": FORMAT,
         "version": VERSION,
         "network": _without_code(network),
-        # A clone holds its own numbers only; a view would be written with all it is a view of.
+        # Clones, since `torch.save` writes the whole storage of a view.
         "state_dict": {name: tensor.detach().cpu().clone() for name, tensor in state.items()},
         "data": _without_code(data),
         "training": {"settings": _without_code(settings), "history": _without_code(history)},
@@ -233,21 +232,21 @@ def load_checkpoint(
 ) -> Checkpoint:
     """Read a checkpoint, or foreign weights for a network that the caller names.
 
-    Foreign weights are a ``.safetensors`` file, or a state_dict written by `torch.save`, bare or
-    anywhere within dictionaries. The one that fits the network is taken, without what wrappers of
-    the network have put before all its names. If several fit, the one that is not a running average
-    (``ema``, ``swa``) is, unless ``weights`` names another.
+    Foreign weights are a ``.safetensors`` file, or a state_dict written by `torch.save`, alone or
+    nested in dictionaries. The set that fits the network is used; prefixes that wrappers have added
+    to all names are removed. If several sets fit, the one that is not a running average (``ema``,
+    ``swa``) is used, unless ``weights`` names another.
 
     Args:
         path: The file.
-        net: The network, as for `build_network`. Needed for foreign weights and where the
-            checkpoint names a ``module:callable``, which is not run unless named here too;
-            otherwise it replaces the one in the checkpoint.
+        net: The network, as for `build_network`. Required for foreign weights, and if the
+            checkpoint names a ``module:callable``, which is run only if it is named here too;
+            otherwise it replaces the network in the checkpoint.
         net_arguments: Arguments of ``net``. By default those in the checkpoint, if it names the
             same network, or none.
-        weights: Which of the weights in a foreign file: the entries that lead to them and the
-            prefix of their names, joined by dots, such as ``params_ema`` or ``state_dict.net``; a
-            part of this suffices where it is the only one.
+        weights: The set of foreign weights to use: the entries that lead to it and the prefix of
+            its names, joined by dots, such as ``params_ema`` or ``state_dict.net``; a part of this
+            suffices if it is unique.
         mode: ``"eval"`` puts the network in eval mode, ``"as given"`` leaves each module in the
             mode in which it was built.
 
@@ -289,7 +288,7 @@ def _read_own(
     net: str | None,
     net_arguments: Mapping[str, object] | None,
 ) -> Checkpoint:
-    """Make sense of a checkpoint of our own format; code that only the file names is not run."""
+    """Build the network of a checkpoint in our format; code that only the file names is not run."""
     version = content.get("version")
     if isinstance(version, int) and version > VERSION:
         raise InputError(
@@ -326,7 +325,7 @@ def _read_own(
 def _without_code(
     record: NetworkSpec | DataSource | TrainingSettings | TrainingHistory | None,
 ) -> object:
-    """Turn a record into what JSON can hold, which can be read back without running code."""
+    """Convert a record to types that JSON has, which can be read back without running code."""
     if record is None:
         return None
     try:
@@ -336,7 +335,7 @@ def _without_code(
 
 
 def _record(kind: type[_T], fields: object) -> _T | None:
-    """Make a dataclass of the plain data it was saved as; None stays None."""
+    """Rebuild a dataclass from the plain data that it was saved as; None stays None."""
     if fields is None:
         return None
     if not isinstance(fields, Mapping):

@@ -21,10 +21,10 @@ from hvpspec.zoo.safe_load import load_torch_file, require_file
 
 Split = Literal["train", "test"]
 
-#: What torchvision calls the data sets: its classes, and its folders on disk.
+#: The names of the data sets in torchvision, of both classes and folders.
 FOLDERS: Mapping[str, str] = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}
 
-#: What is one array, and no container of arrays.
+#: Types of a single array, as opposed to a container of arrays.
 _ARRAY = (torch.Tensor, np.ndarray)
 
 SAMPLES = tuple(f"{name}-sample" for name in FOLDERS)
@@ -32,7 +32,7 @@ SAMPLES = tuple(f"{name}-sample" for name in FOLDERS)
 
 @dataclass(frozen=True)
 class DataSource:
-    """Which data were used, in the arguments of `load_data`.
+    """The data that were used, as arguments of `load_data`.
 
     Attributes:
         source: Name, file or ``module:callable``.
@@ -40,7 +40,7 @@ class DataSource:
         subset: Number of first examples used, or None for all.
 
     Raises:
-        InputError: A value is of another kind.
+        InputError: A value has the wrong type.
     """
 
     source: str
@@ -65,12 +65,12 @@ class Dataset:
     """Examples and their targets, in memory.
 
     Attributes:
-        name: Where they come from.
+        name: The source.
         inputs: One row per example, (N, …).
         targets: Class numbers as int64, (N,), or values to be predicted, (N, …).
 
     Raises:
-        InputError: No examples, unequal lengths, or NaN or infinite numbers.
+        InputError: There are no examples, lengths differ, or numbers are NaN or infinite.
     """
 
     name: str
@@ -106,7 +106,7 @@ class Dataset:
     def subset(self, n: int) -> Dataset:
         """Take the first n examples.
 
-        The bundled samples run through the classes in turn, so any first n of them are balanced.
+        In the bundled samples the classes alternate, so the first n examples are balanced.
 
         Raises:
             InputError: n is not a whole number from 1 to the number of examples.
@@ -133,26 +133,26 @@ def load_data(
             - ``mnist-sample``, ``fashion-mnist-sample``: 2,000 training and 500 test images,
               bundled.
             - ``mnist``, ``fashion-mnist``: 60,000 and 10,000 images, looked for in ``data_dir``,
-              then in the folder named by the environment variable ``HVPSPEC_DATA``, then in
-              ``~/.cache/hvpspec/data`` (``$XDG_CACHE_HOME`` instead of ``~/.cache`` if set), where
-              they are downloaded to if nowhere found.
+              in the folder named by the environment variable ``HVPSPEC_DATA``, and in
+              ``~/.cache/hvpspec/data`` (``$XDG_CACHE_HOME`` replaces ``~/.cache`` if set). If they
+              are not found, they are downloaded to the last.
             - a path ending in ``.npz`` or ``.pt``: arrays named ``inputs`` and ``targets``, and for
               the test split ``test_inputs`` and ``test_targets``. Floating-point numbers are kept
               as they are; integers and booleans become int64.
             - ``module:callable``: called without arguments; returns a pair (inputs, targets) of
-              tensors or arrays, a `Dataset`, or batches that can be iterated over again and again,
-              such as a DataLoader. This runs code, so name only what you trust.
-        split: ``train`` or ``test``. A ``module:callable`` is all one split, ``train``.
-        data_dir: Folder that holds ``MNIST/raw`` or ``FashionMNIST/raw``.
-        subset: Take only the first so many examples.
+              tensors or arrays, a `Dataset`, or batches that can be iterated over repeatedly, such
+              as a DataLoader. This runs code, so name only code you trust.
+        split: ``train`` or ``test``. A ``module:callable`` has only the split ``train``.
+        data_dir: Folder with ``MNIST/raw`` or ``FashionMNIST/raw``.
+        subset: Number of first examples to use; None for all.
 
     Returns:
-        A `Dataset`, or for a user's own batches these as they are. Images have shape (N, 1, 28,
-        28), float32, in [0, 1].
+        A `Dataset`, or the user's own batches unchanged. Images have shape (N, 1, 28, 28), float32,
+        in [0, 1].
 
     Raises:
-        InputError: The source is unknown, not found or unreadable, has no such split, is not
-            finite, or has fewer examples than asked for.
+        InputError: The source is unknown, missing or unreadable, lacks the split, contains NaN or
+            infinite numbers, or has fewer examples than requested.
 
     >>> load_data("mnist-sample", subset=50).inputs.shape
     torch.Size([50, 1, 28, 28])
@@ -182,11 +182,11 @@ def load_data(
 
 
 def source_files(source: str, data_dir: str | Path | None = None) -> list[Path]:
-    """Give the files that a source of data is read from, or one of code lies in; none is run.
+    """Return the files from which data or code with this name would be read; nothing is run.
 
     Args:
         source: As for `load_data`, or the name of any other file.
-        data_dir: Folder that holds ``MNIST/raw`` or ``FashionMNIST/raw``.
+        data_dir: Folder with ``MNIST/raw`` or ``FashionMNIST/raw``.
 
     Raises:
         InputError: A folder that was named for a full data set does not exist.
@@ -202,26 +202,26 @@ def source_files(source: str, data_dir: str | Path | None = None) -> list[Path]:
 
 
 def cache_dir() -> Path:
-    """Give the folder that downloads go to: ``hvpspec/data`` in the user's cache."""
+    """Return the folder for downloads: ``hvpspec/data`` in the user's cache."""
     cache = os.environ.get("XDG_CACHE_HOME")
     return (Path(cache) if cache else Path.home() / ".cache") / "hvpspec" / "data"
 
 
 def _images(label: str, images: NDArray[np.uint8], labels: NDArray[Any]) -> Dataset:
-    """Turn bytes into numbers in [0, 1] with a channel axis."""
+    """Convert bytes to numbers in [0, 1] and add a channel axis."""
     inputs = torch.from_numpy(images.astype(np.float32)).unsqueeze(1).div_(255)
     return Dataset(label, inputs, torch.from_numpy(labels.astype(np.int64)))
 
 
 def _sample_file(source: str) -> Path:
-    """The file of one of the bundled samples."""
+    """Return the file of a bundled sample."""
     return Path(__file__).parent / "samples" / f"{source}.npz"
 
 
 def _read_full(
     name: str, split: Split, data_dir: str | Path | None
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Read all images, (N, 28, 28), and labels, (N,), of one split, after a download if need be."""
+    """Read the images, (N, 28, 28), and labels, (N,), of a split; download them if necessary."""
     from torchvision import datasets
 
     kind, looked_in = getattr(datasets, FOLDERS[name]), list(_folders(data_dir))
@@ -241,7 +241,7 @@ def _read_full(
             ) from error
     try:
         data = kind(folder, train=split == "train")
-    # A broken file can fail anywhere in torchvision's reader, with any exception.
+    # A broken file can raise any exception in torchvision's reader.
     except Exception as error:
         raw = folder / FOLDERS[name] / "raw"
         raise InputError(
@@ -255,14 +255,14 @@ def _read_full(
 
 
 def raw_files(folder: Path, name: str) -> list[Path]:
-    """The files of a data set in torchvision's layout below a folder."""
+    """Return the files of a data set in torchvision's layout."""
     raw = folder / FOLDERS[name] / "raw"
     kinds = ("images-idx3-ubyte", "labels-idx1-ubyte")
     return [raw / f"{split}-{kind}" for split in ("train", "t10k") for kind in kinds]
 
 
 def _folders(data_dir: str | Path | None) -> Iterator[Path]:
-    """Give the folders to look in, in order; those that the user named must exist."""
+    """Return the folders to search, in order; those that the user named must exist."""
     named = {"--data-dir": data_dir, "HVPSPEC_DATA": os.environ.get("HVPSPEC_DATA")}
     for origin, given in named.items():
         if given:
@@ -289,13 +289,13 @@ def _read_file(path: Path, split: Split, label: str) -> Dataset:
 
 
 def _read_npz(path: Path, names: tuple[str, str]) -> dict[str, Any]:
-    """Read the named arrays of a NumPy archive; others are listed, but not read."""
+    """Read the named arrays of a NumPy archive; the others are None."""
     require_file(path)
     try:
-        # Opened here, since NumPy leaves a file open that turns out to be broken.
+        # Opened here, since NumPy does not close a broken file.
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             return {name: archive[name] if name in names else None for name in archive.files}
-    # A broken archive can fail anywhere in zipfile and NumPy; arrays of objects fail here too.
+    # A broken archive can raise any exception in zipfile or NumPy; so can arrays of objects.
     except Exception as error:
         raise InputError(
             f"{path} cannot be read as plain NumPy arrays ({error}); save them with numpy.savez"
@@ -331,9 +331,9 @@ def _call(source: str, split: Split) -> Dataset | Iterable[Any]:
 
 
 def _tensor(label: str, array: object) -> torch.Tensor:
-    """Turn an array into a tensor: real numbers keep their precision, whole ones become int64."""
+    """Convert an array to a tensor; real numbers keep their dtype, integers become int64."""
     try:
-        # A copy, since PyTorch does not take arrays that are read-only or run backwards.
+        # A copy, since PyTorch does not accept read-only arrays or negative strides.
         tensor = torch.as_tensor(array.copy() if isinstance(array, np.ndarray) else array).detach()
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Call a user's own code by its name, ``module:callable``."""
+"""Importing and calling a user's own code by its name, ``module:callable``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hvpspec.errors import HvpspecError, InputError, type_and_line
 
 
 def is_code_name(name: str) -> bool:
-    """Tell whether a name has the form ``module:callable``, so that resolving it runs code.
+    """Return whether a name has the form ``module:callable``, so that resolving it runs code.
 
     >>> is_code_name("torchvision.models:resnet18"), is_code_name("mnist-sample")
     (True, False)
@@ -29,9 +29,9 @@ def is_code_name(name: str) -> bool:
 def call_by_name(name: str, arguments: Mapping[str, object]) -> object:
     """Import ``module:callable``, call it with keyword arguments and return what it returns.
 
-    The callable may be dotted, such as ``networks:Net.small``. Modules are looked for where Python
-    looks and, last of all, in the current directory: a user's own file is found, but cannot shadow
-    an installed package.
+    The callable may be dotted, such as ``networks:Net.small``. The current directory is searched
+    last, after Python's usual path: a user's own file is found, but cannot shadow an installed
+    package.
 
     Raises:
         InputError: The name is malformed, the module cannot be imported, it has no such callable,
@@ -52,7 +52,7 @@ def call_by_name(name: str, arguments: Mapping[str, object]) -> object:
 
 
 def find_by_name(name: str) -> object:
-    """Import what ``module:name`` stands for and return it as it is.
+    """Import the object named ``module:name`` and return it.
 
     Raises:
         InputError: The name is malformed, the module cannot be imported, or it has no such name.
@@ -74,12 +74,12 @@ def find_by_name(name: str) -> object:
 
 
 def module_file(name: str) -> Path | None:
-    """Find the file of the module in ``module:callable``, if there is one, without running it."""
+    """Return the file of the module in ``module:callable``, or None, without running it."""
     module_name, _, _ = name.partition(":")
     parts, path, spec = module_name.split("."), None, None
     with _current_directory_last():
         for i in range(len(parts)):
-            # Not `importlib.util.find_spec`, which runs the packages around a module.
+            # Not `importlib.util.find_spec`, which imports the parent packages.
             spec = PathFinder.find_spec(".".join(parts[: i + 1]), path)
             if spec is None:
                 return None
@@ -89,7 +89,7 @@ def module_file(name: str) -> Path | None:
 
 @contextmanager
 def _current_directory_last() -> Iterator[None]:
-    """Let imports inside the block find modules of the current directory too."""
+    """Append the current directory to the import path inside the block."""
     here = os.getcwd()
     if here in sys.path or "" in sys.path:
         yield

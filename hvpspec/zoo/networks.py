@@ -1,4 +1,4 @@
-"""The networks of the zoo, the way from a name to a network, and seeds of their weights."""
+"""The networks of the zoo, building a network from its name, and seeding its weights."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """What it takes to build a network again.
+    """The name and arguments that build a network.
 
     >>> print(NetworkSpec("mlp2", {"activation": "tanh"}))
     mlp2 (activation=tanh)
 
     Attributes:
         name: One of `NETWORKS`, or ``module:callable``.
-        arguments: Keyword arguments for it, plain enough to be written as JSON.
+        arguments: Its keyword arguments, which JSON must be able to represent.
 
     Raises:
         InputError: The name is not a string or the arguments are not a mapping.
@@ -53,16 +53,15 @@ class NetworkSpec:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed PyTorch inside the block and restore every RNG state after it.
+    """Seed PyTorch's global generators inside the block, and restore their states after it.
 
-    PyTorch's initialisers and dropout draw from the global generators and take no other, so these
-    are seeded, but only for as long as the block lasts.
+    The initialisers and dropout accept no other generator.
 
     Raises:
         InputError: The seed is not a whole number in [0, 2**63).
     """
     check_seed(seed)
-    # None before CUDA is initialised: it has no state yet, and a seed would lie in wait for it.
+    # Empty before CUDA is initialised; a seed set now would be applied later, outside the block.
     cuda = list(range(len(torch.cuda.default_generators)))
     with torch.random.fork_rng(devices=cuda):
         torch.default_generator.manual_seed(seed)
@@ -82,8 +81,8 @@ def mlp2(activation: str = "relu", *, softmax: bool = False, seed: int = 0) -> n
 
     Args:
         activation: One of `ACTIVATIONS`.
-        softmax: Whether it returns probabilities instead of logits.
-        seed: Seed of the initial weights; the caller's random numbers are left alone.
+        softmax: Whether to return probabilities instead of logits.
+        seed: Seed of the initial weights; the global random state is not changed.
 
     Raises:
         InputError: Unknown activation or invalid seed.
@@ -151,10 +150,10 @@ def linear(
     """Build a linear model; with a squared loss this is linear regression.
 
     Args:
-        in_features: Numbers in one example, whatever its shape.
-        out_features: Numbers predicted for it.
+        in_features: Number of entries of one example, whatever its shape.
+        out_features: Number of outputs for it.
         bias: Whether to add a constant.
-        seed: Seed of the initial weights; the caller's random numbers are left alone.
+        seed: Seed of the initial weights; the global random state is not changed.
 
     Raises:
         InputError: A size is not a positive whole number, or the seed is invalid.
@@ -185,20 +184,21 @@ def build_network(
 ) -> nn.Module:
     """Build a network from its name.
 
-    A ``module:callable`` is imported and called, so name only code you trust. Its module is looked
-    for where Python looks and last in the current directory.
+    A ``module:callable`` is imported and called, so name only code you trust. The current directory
+    is searched last, after Python's usual path.
 
     Args:
         name: One of `NETWORKS`, or ``module:callable`` such as ``torchvision.models:resnet18``.
         arguments: Keyword arguments for the network.
-        seed: Seed of the initial weights: same seed, same weights. The caller's random numbers are
-            left alone.
+        seed: Seed of the initial weights: same seed, same weights. The global random state is not
+            changed.
 
     Returns:
-        The network, on the device and in the mode its builder left it.
+        The network, on the device and in the mode in which it was built.
 
     Raises:
-        InputError: Unknown name, failed import, wrong arguments, or no `torch.nn.Module` returned.
+        InputError: The name is unknown, the import fails, the arguments are wrong, or the result is
+            not a `torch.nn.Module`.
 
     >>> build_network("mlp2", {"activation": "tanh"}).activation
     Tanh()
@@ -229,7 +229,7 @@ def _activation(name: str) -> Callable[[], nn.Module]:
 
 
 def _sequential(softmax: bool, **layers: nn.Module) -> nn.Sequential:
-    """Chain named layers, so that parameters are called ``hidden.weight`` and not ``1.weight``."""
+    """Chain named layers, so that parameters are named ``hidden.weight``, not ``1.weight``."""
     if softmax:
         layers["softmax"] = nn.Softmax(dim=1)
     return nn.Sequential(OrderedDict(layers))

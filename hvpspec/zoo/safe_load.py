@@ -1,4 +1,4 @@
-"""Read files from strangers without running what they hold."""
+"""Reading untrusted files of `torch.save` without running code."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from hvpspec.errors import InputError, first_line
 
 
 class Unread:
-    """Stands for an object that was not read: takes what it would be made of, and keeps nothing."""
+    """A placeholder for an object that was not constructed; ignores its arguments and state."""
 
     def __new__(cls, *_: object) -> Unread:
-        """Make one of anything."""
+        """Accept any arguments."""
         return super().__new__(cls)
 
     def __setstate__(self, _: object) -> None:
-        """Leave out what the object would hold."""
+        """Ignore the state of the object."""
 
 
-#: What people keep beside weights: numbers and arrays of NumPy, paths, times, versions.
+#: What is often saved beside weights: numbers and arrays of NumPy, paths, times, versions.
 BESIDE_WEIGHTS = (
     "numpy.dtype",
     "numpy.ndarray",
@@ -38,11 +38,7 @@ BESIDE_WEIGHTS = (
 
 
 def require_file(path: Path) -> None:
-    """Refuse a path that is not a file.
-
-    Raises:
-        InputError: Nothing is there, or a folder is.
-    """
+    """Raise InputError if a path does not exist or is a folder."""
     if path.is_dir():
         raise InputError(f"{path} is a folder; name a file in it")
     if not path.exists():
@@ -52,18 +48,18 @@ def require_file(path: Path) -> None:
 def load_torch_file(path: Path, *, remedy: str, unread: Iterable[str] = ()) -> object:
     """Read what `torch.save` wrote: tensors, plain containers, strings and numbers, on the CPU.
 
-    A pickle may name any function to be called when it is read. Files that do are refused, but for
-    the functions and classes in ``unread``, such as ``numpy.dtype``: an `Unread` stands for what
-    they would make.
+    A pickle can name any function, to be called when it is read. Such files are refused, except for
+    the functions and classes in ``unread``, such as ``numpy.dtype``, whose results are replaced by
+    an `Unread`.
 
     Raises:
-        InputError: The file is missing, truncated, of another kind, or holds anything but plain
-            data; ``remedy`` says how to save it so that it can be read.
+        InputError: The file is missing, truncated, has another format, or contains anything but
+            plain data; then the message ends with ``remedy``, how to save it otherwise.
     """
     require_file(path)
     try:
         with warnings.catch_warnings(), safe_globals([(Unread, name) for name in unread]):
-            # PyTorch warns of TorchScript archives before it refuses them; the error is enough.
+            # PyTorch warns about TorchScript archives and then refuses them; the error is enough.
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -75,7 +71,7 @@ def load_torch_file(path: Path, *, remedy: str, unread: Iterable[str] = ()) -> o
         ) from error
     except PermissionError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
-    # A broken file can fail anywhere in the reader, with any exception.
+    # A broken file can raise any exception in the reader.
     except Exception as error:
         if "TorchScript" in str(error):
             raise InputError(
@@ -86,13 +82,13 @@ def load_torch_file(path: Path, *, remedy: str, unread: Iterable[str] = ()) -> o
 
 
 def _refused(error: pickle.UnpicklingError) -> str:
-    """Name what PyTorch refused to make, from its message."""
+    """Return what PyTorch refused to construct, from its message."""
     name = re.search(r"GLOBAL (\S+)", str(error))
     return name[1] if name else f"what PyTorch refuses ({first_line(error)})"
 
 
 def _unreadable(path: Path) -> InputError:
-    """Say that a file was not written by `torch.save`."""
+    """Return the error for a file that was not written by `torch.save`, or is damaged."""
     size = path.stat().st_size
     return InputError(
         f"{path} ({size} bytes) is truncated, damaged, or not a PyTorch file;"

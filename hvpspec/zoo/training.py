@@ -1,4 +1,4 @@
-"""Train a network to a point of its loss, reproducibly."""
+"""Reproducible training and evaluation of networks."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ class TrainingSettings:
     """How to train. `dataclasses.asdict` gives plain data, ready for JSON.
 
     Attributes:
-        optimizer: ``sgd``, ``adam``, or ``lbfgs``: in each step up to 20 iterations of L-BFGS
-            with a line search for the strong Wolfe conditions. What L-BFGS learns of the curvature
-            in one step it uses in the next, which only makes sense if a batch is all of the data.
+        optimizer: ``sgd``, ``adam``, or ``lbfgs``, which makes up to 20 L-BFGS iterations per step
+            with a line search for the strong Wolfe conditions. L-BFGS uses curvature information of
+            earlier steps, so it makes sense only if a batch contains all of the data.
         lr: Learning rate; None stands for 0.1 with ``sgd``, 0.001 with ``adam`` and 1 with
-            ``lbfgs``, whose line search starts from it.
+            ``lbfgs``, where it is the first step of the line search.
         momentum: Momentum of ``sgd``, in [0, 1).
-        batch_size: Examples per step; with fewer, all of them.
+        batch_size: Examples per step, at most all of them.
         epochs: Passes over the data; 0 leaves the initial weights.
         l2: Factor λ of the term λ‖θ‖² in the objective, over all trainable parameters.
         seed: Seed of the order of the examples and of dropout.
         loss: ``cross_entropy`` or ``mse``, the mean over a batch.
 
     Raises:
-        InputError: A value is out of its range.
+        InputError: A value is out of range.
 
     >>> TrainingSettings(optimizer="adam").lr
     0.001
@@ -81,14 +81,14 @@ class TrainingSettings:
 
 @dataclass(frozen=True)
 class TrainingHistory:
-    """What training came to.
+    """The result of training.
 
     Attributes:
-        epoch_losses: Mean of the objective over the steps of each epoch, each on its batch and
-            before it is made, weighted by batch size.
+        epoch_losses: For each epoch, the mean of the objective over its batches, each evaluated
+            before the step and weighted by its size.
         loss: Mean loss over the training data at the end, without the l2 term.
-        accuracy: Fraction of the training data classified rightly, or None where the targets
-            are not classes.
+        accuracy: Fraction of the training data classified correctly; None if the targets are not
+            classes.
 
     Raises:
         InputError: A value is not a number.
@@ -106,15 +106,15 @@ class TrainingHistory:
 
 
 def build_loss(name: Loss, *, ignore_index: int | None = None) -> nn.Module:
-    """Build the loss that training minimises, a mean over the batch.
+    """Build a loss, which is a mean over the batch.
 
     Args:
         name: ``cross_entropy``, or ``mse``, which also averages over the outputs of an example.
-        ignore_index: A class that does not count in the cross-entropy, as 255 marks it in many
-            images; None for PyTorch's own, -100.
+        ignore_index: A class that the cross-entropy ignores, often 255 in images; None for
+            PyTorch's default, -100.
 
     Raises:
-        InputError: Unknown name, or an ``ignore_index`` for another loss.
+        InputError: The name is unknown, or ``ignore_index`` is given for another loss.
 
     >>> build_loss("mse")
     MSELoss()
@@ -135,15 +135,15 @@ def train(
     *,
     progress: Progress | None = None,
 ) -> TrainingHistory:
-    """Train a model in place, from the weights it has.
+    """Train a model in place, starting from its present weights.
 
-    The objective is the mean loss plus l2 times the squared norm of all trainable parameters. Its
-    batches are drawn anew in every epoch. On the same machine, the same seed gives the same
-    weights, bit for bit. The model is left in eval mode and without gradients; the caller's random
-    numbers are left alone.
+    The objective is the mean loss plus l2 times the squared norm of all trainable parameters. The
+    examples are shuffled in every epoch. On the same machine, the same seed gives the same weights,
+    bit for bit. The model is left in eval mode and without gradients; the global random state is
+    not changed.
 
     Args:
-        model: The network. Floating-point inputs are cast to its dtype and moved to its device.
+        model: The network. Inputs are moved to its device, and real ones are cast to its dtype.
         data: Training examples.
         settings: How to train; None for the defaults.
         progress: Called after every epoch with its number, from 1, and its mean objective.
@@ -162,7 +162,7 @@ def train(
     values: list[float] = []
 
     def descend() -> float:
-        """Give the parameters the gradient on ``rows``; L-BFGS asks for it again within a step."""
+        """Compute the gradient on ``rows``; L-BFGS calls this several times in a step."""
         optimizer.zero_grad()
         loss = _compare(criterion, _tensor(_outputs(model, inputs[rows])), targets[rows])
         if settings.l2:
@@ -194,9 +194,9 @@ def train(
 def evaluate(
     model: nn.Module, data: Dataset, *, loss: Loss = "cross_entropy"
 ) -> tuple[float, float | None]:
-    """Compute a model's mean loss over data and the fraction classified rightly.
+    """Compute a model's mean loss over data and the fraction classified correctly.
 
-    The model is evaluated in eval mode; its modes are left as found.
+    The model is evaluated in eval mode; afterwards its modes are restored.
 
     Args:
         model: The network.
@@ -204,14 +204,14 @@ def evaluate(
         loss: ``cross_entropy`` or ``mse``.
 
     Returns:
-        The mean loss, and the accuracy in [0, 1] or None where the targets are not classes.
+        The mean loss, and the accuracy in [0, 1] or None if the targets are not classes.
 
     Raises:
         InputError: The model cannot take the data.
     """
     inputs, targets = _for_model(model, data)
     criterion = build_loss(loss)
-    # Targets may also be probabilities, which no prediction equals.
+    # Targets may also be class probabilities, for which there is no accuracy.
     classes = loss == "cross_entropy" and not targets.is_floating_point()
     total, right = 0.0, 0
     with torch.no_grad(), eval_mode(model):
@@ -231,21 +231,21 @@ def check_fit(
     *,
     whole: bool = False,
 ) -> None:
-    """Say in plain words if a network, a loss and examples do not fit each other.
+    """Check that a network, a loss and examples fit each other.
 
-    They are tried in eval mode on one example and, where that fails for a loss which may be one of
-    all examples together, on these.
+    They are tried in eval mode on one example. If that fails, and the loss is a user's own, which
+    may need all examples together, they are tried on all.
 
     Args:
-        model: The network; its modes are left as found.
+        model: The network; its modes are restored.
         examples: Inputs and targets.
-        loss: Of outputs and targets: one of `build_loss`, which takes a tensor, or any other, which
-            takes whatever the network returns.
-        whole: Whether only all examples together are tried, as those of a batch that may have
-            another dimension first.
+        loss: Function of outputs and targets: one of `build_loss`, which takes a tensor, or any
+            other, which takes whatever the network returns.
+        whole: Whether to try all examples at once only, since the first dimension may not count
+            examples.
 
     Raises:
-        InputError: One of them cannot take what it gets.
+        InputError: The network cannot take the inputs, or the loss the outputs and targets.
     """
     inputs, targets = _cast(model, examples)
     with torch.no_grad(), eval_mode(model):
@@ -266,7 +266,7 @@ def _try(
     targets: torch.Tensor,
     loss: Callable[[Any, Any], Any],
 ) -> None:
-    """Raise InputError if a network cannot take inputs, or a loss what it returns."""
+    """Raise InputError if the network cannot take the inputs, or the loss its outputs."""
     outputs = _outputs(model, inputs)
     if isinstance(loss, nn.CrossEntropyLoss | nn.MSELoss):
         _compare(loss, _tensor(getattr(outputs, "logits", outputs)), targets)
@@ -288,14 +288,14 @@ def _try(
 
 
 def _tensor(outputs: object) -> torch.Tensor:
-    """Refuse outputs that are not a tensor."""
+    """Raise InputError if outputs are not a tensor."""
     if not isinstance(outputs, torch.Tensor):
         raise InputError(f"the network returns a {type(outputs).__name__}; it must return a tensor")
     return outputs
 
 
 def _optimizer(parameters: list[nn.Parameter], settings: TrainingSettings) -> torch.optim.Optimizer:
-    """Build the optimizer; the l2 term is in the objective, not in its weight decay."""
+    """Build the optimizer; the l2 term is part of the objective, not weight decay."""
     assert settings.lr is not None  # __post_init__ has set it
     if settings.optimizer == "adam":
         return torch.optim.Adam(parameters, lr=settings.lr)
@@ -305,7 +305,7 @@ def _optimizer(parameters: list[nn.Parameter], settings: TrainingSettings) -> to
 
 
 def _for_model(model: nn.Module, data: Dataset) -> tuple[torch.Tensor, torch.Tensor]:
-    """Move data to the model's device and give real numbers its dtype."""
+    """Move a data set to the model's device, and cast real numbers to its dtype."""
     if not isinstance(data, Dataset):
         raise InputError(
             f"data is a {type(data).__name__}; training needs a Dataset, all in memory"
@@ -316,7 +316,7 @@ def _for_model(model: nn.Module, data: Dataset) -> tuple[torch.Tensor, torch.Ten
 def _cast(
     model: nn.Module, examples: tuple[torch.Tensor, torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Move inputs and targets to the model's device and give real numbers its dtype."""
+    """Move inputs and targets to the model's device, and cast real numbers to its dtype."""
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     inputs, targets = (
         t.to(like.device, like.dtype if t.is_floating_point() else t.dtype) for t in examples
@@ -325,7 +325,7 @@ def _cast(
 
 
 def _outputs(model: nn.Module, inputs: torch.Tensor) -> Any:
-    """Run the model; a failure here means that it does not fit the data."""
+    """Evaluate the model; an exception means that it does not fit the data."""
     try:
         return model(inputs)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
@@ -336,7 +336,7 @@ def _outputs(model: nn.Module, inputs: torch.Tensor) -> Any:
 
 
 def _compare(criterion: nn.Module, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Apply the loss; a failure here means that the targets do not fit the outputs."""
+    """Evaluate the loss; an exception means that the targets do not fit the outputs."""
     fit = f"outputs of shape {tuple(outputs.shape)} and targets of shape {tuple(targets.shape)}"
     # Broadcasting (N, 1) against (N,) would compare every output with every target.
     if isinstance(criterion, nn.MSELoss) and outputs.shape != targets.shape:
@@ -352,7 +352,7 @@ def _compare(criterion: nn.Module, outputs: torch.Tensor, targets: torch.Tensor)
 
 
 def _remedy(criterion: nn.Module, outputs: torch.Tensor, targets: torch.Tensor) -> str:
-    """What helps where the cross-entropy cannot take its targets, if that can be told."""
+    """Return a remedy if the cross-entropy cannot take its targets and the cause is known."""
     if not isinstance(criterion, nn.CrossEntropyLoss) or targets.is_floating_point():
         return ""
     if outputs.ndim == 3 and targets.shape == outputs.shape[:-1]:
@@ -368,7 +368,7 @@ def _remedy(criterion: nn.Module, outputs: torch.Tensor, targets: torch.Tensor) 
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put every module into eval mode, and back into its own mode after the block."""
+    """Put every module into eval mode inside the block, and restore its mode after it."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -379,7 +379,7 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def _finite(loss: float, epoch: int, settings: TrainingSettings) -> float:
-    """Refuse a loss that is NaN or infinite."""
+    """Return a loss, or raise ComputationError if it is NaN or infinite."""
     if not math.isfinite(loss):
         raise ComputationError(
             f"training diverged: the loss is {loss} in epoch {epoch};"
@@ -389,10 +389,10 @@ def _finite(loss: float, epoch: int, settings: TrainingSettings) -> float:
 
 
 def _is_real(value: object) -> TypeGuard[float]:
-    """Tell whether a value is a finite number."""
+    """Return whether a value is a finite number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _is_whole(value: object, least: int) -> bool:
-    """Tell whether a value is a whole number of at least so much."""
+    """Return whether a value is a whole number, at least ``least``."""
     return type(value) is int and value >= least

@@ -1,4 +1,4 @@
-"""Find weights in files of any origin, and put them into a network."""
+"""Finding weights in files of any origin, and loading them into a network."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _REMEDY = (
     " weights alone: torch.save(model.state_dict(), 'weights.pt')"
 )
 
-# Words by which training scripts call a running average of the weights.
+# Words with which training scripts name a running average of the weights.
 _AVERAGED = {"ema", "swa", "avg", "averaged", "average", "shadow"}
 
 _REAL = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 _COMPLEX = {torch.complex128, torch.complex64}
 _WHOLE = {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool}
-# Neither quantised tensors nor floats of 8 bits, which cannot be added or tested for NaN.
+# Without quantised tensors and 8-bit floats, which lack basic operations.
 _DTYPES = _REAL | _COMPLEX | _WHOLE
 
 
@@ -38,10 +38,10 @@ class FoundWeights:
     """Tensors of a file that may be the weights of a network.
 
     Attributes:
-        name: Where they are: the entries of the file that lead there and what stands before all
-            their names, joined by dots; empty where the file is the state_dict itself.
-        tensors: By the names of the network.
-        within: All tensors of the state_dict that they are part of.
+        name: The entries of the file that lead to them and the prefix of their names, joined by
+            dots; empty if the file itself is the state_dict.
+        tensors: The tensors, by their names in the network.
+        within: All tensors of the state_dict that contains them.
     """
 
     name: str
@@ -53,7 +53,7 @@ def read_weights_file(path: Path) -> object:
     """Read a ``.safetensors`` file or one of `torch.save`, without running code.
 
     Raises:
-        InputError: The file is missing, broken or holds more than plain data.
+        InputError: The file is missing or broken, or contains more than plain data.
     """
     if path.suffix != ".safetensors":
         return load_torch_file(path, remedy=_REMEDY, unread=BESIDE_WEIGHTS)
@@ -65,16 +65,17 @@ def read_weights_file(path: Path) -> object:
 
 
 def state_dicts(path: Path, content: object) -> dict[str, StateDict]:
-    """Find all dictionaries in a file that hold tensors under names.
+    """Find all dictionaries of named tensors in a file.
 
-    Each is listed by the entries that lead to it, joined by dots, and without what is not a tensor.
+    The keys of the result are the entries that lead to each, joined by dots; the values contain
+    only its tensors.
 
     Raises:
         InputError: There are none.
     """
     found: dict[str, StateDict] = {}
     waiting, seen = [("", content)], set()
-    while waiting:  # no recursion, of which a hostile file may need any depth
+    while waiting:  # not recursive, since a hostile file may be nested to any depth
         place, entry = waiting.pop()
         if not isinstance(entry, Mapping):
             continue
@@ -82,7 +83,7 @@ def state_dicts(path: Path, content: object) -> dict[str, StateDict]:
         tensors = {name: value for name, value in named.items() if isinstance(value, Tensor)}
         if tensors:
             found[place] = tensors
-        if id(entry) not in seen:  # or it may hold itself
+        if id(entry) not in seen:  # a dictionary may contain itself
             seen.add(id(entry))
             inner = [(_joined(place, name), value) for name, value in named.items()]
             waiting += reversed(inner)
@@ -100,12 +101,12 @@ def choose_weights(
 ) -> FoundWeights:
     """Choose the weights that fit a network, among what `state_dicts` found.
 
-    Prefixes that wrappers put before all names are found by comparing them with the network's own,
-    which may be wrapped as well. Where several sets fit, the only one that is not a running average
-    is taken, unless ``weights`` gives a `FoundWeights.name`, or part of one.
+    Prefixes that wrappers have added to all names are found by comparing names with those of the
+    network, which may be wrapped as well. If several sets fit, the only one that is not a running
+    average is chosen, unless ``weights`` is a `FoundWeights.name` or a part of one.
 
     Raises:
-        InputError: None fit, or several do and it is not clear which ones are meant.
+        InputError: No set fits, or several fit and none can be preferred.
     """
     own = _own_tensors(model)
     every: list[FoundWeights] = []
@@ -133,7 +134,7 @@ def choose_weights(
             f"{path} holds {len(fitting)} sets of weights that fit the network: {names}; choose one"
             " with --weights NAME"
         )
-    # What fits as well is another copy of the network, and not something beside it.
+    # Other sets that fit are copies of the network, so they do not count as other numbers.
     copies = [found for found in fitting if found.within is chosen.within]
     beside = _num_numbers(chosen.within) - sum(_num_numbers(copy.tensors) for copy in copies)
     if weights is None and beside >= _num_numbers(chosen.tensors):
@@ -145,13 +146,13 @@ def choose_weights(
 
 
 def describe(states: Mapping[str, StateDict]) -> str:
-    """Say where `state_dicts` found tensors, and how many."""
+    """Describe what `state_dicts` found: the places, and the number of tensors."""
     parts = [f"{place or 'a state_dict'} ({len(state)} tensors)" for place, state in states.items()]
     return _few(parts)
 
 
 def check_state_dict(where: object, state: object) -> StateDict:
-    """Return what ``where`` holds if it is a state_dict of finite tensors.
+    """Return ``state``, the content of ``where``, if it is a state_dict of finite tensors.
 
     Raises:
         InputError: It is not.
@@ -178,7 +179,7 @@ def check_state_dict(where: object, state: object) -> StateDict:
 
 
 def load_weights(model: nn.Module, state: StateDict, path: Path) -> None:
-    """Put weights into a network, which becomes float64 if any of them is.
+    """Load weights into a network, which becomes float64 if any of them is.
 
     Raises:
         InputError: Names or shapes differ.
@@ -191,7 +192,7 @@ def load_weights(model: nn.Module, state: StateDict, path: Path) -> None:
     # Copying float64 weights into a float32 network would round them.
     if any(tensor.dtype in (torch.float64, torch.complex128) for tensor in state.values()):
         model.double()
-        for tensor in filter(torch.is_complex, own.values()):  # which it leaves as they are
+        for tensor in filter(torch.is_complex, own.values()):  # not changed by double()
             tensor.data = tensor.data.to(torch.complex128)
     try:
         model.load_state_dict(dict(state))
@@ -201,16 +202,16 @@ def load_weights(model: nn.Module, state: StateDict, path: Path) -> None:
 
 
 def _own_tensors(model: nn.Module) -> StateDict:
-    """The parameters and buffers of a network, as they are, so that shared ones are the same."""
+    """The parameters and buffers of a network; shared ones are the same object."""
     state = model.state_dict(keep_vars=True)
     return {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
 
 
 def _starts(own: StateDict) -> Iterator[str]:
-    """What a file may leave out of the network's names: nothing, or what wraps all of it."""
+    """The prefixes that a file may lack: none, or those that all names of the network share."""
     yield ""
     start, names = "", [name.split(".") for name in own]
-    # But not down to a single layer, which has the names of any other.
+    # Stops above a single layer, whose names would fit any other layer.
     while len({first for first, *_ in names}) == 1 and all(len(name) > 2 for name in names):
         start += f"{names[0][0]}."
         names = [name[1:] for name in names]
@@ -218,7 +219,7 @@ def _starts(own: StateDict) -> Iterator[str]:
 
 
 def _candidates(place: str, state: StateDict, start: str, own: StateDict) -> Iterator[FoundWeights]:
-    """Replace each prefix after which a name of the network follows; none if there is none."""
+    """Replace each prefix that is followed by a name of the network; none if there is none."""
     names = {name.removeprefix(start) for name in own}
     prefixes = {
         name[:end]: None  # a dictionary, which keeps their order
@@ -237,13 +238,13 @@ def _candidates(place: str, state: StateDict, start: str, own: StateDict) -> Ite
 
 
 def _named(every: Sequence[FoundWeights], weights: str) -> list[FoundWeights]:
-    """Those whose names begin with a name, or else have it within them."""
+    """The sets whose names start with ``weights`` or, if there are none, contain it."""
     inside = [found for found in every if f"{found.name}.".startswith(f"{weights}.")]
     return inside or [found for found in every if f".{weights}." in f".{found.name}."]
 
 
 def _main(fitting: Sequence[FoundWeights]) -> FoundWeights | None:
-    """The first of equal sets; otherwise the only one that is not an average, if there is one."""
+    """The first set if all are equal; otherwise the only one that is not an average, or None."""
     first, *others = fitting
     if all(
         torch.equal(tensor, other.tensors[name])
@@ -257,7 +258,7 @@ def _main(fitting: Sequence[FoundWeights]) -> FoundWeights | None:
 
 
 def _differences(state: StateDict, own: StateDict) -> str:
-    """Say in which names and shapes weights differ from a network; nothing if they fit."""
+    """Describe how names and shapes differ from those of a network; empty if they fit."""
     shapes = [
         f"{name} {tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
         for name, tensor in own.items()
@@ -278,28 +279,28 @@ def _differences(state: StateDict, own: StateDict) -> str:
 
 
 def _with_tied(state: StateDict, own: StateDict) -> StateDict:
-    """Add the names of shared tensors that a file, such as safetensors, holds only once."""
+    """Add the names of shared tensors, which some files contain only once."""
     twins = {id(own[name]): tensor for name, tensor in state.items() if name in own}
     tied = {name: twins[id(t)] for name, t in own.items() if name not in state and id(t) in twins}
     return {**state, **tied}
 
 
 def _num_numbers(state: StateDict) -> int:
-    """How many numbers tensors hold."""
+    """Return the total number of entries."""
     return sum(tensor.numel() for tensor in state.values())
 
 
 def _joined(place: str, name: str) -> str:
-    """Join what leads to an entry, of which either may be empty."""
+    """Join two parts of a name, either of which may be empty."""
     return f"{place}.{name}" if place and name else place or name
 
 
 def _listed(what: str, names: Sequence[str]) -> str:
-    """Count names, and give the first few."""
+    """Return the number of names and the first few."""
     return f"{len(names)} {what} ({_few(names)})" if names else ""
 
 
 def _few(names: Sequence[str]) -> str:
-    """Name the first few of many."""
+    """Return the first few names and the number of the others."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more
