@@ -23,12 +23,6 @@ def digest(contents: Iterable[bytes | memoryview]) -> str:
 
 def tensor_digest(tensors: Iterable[Tensor]) -> str:
     """Sixteen digits that say whether tensors hold the same bits."""
-    return digest(_bytes(t.detach().cpu()) for t in tensors)
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    """The bytes of a tensor, entry after entry."""
-    flat = tensor.reshape(-1)
-    if flat.stride() != (1,):  # as a single entry of a column, which counts as contiguous
-        flat = flat.clone(memory_format=torch.contiguous_format)
-    return flat.view(torch.uint8).numpy().data
+    # Copied to the CPU, entry after entry, whatever their strides.
+    flat = (torch.empty(t.numel(), dtype=t.dtype).copy_(t.detach().flatten()) for t in tensors)
+    return digest(t.view(torch.uint8).numpy().data for t in flat)

@@ -9,7 +9,6 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from functools import cache
 from os import PathLike
 from pathlib import Path
 
@@ -48,42 +47,25 @@ def left_in_groups(
         Linux, Documentation/admin-guide: cgroup-v2.rst, "Memory", and cgroup-v1/memory.rst.
     """
     left = []
-    for group, most, use, reclaimable in _limits(mounted, own):
-        try:
-            stat = (group / "memory.stat").read_text().splitlines()
-            used = int((group / use).read_text())
-        except (OSError, ValueError):  # what is free in the machine is known all the same
-            continue
-        numbers = dict(line.split() for line in stat)
-        left.append(max(0, most - used + int(numbers.get(reclaimable, 0))))
-    return left
-
-
-@cache  # limits are looked up once, what is used each time
-def _limits(mounted: Path, own: Path) -> tuple[tuple[Path, int, str, str], ...]:
-    """The groups with a limit below what the machine has, that limit, and names of files."""
-    if not own.exists():  # another system
-        return ()
-    limits = []
-    for line in own.read_text().splitlines():
+    for line in own.read_text().splitlines() if own.exists() else ():  # else another system
         _, controllers, path = line.split(":", 2)
         if controllers and "memory" not in controllers.split(","):
             continue
-        (limit, use, reclaimable), top = (
-            (_MEMORY, mounted / "memory") if controllers else (_UNIFIED, mounted)
-        )
+        names, top = (_MEMORY, mounted / "memory") if controllers else (_UNIFIED, mounted)
         inside = top / path.lstrip("/")
         # A container may see its own group at the top.
         for group in (inside, *inside.parents):
             if not group.is_relative_to(top):
                 break
             try:
-                most = int((group / limit).read_text())
-            except (OSError, ValueError):  # none, or "max"
+                most, used = (int((group / name).read_text()) for name in names[:2])
+                stat = (group / "memory.stat").read_text().splitlines()
+            except (OSError, ValueError):  # no limit, "max", or not told: others hold all the same
                 continue
             if most < psutil.virtual_memory().total:
-                limits.append((group, most, use, reclaimable))
-    return tuple(limits)
+                reclaimable = dict(line.split() for line in stat).get(names[2], 0)
+                left.append(max(0, most - used + int(reclaimable)))
+    return left
 
 
 def require_memory(

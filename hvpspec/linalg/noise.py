@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import torch
 
-from hvpspec.linalg.krylov import lanczos
+from hvpspec.linalg.krylov import KrylovSpace
 from hvpspec.linalg.operator import SymmetricOperator, require_scale
 from hvpspec.linalg.probes import probes_for, seeded
 from hvpspec.results import Result
 
-#: Steps of the Lanczos run that finds the norm; its top Ritz value is then within a few per cent.
+#: Lanczos steps that find the norm; its top Ritz value is then within a few per cent.
 _NORM_STEPS = 15
 
 
@@ -56,15 +56,14 @@ def measure_noise(A: SymmetricOperator, generator: torch.Generator | None = None
     n = A.shape[0]
     Z = probes_for(A, "gaussian", 3, seeded(generator))
     Z = Z / torch.linalg.vector_norm(Z, dim=0)
-    (run,) = lanczos(A, Z[:, :1], _NORM_STEPS)
-    theta, S = torch.linalg.eigh(run.T)
+    space, spent = KrylovSpace(A, Z[:, :1], _NORM_STEPS), 0
+    while not space.full:
+        spent += space.expand()
+    theta, S, residuals = space.ritz()
     top = int(theta.abs().argmax())
-    assert run.basis is not None
-    share = run.basis.mT @ S[:, top].to(run.basis)
-    dominant = A.ranks.whole(share[None], n)[0]
-    spent = len(run.alphas)
+    dominant = A.ranks.whole(space.rotate(S[:, [top]]), n)[0]
     # The residual bounds how far above the Ritz value an eigenvalue may lie.
-    norm = float(theta[top].abs()) + float(run.betas[-1] * S[-1, top].abs())
+    norm = float(theta[top].abs() + residuals[top])
     require_scale(norm, A.dtype)
 
     X = torch.stack([Z[:, 1], Z[:, 2], dominant], 1)

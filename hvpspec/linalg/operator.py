@@ -408,14 +408,13 @@ class DenseOperator(SymmetricOperator):
         super().__init__(A.shape[0], dtype=A.dtype, device=A.device)
         if not bool(torch.isfinite(A).all()):
             raise InputError("the matrix contains NaN or infinity")
-        unit = largest_entry(A)
         # A product of n terms, computed in either order, agrees to about n u max|a|, or to as many
         # of the least numbers there are; a matrix that differs from its transpose by more was not
         # meant to be symmetric. Of the largest entry, neither overflows nor underflows.
-        finfo = torch.finfo(A.dtype)
+        finfo, largest = torch.finfo(A.dtype), float(largest_entry(A)) or 1.0
         least = finfo.smallest_normal * finfo.eps
-        tolerance = 10 * A.shape[0] * (finfo.eps + (least / float(unit) if unit else 0.0))
-        defect = largest_mismatch(A, unit)
+        tolerance = 10 * A.shape[0] * (finfo.eps + least / largest)
+        defect = largest_mismatch(A)
         if defect > tolerance:
             raise InputError(
                 f"the matrix is not symmetric: |A - A^T| reaches {defect:.2e} of its largest "

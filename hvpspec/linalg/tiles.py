@@ -9,6 +9,8 @@ from torch import Tensor
 
 #: Columns reflected at once.
 _STRIPE = 256
+#: Rows and columns of a tile, of which two stay in the cache.
+_TILE = 128
 
 
 def largest_entry(A: Tensor) -> Tensor:
@@ -18,22 +20,17 @@ def largest_entry(A: Tensor) -> Tensor:
 
 
 def asymmetry(A: Tensor) -> float:
-    """``||A - A^T||_F / ||A||_F``, a tile at a time; 0 for the zero matrix."""
-    unit = largest_entry(A)
-    if unit == 0:
-        return 0.0
+    """``||A - A^T||_F / ||A||_F``; 0 for the zero matrix."""
     difference = norm = 0.0
-    for x, y, is_diagonal in _pairs(A, unit):
-        difference += float((x - y).square().sum()) * (1 if is_diagonal else 2)
-        norm += float(x.square().sum()) + (0.0 if is_diagonal else float(y.square().sum()))
-    return float((difference / norm) ** 0.5)
+    for x, y in _pairs(A):
+        difference += float((x - y).square().sum())
+        norm += float(x.square().sum())
+    return (difference / norm) ** 0.5 if norm else 0.0
 
 
-def largest_mismatch(A: Tensor, unit: Tensor) -> float:
-    """``max |a_ij - a_ji|`` in units of the largest entry, a tile at a time."""
-    if unit == 0:
-        return 0.0
-    return max(float((x - y).abs().max()) for x, y, _ in _pairs(A, unit))
+def largest_mismatch(A: Tensor) -> float:
+    """``max |a_ij - a_ji|`` in units of the largest entry."""
+    return max((float((x - y).abs().max()) for x, y in _pairs(A)), default=0.0)
 
 
 def reflect_(A: Tensor, columns: list[int], rows: list[int]) -> None:
@@ -45,28 +42,24 @@ def reflect_(A: Tensor, columns: list[int], rows: list[int]) -> None:
 
 def symmetrise_(A: Tensor) -> Tensor:
     """Replace ``A`` (n, n) by ``(A + A^T) / 2`` in place, a tile at a time, and return it."""
-    for rows, columns in _tiles(len(A)):
-        x, y = A[rows, columns], A[columns, rows].mT
-        # The sum of large entries overflows, and half of the least number there is rounds.
-        mean = torch.where(x == y, x, x / 2 + y / 2)
-        A[rows, columns] = mean
-        A[columns, rows] = mean.mT
+    tiles = [slice(i, i + _TILE) for i in range(0, len(A), _TILE)]
+    for rows in tiles:
+        for columns in tiles[: rows.start // _TILE + 1]:
+            x, y = A[rows, columns], A[columns, rows].mT
+            # The sum of large entries overflows, and half of the least number there is rounds.
+            mean = torch.where(x == y, x, x / 2 + y / 2)
+            A[rows, columns] = mean
+            A[columns, rows] = mean.mT
     return A
 
 
-def _pairs(A: Tensor, unit: Tensor) -> Iterator[tuple[Tensor, Tensor, bool]]:
-    """Tiles with those across the diagonal, transposed, and whether they are the same.
+def _pairs(A: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Some rows at a time, with those of the transpose.
 
-    Their entries are divided by ``unit``, the largest, so that no square or difference overflows
-    and none that counts underflows.
+    Their entries are divided by the largest, so that no square or difference overflows and none
+    that counts underflows.
     """
-    for rows, columns in _tiles(len(A)):
-        x, y = A[rows, columns].double(), A[columns, rows].mT.double()
-        yield x / unit, y / unit, rows == columns
-
-
-def _tiles(n: int, width: int = 128) -> Iterator[tuple[slice, slice]]:
-    """The tiles of a matrix on and below the diagonal; two of them stay in the cache."""
-    for i in range(0, n, width):
-        for j in range(0, i + 1, width):
-            yield slice(i, min(i + width, n)), slice(j, min(j + width, n))
+    unit = largest_entry(A)
+    for i in range(0, len(A) if unit else 0, _TILE):
+        rows = slice(i, i + _TILE)
+        yield A[rows].double() / unit, A[:, rows].mT.double() / unit

@@ -114,25 +114,13 @@ def split_bulk(
         theorem 4.5.1, for the residual bound.
     """
     probes = [_seen(run, dim, unit_roundoff, scale) for run in runs]
-    fewest = min(len(seen) for seen in probes)
-
-    def resolved(positions: range) -> list[Outlier]:
-        """The eigenvalues at these positions, up to the first on which the probes disagree."""
-        found: list[Outlier] = []
-        for i in positions:
-            outlier = _common([seen[i] for seen in probes], dim)
-            if outlier is None:
-                break
-            found.append(outlier)
-        return found
-
-    bottom = resolved(range(fewest))
-    top = resolved(range(-1, -fewest - 1, -1))
-    unlisted = [
-        one.value for seen in probes for one in seen[len(bottom) : max(len(seen) - len(top), 0)]
-    ]
-    everything = sorted((one.value, one.weight / len(probes)) for seen in probes for one in seen)
-    return _outside(bottom, top[::-1], unlisted, everything, dim, min_gap)
+    fewest = min(seen.shape[1] for seen in probes)
+    bottom = _common(torch.stack([seen[:, :fewest] for seen in probes]), dim)
+    top = _common(torch.stack([seen[:, -fewest:].flip(1) for seen in probes]), dim)
+    unlisted = [seen[0, len(bottom) : max(seen.shape[1] - len(top), 0)] for seen in probes]
+    pairs = torch.cat(probes, 1)[:2].T.tolist()
+    measure = sorted((value, weight / len(probes)) for value, weight in pairs)
+    return _outside(bottom, top[::-1], torch.cat(unlisted).tolist(), measure, dim, min_gap)
 
 
 def split_eigenvalues(eigenvalues: Tensor, *, noise_floor: float, min_gap: float = 0.1) -> Outliers:
@@ -186,18 +174,13 @@ def _outside(
     )
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """A Ritz value, or several that cannot be told apart."""
+def _seen(run: LanczosRun, dim: int, unit_roundoff: float, scale: float) -> Tensor:
+    """What one probe saw, in ascending order, cleaned of the traces of round-off.
 
-    value: float
-    weight: float
-    residual: float
-    resolved: bool
-
-
-def _seen(run: LanczosRun, dim: int, unit_roundoff: float, scale: float) -> list[_Seen]:
-    """What one probe saw, in ascending order, cleaned of the traces of round-off."""
+    Returns:
+        Ritz values, their weights, residuals, and the most a residual may be for the value to count
+        as resolved, shape (4, k). Those that cannot be told apart are one.
+    """
     nodes, vectors = torch.linalg.eigh(run.T)
     weights = vectors[0] ** 2
     residuals = (run.betas[-1] * vectors[-1].abs()).clamp(min=10 * unit_roundoff * scale)
@@ -206,30 +189,23 @@ def _seen(run: LanczosRun, dim: int, unit_roundoff: float, scale: float) -> list
     nodes, weights, residuals = nodes[kept], weights[kept], residuals[kept]
 
     # Residuals enter eigenvalues squared: a copy is at most this far off once its own is sqrt(u).
-    together = unit_roundoff**0.5 * scale
-    starts = [0, *(i + 1 for i, d in enumerate(nodes.diff().tolist()) if d > together)]
-    groups = [slice(*pair) for pair in zip(starts, [*starts[1:], len(nodes)], strict=True)]
-    best = [group.start + int(residuals[group].argmin()) for group in groups]
-    distances = _neighbour_distances(nodes[best])
-    return [
-        _Seen(
-            value=float(nodes[i]),
-            weight=float(weights[group].sum()),
-            residual=float(residuals[i]),
-            resolved=bool(residuals[i] <= _RESOLVED * distance),
-        )
-        for i, group, distance in zip(best, groups, distances, strict=True)
-    ]
+    apart = torch.nonzero(nodes.diff() > unit_roundoff**0.5 * scale).flatten() + 1
+    groups = torch.arange(len(nodes)).tensor_split(apart.tolist())
+    best = torch.stack([group[residuals[group].argmin()] for group in groups])
+    together = torch.stack([weights[group].sum() for group in groups])
+    limits = _RESOLVED * _neighbour_distances(nodes[best])
+    return torch.stack([nodes[best], together, residuals[best], limits])
 
 
-def _common(candidates: Sequence[_Seen], dim: int) -> Outlier | None:
-    """The one eigenvalue that all probes saw, or None if they did not."""
-    best = min(candidates, key=lambda one: one.residual)
-    for one in candidates:
-        if not one.resolved or abs(one.value - best.value) > one.residual + best.residual:
-            return None
-    weight = sum(one.weight for one in candidates) / len(candidates)
-    return Outlier(best.value, best.residual, dim * weight)
+def _common(seen: Tensor, dim: int) -> list[Outlier]:
+    """The eigenvalues that all probes saw (num_probes, 4, k), up to the first that they did not."""
+    values, weights, residuals, limits = seen.unbind(1)
+    best = residuals.argmin(0, keepdim=True)
+    value, residual = values.gather(0, best), residuals.gather(0, best)
+    agree = (residuals <= limits) & ((values - value).abs() <= residuals + residual)
+    k = int(agree.all(0).int().cumprod(0).sum())
+    columns = value[0, :k], residual[0, :k], dim * weights.mean(0)[:k]
+    return [Outlier(*one) for one in torch.stack(columns, 1).tolist()]
 
 
 def _neighbour_distances(nodes: Tensor) -> Tensor:

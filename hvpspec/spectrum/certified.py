@@ -155,26 +155,25 @@ class Deflated:
     residuals: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
 
     @property
-    def num_invariant(self) -> int:
+    def w(self) -> int:
         """Number of rows of W."""
         return len(self.residuals)
 
-    @cached_property
-    def invariant(self) -> Tensor:
-        """The eigenvalues of A compressed to W, ascending, shape (w,)."""
-        w = self.num_invariant
-        values: Tensor = torch.linalg.eigvalsh(self.G[:w, :w])
-        return values
-
     @property
-    def num_negative(self) -> int:
+    def q(self) -> int:
         """Number of rows of Q."""
-        return len(self.G) - self.num_invariant
+        return len(self.G) - self.w
 
     @property
-    def error(self) -> float:
+    def epsilon(self) -> float:
         """What A differs by from an operator that couples W to nothing beyond W and Q."""
         return float(torch.linalg.vector_norm(self.residuals))
+
+    @cached_property
+    def theta(self) -> Tensor:
+        """The eigenvalues of A compressed to W, ascending, shape (w,)."""
+        values: Tensor = torch.linalg.eigvalsh(self.G[: self.w, : self.w])
+        return values
 
 
 def count_below(
@@ -280,28 +279,28 @@ def bracket(
             count = int((values < -interval.tau).sum())
             interval.prove(count, count)
         return True
-    runs, epsilon, closed = _probe_runs(space, m), D.error, False
+    runs, epsilon, closed = _probe_runs(space, m), D.epsilon, False
     # The probes' coefficients are those of an operator without what W couples to and without what
     # the space dropped (Weyl).
     off = epsilon + space.dropped
     # Each deflated direction leaves its round-off in the probe: without allowing for it, a weight
     # of 1e-30 below -tau would prove that something is there.
     slack = (len(D.G) + 1) * (10 * A.unit_roundoff) ** 2
-    squares = torch.tensor([run.norm**2 for run in runs], dtype=torch.float64)
-    weights = (squares / squares.sum()).tolist()
+    total = sum(run.norm**2 for run in runs)
     s, dim = len(runs), space.dim - len(D.G)
     for interval in intervals:
         tau = interval.tau
         if off >= tau:  # W, or the space, is too rough for so fine a question
             continue
         L = U = 0.0  # of the probes' mass below -tau, as a share of all that they have
-        for run, weight in zip(runs, weights, strict=True):
+        for run in runs:
             low, high = mass_bracket(run, -tau - off, -tau + off)
             # Rounded outwards: weights of total 1 carry float64's round-off.
-            L, U = L + weight * max(0.0, low - slack), U + weight * (high + 10 * U64)
+            L += max(0.0, low - slack) * run.norm**2 / total
+            U += (high + 10 * U64) * run.norm**2 / total
         r_low, r_high = beta_interval(L, U, s, eta, dim)
-        surely = int((D.invariant < -(tau + epsilon)).sum())
-        below = int((D.invariant < -(tau - epsilon)).sum()) + D.num_negative
+        surely = int((D.theta < -(tau + epsilon)).sum())
+        below = int((D.theta < -(tau - epsilon)).sum()) + D.q
         # The mean of the share is r / dim.
         interval.narrow(surely + r_low, below + r_high, below + dim * (L + U) / 2)
         closed = beta_interval(0.0, U - L, s, eta / 2, dim)[1] == 0
@@ -353,7 +352,7 @@ def compression(space: KrylovSpace, D: Deflated) -> Tensor:
 def harvest(space: KrylovSpace, D: Deflated, tau: float, finest: float) -> Deflated:
     """Take out the round's converged Ritz vectors, which join W, and others below ``-tau``, Q."""
     theta, S, residuals = space.ritz()
-    d, w = len(D.G), D.num_invariant
+    d, w = len(D.G), D.w
     converged = residuals <= _tolerance(finest, len(theta) + w)
     negative = ~converged & (theta < -tau)
     if not bool((converged | negative).any()):
@@ -375,7 +374,7 @@ def refit(D: Deflated, tau: float) -> Deflated:
 
     Rows of W whose residual is now too large join Q, which need not be invariant.
     """
-    w, basis = D.num_invariant, torch.eye(len(D.G), dtype=torch.float64)
+    w, basis = D.w, torch.eye(len(D.G), dtype=torch.float64)
     fits = D.residuals <= _tolerance(tau, w)
     W, Q = basis[:, :w][:, fits], torch.cat([basis[:, w:], basis[:, :w][:, ~fits]], 1)
     X, residuals = _rayleigh_ritz(D.G, W, D.residuals[fits], Q, tau)

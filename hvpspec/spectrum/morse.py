@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -92,16 +91,14 @@ def index(
     """
     if side not in ("negative", "positive"):
         raise InputError(f"side must be 'negative' or 'positive', got {side!r}")
-    operator = as_operator(A)
+    operator = as_operator(A) if side == "negative" else -as_operator(A)
     chosen = settle_method(method, operator.shape[0], **options)
-    taus = _descending(tau, tau_ladder)
+    asked = [*(tau_ladder or []), *([] if tau is None else [tau])]
+    for value in asked:
+        require_tau(value)
+    taus = sorted(map(float, set(asked)), reverse=True) or None
     with shown(progress, "index") as report:
-        return chosen.count(
-            operator if side == "negative" else -operator,
-            taus,
-            seeded(generator),
-            report,
-        )
+        return chosen.count(operator, taus, seeded(generator), report)
 
 
 def settle_method(method: Method | str, n: int, **options: Any) -> Method:
@@ -112,9 +109,11 @@ def settle_method(method: Method | str, n: int, **options: Any) -> Method:
         TypeError: the method has no such option.
     """
     if not isinstance(method, str):
-        for option in options:  # they belong into the method itself
-            made = f"method={type(method).__name__}({option}=...)"
-            raise TypeError(f"index() has no argument {option!r} beside a method; use {made}")
+        if options:  # they belong into the method itself
+            made = ", ".join(f"{option}=..." for option in options)
+            raise TypeError(
+                f"index() takes no options beside a method; use {type(method).__name__}({made})"
+            )
         return method
     method = FORMER_NAMES.get(method, method)
     if method == "auto":
@@ -122,19 +121,4 @@ def settle_method(method: Method | str, n: int, **options: Any) -> Method:
     if method not in METHODS:
         known = ", ".join(["auto", *METHODS])
         raise InputError(f"method must be one of {known}, got {method!r}")
-    kind = METHODS[method]
-    has = [f.name for f in fields(kind)]
-    for option in options:
-        if option not in has:
-            raise TypeError(
-                f"method {method!r} has no option {option!r}; it has {', '.join(has) or 'none'}"
-            )
-    return kind(**options)
-
-
-def _descending(tau: float | None, ladder: Sequence[float] | None) -> list[float] | None:
-    """Put all resolutions asked for in descending order; None if none was."""
-    taus = [*(ladder or []), *([] if tau is None else [tau])]
-    for value in taus:
-        require_tau(value)
-    return sorted(map(float, set(taus)), reverse=True) or None
+    return METHODS[method](**options)

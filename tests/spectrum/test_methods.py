@@ -99,14 +99,14 @@ def test_an_option_of_another_method_is_an_error_that_names_it(kind: Any, option
         return
     with pytest.raises(TypeError, match=f"'{option}'"):
         kind(**{option: 5})
-    with pytest.raises(TypeError, match=f"method '{kind.name}' has no option '{option}'"):
+    with pytest.raises(TypeError, match=f"{kind.__name__}.* argument '{option}'"):
         index(operator(), 0.25, method=kind.name, **{option: 5})
     with pytest.raises(TypeError, match=f"{kind.__name__}\\({option}=...\\)"):
         index(operator(), 0.25, method=kind(), **{option: 5})
 
 
 def test_auto_takes_the_options_of_what_it_chooses() -> None:
-    with pytest.raises(TypeError, match="'exact' has no option 'confidence'"):
+    with pytest.raises(TypeError, match=r"Exact.* argument 'confidence'"):
         index(torch.eye(3), confidence=0.9)
     big = FunctionOperator(4000, lambda v: v)
     assert index(big, 0.5, confidence=0.9).confidence == 0.9
