@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
-from hvpspec.curvature.operator import CurvatureOperator
 from hvpspec.curvature.sharding import whole
 from hvpspec.errors import InputError
+
+if TYPE_CHECKING:
+    from hvpspec.curvature.operator import CurvatureOperator
 
 
 def adam_preconditioner(optimizer: torch.optim.Optimizer, operator: CurvatureOperator) -> Tensor:

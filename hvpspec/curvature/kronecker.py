@@ -74,54 +74,6 @@ class LinearLayer:
         return len(self.columns) - self.module.out_features - NUM_CHECKS
 
 
-@dataclass(frozen=True)
-class OwnBlock:
-    """What is known of the block of a linear layer in an assembled matrix.
-
-    Attributes:
-        layer: the layer.
-        mass: the size of the block if nothing cancelled, see :class:`KroneckerSum`.
-        num_examples: how many are summed up in it.
-    """
-
-    layer: LinearLayer
-    mass: float
-    num_examples: int
-
-    def agrees(self, A: Tensor, operator: SymmetricOperator) -> bool:
-        """Whether an assembled matrix multiplies as its operator does; if not, warn.
-
-        Args:
-            A: the matrix, shape (n, n).
-            operator: what it was assembled from.
-        """
-        n = len(A)
-        generator = torch.Generator().manual_seed(0)
-        Z = torch.randn(n, NUM_CHECKS, generator=generator, dtype=torch.float64)
-        Z = Z.to(A.device, A.dtype)
-        product = operator.matmat(Z)
-        difference = float(torch.linalg.matrix_norm(A @ Z - product))
-        # ||E Z||_F is about ||E||_F for each column. An entry is a sum over N examples, and one of
-        # the product a sum over n entries; a sum of m numbers with independent roundings is off by
-        # some sqrt(m) u times their size before anything cancels. Each of these numbers has gone
-        # through the layers of a network, for which a few dozen roundings are allowed.
-        scale = float(torch.linalg.matrix_norm(A, dtype=torch.float64)) + self.mass
-        roundings = _ROUNDINGS * math.sqrt(NUM_CHECKS * (n + self.num_examples))
-        tolerance = roundings * operator.unit_roundoff * scale
-        if difference <= tolerance:
-            return True
-        relative = difference / float(torch.linalg.matrix_norm(product))
-        warnings.warn(
-            f"layer {self.layer.name!r}: the block assembled from its inputs differs from "
-            f"matrix-vector products by {relative:.1e} of them, so that examples seem to depend "
-            "on each other, or something inside is computed in low precision; "
-            f"{len(self.layer.columns)} products take its place",
-            UserWarning,
-            stacklevel=4,
-        )
-        return False
-
-
 def largest_linear(model: nn.Module, space: ParameterSpace) -> LinearLayer | None:
     """Find the linear layer with the most selected parameters.
 
@@ -148,7 +100,7 @@ def largest_linear(model: nn.Module, space: ParameterSpace) -> LinearLayer | Non
 
 def add_own_block_(
     A: Tensor, point: Point, matrix: Matrix, layer: LinearLayer, progress: Progress | None
-) -> OwnBlock | None:
+) -> tuple[float, int] | None:
     """Write a layer's own block of a matrix of second derivatives.
 
     Args:
@@ -159,9 +111,10 @@ def add_own_block_(
         progress: called with the columns of the layer done, as chunks go by, and n.
 
     Returns:
-        The block; or None where it has another form, and what was written means nothing. It has
-        this form if the layer is called once in a forward pass, on one row per example, its
-        parameters are used for nothing else, and rows do not act on each other.
+        The size of the block if nothing cancelled, see :class:`KroneckerSum`, and the number of
+        examples; or None where it has another form, and what was written means nothing. It has this
+        form if the layer is called once in a forward pass, on one row per example, its parameters
+        are used for nothing else, and rows do not act on each other.
     """
     shares = point.ranks.gather(_add_own_share_(A, point, matrix, layer, progress))
     known = [share for share in shares if share is not None]
@@ -169,7 +122,45 @@ def add_own_block_(
         return None
     point.ranks.sum_(A)
     mass, num_examples = (sum(numbers) for numbers in zip(*known, strict=True))
-    return OwnBlock(layer, mass, int(num_examples))
+    return mass, int(num_examples)
+
+
+def agrees(
+    A: Tensor, operator: SymmetricOperator, layer: LinearLayer, mass: float, num_examples: int
+) -> bool:
+    """Whether an assembled matrix multiplies as its operator does; if not, warn.
+
+    Args:
+        A: the matrix, shape (n, n).
+        operator: what it was assembled from.
+        layer: whose own block was assembled without products.
+        mass: the size of that block if nothing cancelled.
+        num_examples: how many are summed up in it.
+    """
+    n = len(A)
+    generator = torch.Generator().manual_seed(0)
+    Z = torch.randn(n, NUM_CHECKS, generator=generator, dtype=torch.float64)
+    Z = Z.to(A.device, A.dtype)
+    product = operator.matmat(Z)
+    difference = float(torch.linalg.matrix_norm(A @ Z - product))
+    # ||E Z||_F is about ||E||_F for each column. An entry is a sum over N examples, and one of
+    # the product a sum over n entries; a sum of m numbers with independent roundings is off by
+    # some sqrt(m) u times their size before anything cancels. Each of these numbers has gone
+    # through the layers of a network, for which a few dozen roundings are allowed.
+    scale = float(torch.linalg.matrix_norm(A, dtype=torch.float64)) + mass
+    roundings = _ROUNDINGS * math.sqrt(NUM_CHECKS * (n + num_examples))
+    if difference <= roundings * operator.unit_roundoff * scale:
+        return True
+    relative = difference / float(torch.linalg.matrix_norm(product))
+    warnings.warn(
+        f"layer {layer.name!r}: the block assembled from its inputs differs from matrix-vector "
+        f"products by {relative:.1e} of them, so that examples seem to depend on each other, or "
+        f"something inside is computed in low precision; {len(layer.columns)} products take its "
+        "place",
+        UserWarning,
+        stacklevel=4,
+    )
+    return False
 
 
 def _add_own_share_(

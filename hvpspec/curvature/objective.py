@@ -515,10 +515,11 @@ class Point:
     def check_parameters(self) -> None:
         """Raise DataChangedError if parameters or buffers are not those that were checked."""
         moved = () if self.theta is None else self.space.names
-        self.ready().compare_marks(self.objective, moved)
+        self.record.compare_marks(self.objective, moved)
 
     def value(self) -> float:
         """The loss over the data, without the l2 term."""
+        self.ready()
         self.check_parameters()
         if any(map(math.isnan, self._losses)):
             with self.terms(self.leaves()) as terms:
@@ -579,6 +580,7 @@ class Point:
         Raises:
             DataChangedError: there are more or fewer chunks than on the first pass.
         """
+        self.ready()
         self.check_parameters()
         self._num_passes += 1
         with stage(self.objective, self._num_passes), self.placed():

@@ -10,12 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from hvpspec.curvature.choice import EngineName, Plan
 from hvpspec.curvature.engines import GaussNewton, Hessian, Matrix
-from hvpspec.curvature.kronecker import LinearLayer, OwnBlock, add_own_block_, largest_linear
-from hvpspec.curvature.losses import Loss
+from hvpspec.curvature.kronecker import LinearLayer, add_own_block_, agrees, largest_linear
 from hvpspec.curvature.objective import Mode, Objective
-from hvpspec.curvature.parameters import ParameterSpace, Selector
 from hvpspec.curvature.products import Products
 from hvpspec.curvature.sharding import whole
 from hvpspec.curvature.structure import (
@@ -28,11 +25,15 @@ from hvpspec.errors import InputError
 from hvpspec.linalg.digests import tensor_digest
 from hvpspec.linalg.operator import IndexBound, Piece, PointFacts, SymmetricOperator
 from hvpspec.linalg.tiles import reflect_
-from hvpspec.progress import Progress
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from typing_extensions import Self
+
+    from hvpspec.curvature.choice import EngineName, Plan
+    from hvpspec.curvature.losses import Loss
+    from hvpspec.curvature.parameters import ParameterSpace, Selector
+    from hvpspec.progress import Progress
 
 
 class CurvatureOperator(SymmetricOperator):
@@ -231,16 +232,15 @@ class CurvatureOperator(SymmetricOperator):
 
     def _pieces(self, A: Tensor, progress: Progress | None) -> Iterator[Piece]:
         """Take the largest linear layer's own block without products, where it has that form."""
-        layer, block = largest_linear(self.objective.model, self.space), None
+        layer = largest_linear(self.objective.model, self.space)
+        known = torch.zeros(2, dtype=torch.float64, device=A.device)
         if layer is not None:
-            known = torch.zeros(2, dtype=torch.float64, device=A.device)
             yield self._own_block(A, known, layer, progress)
-            mass, num_examples = known.tolist()
-            block = OwnBlock(layer, mass, int(num_examples)) if num_examples else None
-        if block is None:
+        mass, num_examples = known.tolist()
+        if layer is None or not num_examples:
             yield from super()._pieces(A, progress)
             return
-        n, own = len(A), block.layer.columns
+        n, own = len(A), layer.columns
         A.diagonal()[own] += 2 * self.objective.l2
         others = sorted(set(range(n)).difference(own))
 
@@ -251,7 +251,7 @@ class CurvatureOperator(SymmetricOperator):
 
         yield from self._columns(A, others, report)
         reflect_(A, others, own)
-        if not block.agrees(A, self):
+        if not agrees(A, self, layer, mass, int(num_examples)):
             yield from self._columns(A, own)
         if progress is not None:
             progress(n, n)
@@ -262,9 +262,9 @@ class CurvatureOperator(SymmetricOperator):
         """A layer's own block, with its mass and number of examples; 0 if it has another form."""
 
         def fill() -> None:
-            block = add_own_block_(A, self._point, self._matrix, layer, progress)
-            if block is not None:
-                known[0], known[1] = block.mass, block.num_examples
+            found = add_own_block_(A, self._point, self._matrix, layer, progress)
+            if found is not None:
+                known[0], known[1] = found
 
         own = torch.tensor(layer.columns)  # an index may be on the CPU for a tensor that is not
         return Piece("own-block", [(A, (own[:, None], own)), (known, ...)], fill)

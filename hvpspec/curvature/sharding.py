@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 
 from hvpspec.errors import InputError
-from hvpspec.linalg.ranks import Ranks
+
+if TYPE_CHECKING:
+    from hvpspec.linalg.ranks import Ranks
 
 # Dicts of a module that hold hooks, by which the shards would be gathered and let go of.
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
