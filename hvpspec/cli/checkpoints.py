@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
@@ -82,7 +83,9 @@ def train_and_save(
     from hvpspec import zoo
 
     model = zoo.build_network(network.name, network.arguments, seed=settings.seed)
-    examples = _dataset(source, "train", data_dir)
+    # A user's own code may return batches, which `train` refuses.
+    load = partial(zoo.load_data, source.source, data_dir=data_dir)
+    examples = cast("Dataset", load(subset=source.subset))
     with bar("training") as update:
 
         def progress(epoch: int, objective: float) -> None:
@@ -96,7 +99,7 @@ def train_and_save(
     if history.accuracy is not None:
         rows.append(("training accuracy", f"{history.accuracy:.2%}", ""))
     try:
-        test = _dataset(source, "test", data_dir)
+        test = cast("Dataset", load(split="test"))
     except InputError as error:
         rows.append(("test loss", "–", first_line(error)))
     else:
@@ -106,19 +109,6 @@ def train_and_save(
             rows.append(("test accuracy", f"{accuracy:.2%}", ""))
     typer.echo(text_table(f"{network} on {examples.name}", rows))
     typer.echo(f"wrote {out}")
-
-
-def _dataset(source: DataSource, split: Literal["train", "test"], data_dir: Path | None) -> Dataset:
-    """Load a data set into memory."""
-    from hvpspec.zoo import Dataset, load_data
-
-    subset = source.subset if split == "train" else None
-    examples = load_data(source.source, split=split, data_dir=data_dir, subset=subset)
-    if not isinstance(examples, Dataset):
-        raise InputError(
-            f"{source.source} gives batches; training needs all examples as (inputs, targets)"
-        )
-    return examples
 
 
 def info(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -54,14 +54,6 @@ of_model = partial(_option, "Model and data")
 of_method = partial(_option, "Method")
 of_products = partial(_option, "Products with the Hessian")
 of_output = partial(_option, "Output")
-
-
-def known_loss(name: str | None) -> str | None:
-    """Check that a loss is known or has the form ``module:callable``."""
-    if name is not None and name not in get_args(LossName) and ":" not in name:
-        known = ", ".join(get_args(LossName))
-        raise typer.BadParameter(f"{name!r} is not one of {known}, nor module:callable")
-    return name
 
 
 def positive(value: float | None) -> float | None:
@@ -116,7 +108,6 @@ Loss = Annotated[
         " targets, a class that makes one, or an hvpspec.Loss.",
         _AS_TRAINED,
         metavar="NAME",
-        callback=known_loss,
     ),
     READ,
 ]

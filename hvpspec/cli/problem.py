@@ -195,8 +195,11 @@ def _loss(name: str, ignore_index: int | None) -> Any:
     from hvpspec.zoo import build_loss
     from hvpspec.zoo.importing import call_by_name, find_by_name
 
-    if name in get_args(given.LossName):
+    known = get_args(given.LossName)
+    if name in known:
         return build_loss(cast("given.LossName", name), ignore_index=ignore_index)
+    if ":" not in name:
+        raise InputError(f"--loss {name!r} is not one of {', '.join(known)}, nor module:callable")
     if ignore_index is not None:
         raise InputError(f"--ignore-index belongs to --loss cross_entropy, not to {name}")
     found = find_by_name(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from datetime import timedelta
@@ -53,12 +54,8 @@ def joined() -> Iterator[ProcessGroup | None]:
 
     dist.init_process_group("gloo", timeout=_TIMEOUT)
     try:
-        with open(os.devnull, "w") as nowhere:
-            if rank() == 0:
-                yield dist.group.WORLD
-            else:
-                with redirect_stdout(nowhere):
-                    yield dist.group.WORLD
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere if rank() else sys.stdout):
+            yield dist.group.WORLD
     finally:
         dist.destroy_process_group()
 
@@ -94,16 +91,12 @@ def divided(parallel: Parallel | None) -> tuple[ProcessGroup | None, ProcessGrou
             f"--parallel both needs groups of equal size, into which {size} processes cannot be"
             " divided; start 4, 6 or 8, or divide only the data or the probes"
         )
-    own: list[ProcessGroup] = []
     with_data = [list(range(start, start + each)) for start in range(0, size, each)]
     with_probes = [list(range(start, size, each)) for start in range(each)]
-    for division, timeout in ((with_data, _TIMEOUT), (with_probes, _UNTIL_THE_END)):
-        for ranks in division:  # every process must take part in creating every group
-            group = dist.new_group(ranks, timeout=timeout)
-            if rank() in ranks:
-                assert not isinstance(group, int)  # as it is in processes outside the group
-                own.append(group)
-    return own[0], own[1]
+    divide: Any = dist.new_subgroups_by_enumeration  # typed as if a process could be in no group
+    of_data, _ = divide(with_data, timeout=_TIMEOUT)
+    of_probes, _ = divide(with_probes, timeout=_UNTIL_THE_END)
+    return of_data, of_probes
 
 
 class _EveryFew:

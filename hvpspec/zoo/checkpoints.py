@@ -22,7 +22,7 @@ from hvpspec import __version__
 from hvpspec.errors import InputError
 from hvpspec.files import write_atomically
 from hvpspec.results import Result, Row, Subject, plain, text_table
-from hvpspec.zoo.datasets import Dataset, DataSource, Split, load_data
+from hvpspec.zoo.datasets import Dataset, DataSource, load_data
 from hvpspec.zoo.importing import is_code_name
 from hvpspec.zoo.networks import NETWORKS, NetworkSpec, build_network
 from hvpspec.zoo.training import TrainingHistory, TrainingSettings
@@ -104,7 +104,6 @@ class Checkpoint(Result):
         self,
         source: str | None = None,
         *,
-        split: Split | None = None,
         data_dir: str | Path | None = None,
         subset: int | None = None,
     ) -> Dataset | Iterable[Any]:
@@ -112,30 +111,27 @@ class Checkpoint(Result):
 
         Args:
             source: As for `hvpspec.zoo.load_data`; None for the recorded source.
-            split: ``train`` or ``test``; None for the recorded one.
             data_dir: Folder of the full data sets.
-            subset: Number of first examples to use; None for the recorded number if source and
-                split are the recorded ones, otherwise for all.
+            subset: Number of first examples to use; None for the recorded number, or for all of
+                another source.
 
         Raises:
             InputError: No data are recorded or given, the recorded source is code that the caller
                 has not named, or the data cannot be loaded.
         """
         if source is not None:
-            return load_data(source, split=split or "train", data_dir=data_dir, subset=subset)
+            return load_data(source, data_dir=data_dir, subset=subset)
         if self.data is None:
             raise InputError(f"{self.path} does not say what it was trained on; pass --data")
         recorded = self.data
-        split = split or recorded.split
-        if subset is None and split == recorded.split:
-            subset = recorded.subset
+        subset = recorded.subset if subset is None else subset
         if is_code_name(recorded.source):
             remedy = f"--data {recorded.source}" + ("" if subset is None else f" --subset {subset}")
             raise InputError(
                 f"{self.path} names the code {recorded.source} as its data; code that only a file"
                 f" names is not run: pass {remedy} to allow it"
             )
-        return load_data(recorded.source, split=split, data_dir=data_dir, subset=subset)
+        return load_data(recorded.source, split=recorded.split, data_dir=data_dir, subset=subset)
 
     def summary(self, *, subject: Subject | None = None, seconds: float | None = None) -> str:
         """What ``hvpspec info`` prints: where the network comes from, and its tensors."""

@@ -308,7 +308,7 @@ def _for_model(model: nn.Module, data: Dataset) -> tuple[torch.Tensor, torch.Ten
     """Move a data set to the model's device, and cast real numbers to its dtype."""
     if not isinstance(data, Dataset):
         raise InputError(
-            f"data is a {type(data).__name__}; training needs a Dataset, all in memory"
+            f"data is a {type(data).__name__}; training needs a Dataset, with all examples"
         )
     return _cast(model, data.tensors)
 

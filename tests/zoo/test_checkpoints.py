@@ -303,9 +303,7 @@ def test_a_named_data_source_is_not_imported_unasked(tmp_path: Path, own_code: P
 def test_recorded_data_and_what_overrides_them(file: Path) -> None:
     found = load_checkpoint(file)
     assert len(_dataset(found)) == 30
-    assert len(_dataset(found, split="train")) == 30
     assert len(_dataset(found, subset=7)) == 7
-    assert len(_dataset(found, split="test")) == 500
     assert len(_dataset(found, source="fashion-mnist-sample")) == 2000
     with pytest.raises(InputError, match="subset is 0"):
         found.load_data(subset=0)
