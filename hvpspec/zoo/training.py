@@ -21,6 +21,9 @@ Progress = Callable[[int, float], None]
 
 _DEFAULT_LR = {"sgd": 0.1, "adam": 1e-3, "lbfgs": 1.0}
 
+#: The losses of `build_loss`, which take a tensor and average over single examples.
+_PYTORCH_LOSSES = (nn.CrossEntropyLoss, nn.MSELoss)
+
 _EVALUATION_BATCH = 1000
 
 
@@ -164,7 +167,7 @@ def train(
     def descend() -> float:
         """Compute the gradient on ``rows``; L-BFGS calls this several times in a step."""
         optimizer.zero_grad()
-        loss = _compare(criterion, _tensor(_outputs(model, inputs[rows])), targets[rows])
+        loss: torch.Tensor = _compare(criterion, _outputs(model, inputs[rows]), targets[rows])
         if settings.l2:
             loss = loss + settings.l2 * sum(p.square().sum() for p in parameters)
         values.append(_finite(loss.item(), epoch, settings))
@@ -249,46 +252,18 @@ def check_fit(
     """
     inputs, targets = _cast(model, examples)
     with torch.no_grad(), eval_mode(model):
-        if not whole:
+        for rows in [slice(None)] if whole else [slice(1), slice(None)]:
             try:
-                _try(model, inputs[:1], targets[:1], loss)
+                _compare(loss, _outputs(model, inputs[rows]), targets[rows])
+                return
             except InputError:
-                if isinstance(loss, nn.CrossEntropyLoss | nn.MSELoss):
+                if rows == slice(None) or isinstance(loss, _PYTORCH_LOSSES):
                     raise
-                whole = True
-        if whole:
-            _try(model, inputs, targets, loss)
-
-
-def _try(
-    model: nn.Module,
-    inputs: torch.Tensor,
-    targets: torch.Tensor,
-    loss: Callable[[Any, Any], Any],
-) -> None:
-    """Raise InputError if the network cannot take the inputs, or the loss its outputs."""
-    outputs = _outputs(model, inputs)
-    if isinstance(loss, nn.CrossEntropyLoss | nn.MSELoss):
-        _compare(loss, _tensor(getattr(outputs, "logits", outputs)), targets)
-        return
-    try:
-        loss(outputs, targets)
-    except HvpspecError:
-        raise
-    except Exception as error:  # a user's own code may fail in any way
-        name = getattr(loss, "__qualname__", type(loss).__qualname__)
-        shape = getattr(outputs, "shape", None)
-        shown = f"a {type(outputs).__name__} as outputs"
-        if shape is not None:
-            shown = f"outputs of shape {tuple(shape)}"
-        raise InputError(
-            f"the loss {name} cannot take {shown} and targets of shape"
-            f" {tuple(targets.shape)}, {targets.dtype}: {type_and_line(error)}"
-        ) from error
 
 
 def _tensor(outputs: object) -> torch.Tensor:
-    """Raise InputError if outputs are not a tensor."""
+    """Return outputs that are a tensor or have one as logits; otherwise raise InputError."""
+    outputs = getattr(outputs, "logits", outputs)
     if not isinstance(outputs, torch.Tensor):
         raise InputError(f"the network returns a {type(outputs).__name__}; it must return a tensor")
     return outputs
@@ -335,23 +310,30 @@ def _outputs(model: nn.Module, inputs: torch.Tensor) -> Any:
         ) from error
 
 
-def _compare(criterion: nn.Module, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def _compare(loss: Callable[[Any, Any], Any], outputs: Any, targets: torch.Tensor) -> Any:
     """Evaluate the loss; an exception means that the targets do not fit the outputs."""
-    fit = f"outputs of shape {tuple(outputs.shape)} and targets of shape {tuple(targets.shape)}"
+    if isinstance(loss, _PYTORCH_LOSSES):
+        outputs = _tensor(outputs)
+    shape = getattr(outputs, "shape", None)
+    shown = f"a {type(outputs).__name__}" if shape is None else f"outputs of shape {tuple(shape)}"
+    fit = f"{shown} and targets of shape {tuple(targets.shape)}"
     # Broadcasting (N, 1) against (N,) would compare every output with every target.
-    if isinstance(criterion, nn.MSELoss) and outputs.shape != targets.shape:
+    if isinstance(loss, nn.MSELoss) and shape != targets.shape:
         raise InputError(f"mse needs equal shapes, not {fit}; reshape the targets")
     try:
-        loss: torch.Tensor = criterion(outputs, targets)
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        return loss(outputs, targets)
+    except HvpspecError:
+        raise
+    except Exception as error:  # a user's own code may fail in any way
+        name = getattr(loss, "__qualname__", type(loss).__qualname__)
+        cause = type_and_line(error).rstrip(".")
         raise InputError(
-            f"the loss cannot take {fit}, {targets.dtype}: {first_line(error).rstrip('.')}"
-            f"{_remedy(criterion, outputs, targets)}"
+            f"the loss {name} cannot take {fit}, {targets.dtype}: {cause}"
+            f"{_remedy(loss, outputs, targets)}"
         ) from error
-    return loss
 
 
-def _remedy(criterion: nn.Module, outputs: torch.Tensor, targets: torch.Tensor) -> str:
+def _remedy(criterion: object, outputs: torch.Tensor, targets: torch.Tensor) -> str:
     """Return a remedy if the cross-entropy cannot take its targets and the cause is known."""
     if not isinstance(criterion, nn.CrossEntropyLoss) or targets.is_floating_point():
         return ""

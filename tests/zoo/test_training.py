@@ -215,7 +215,7 @@ def test_what_does_not_fit_is_named(digits: Dataset, regression: Dataset) -> Non
         evaluate(
             linear(3), Dataset("flat", *(regression.inputs, regression.targets[:, 0])), loss="mse"
         )
-    with pytest.raises(InputError, match="the loss cannot take outputs of shape"):
+    with pytest.raises(InputError, match="the loss CrossEntropyLoss cannot take outputs of shape"):
         evaluate(mlp2(), Dataset("eleven", digits.inputs, digits.targets + 1))
     with pytest.raises(InputError, match="no trainable parameters"):
         train(mlp2().requires_grad_(False), digits)
