@@ -92,20 +92,17 @@ def _wrapper_class() -> Any:
 
         def _get_indices(self, row_index: Tensor, col_index: Tensor) -> Tensor:
             """Single entries, for the diagonal and for preconditioners, from unit vectors."""
-            shape = torch.broadcast_shapes(row_index.shape, col_index.shape)  # type: ignore[no-untyped-call]
-            rows, columns = row_index.expand(shape), col_index.expand(shape)
-            unique, inverse = torch.unique(columns, return_inverse=True)
-            unique_rows, inverse_rows = torch.unique(rows, return_inverse=True)
-            if len(unique_rows) < len(unique):  # the matrix is its own transpose
-                rows, unique, inverse = columns, unique_rows, inverse_rows
+            rows, columns = torch.broadcast_tensors(row_index, col_index)  # type: ignore[no-untyped-call]
+            if len(rows.unique()) < len(columns.unique()):  # the matrix is its own transpose
+                rows, columns = columns, rows
+            unique, inverse = columns.unique(return_inverse=True)
             entries = torch.empty(rows.shape, dtype=self.dtype, device=self.device)
             for start in range(0, len(unique), _BLOCK):
                 block = unique[start : start + _BLOCK]
                 unit = torch.zeros(self.shape[-1], len(block), dtype=self.dtype, device=self.device)
                 unit[block, range(len(block))] = 1
-                columns_here = self._matmul(unit)
                 here = (inverse >= start) & (inverse < start + len(block))
-                entries[here] = columns_here[rows[here], inverse[here] - start]
+                entries[here] = self._matmul(unit)[rows[here], inverse[here] - start]
             return entries
 
         def to_dense(self) -> Tensor:

@@ -250,11 +250,6 @@ class KrylovSpace:
         self.dropped = 0.0  # of start vectors nothing is claimed
 
     @property
-    def dim(self) -> int:
-        """Dimension n of the whole space."""
-        return self._A.shape[0]
-
-    @property
     def width(self) -> int:
         """How many products the next step takes; 0 when the space is exhausted."""
         return self._known - self.size
@@ -344,7 +339,7 @@ class KrylovSpace:
                 _, left = project_out_(w, self.deflated, self._ranks)
             added = self._known - begin
             R[:added, i] = removed[begin:]
-            if left <= tolerance or len(self.deflated) + self._known == self.dim:
+            if left <= tolerance or len(self.deflated) + self._known == self._A.shape[0]:
                 # V is orthogonal to it, so that the columns of all of these make a matrix of norm
                 # at most this, and with its transpose too.
                 self.dropped = math.hypot(self.dropped, left)

@@ -389,7 +389,7 @@ class DenseOperator(SymmetricOperator):
     """
 
     _keeps_apart = True
-    _entries_compared = True
+    _entries_compared = _found_symmetric = True
 
     def __init__(self, A: Tensor) -> None:
         try:
@@ -424,9 +424,6 @@ class DenseOperator(SymmetricOperator):
 
     def _matmat(self, V: Tensor) -> Tensor:
         return self._A @ V
-
-    def check_symmetry(self) -> None:
-        """The entries have been compared."""
 
     def _pieces(self, A: Tensor, progress: Progress | None) -> Iterator[Piece]:
         A.copy_(self._A)

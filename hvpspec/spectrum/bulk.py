@@ -76,12 +76,7 @@ class Outliers(Result):
 
 
 def split_bulk(
-    runs: Sequence[LanczosRun],
-    *,
-    dim: int,
-    unit_roundoff: float,
-    scale: float,
-    min_gap: float,
+    runs: Sequence[LanczosRun], dim: int, unit_roundoff: float, scale: float, min_gap: float
 ) -> Outliers:
     """Tell the bulk from the outliers.
 

@@ -273,7 +273,8 @@ def bracket(
         Whether a bracket has closed so far that it would certify but for what it sees below
         ``-tau``: that of the last interval.
     """
-    if len(D.G) + space.size == space.dim:  # the compression is A itself
+    dim = A.shape[0] - len(D.G)  # of the complement of D, n' in the documentation
+    if space.size == dim:  # the compression is A itself
         values = torch.linalg.eigvalsh(compression(space, D))
         for interval in intervals:
             count = int((values < -interval.tau).sum())
@@ -287,7 +288,7 @@ def bracket(
     # of 1e-30 below -tau would prove that something is there.
     slack = (len(D.G) + 1) * (10 * A.unit_roundoff) ** 2
     total = sum(run.norm**2 for run in runs)
-    s, dim = len(runs), space.dim - len(D.G)
+    s = len(runs)
     for interval in intervals:
         tau = interval.tau
         if off >= tau:  # W, or the space, is too rough for so fine a question

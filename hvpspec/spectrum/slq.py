@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -303,8 +302,7 @@ class SpectralMeasure(Drawn):
                 f"f is {float(values[bad][0])} at the node {float(nodes[bad][0]):.6g}; it must be "
                 f"finite on [{float(nodes.min()):.6g}, {float(nodes.max()):.6g}]"
             )
-        stops = [len(rule.nodes) for rule in self.rules]
-        pieces = values.double().tensor_split(list(accumulate(stops))[:-1])
+        pieces = torch.split(values.double(), [len(rule.nodes) for rule in self.rules])
         products = [torch.dot(v, w) for v, w in zip(pieces, self.weights, strict=True)]
         mean, sem = mean_and_sem(torch.stack(products) * self.dim)
         return Estimate(float(mean), float(sem), self.num_matvecs)
@@ -328,13 +326,7 @@ class SpectralMeasure(Drawn):
                 "outliers cannot be told from their copies in runs with reorthogonalize=False; "
                 "measure with reorthogonalize=True"
             )
-        return split_bulk(
-            self.runs,
-            dim=self.dim,
-            unit_roundoff=self._unit_roundoff,
-            scale=self._scale,
-            min_gap=min_gap,
-        )
+        return split_bulk(self.runs, self.dim, self._unit_roundoff, self._scale, min_gap)
 
     def _draw(self, ax: Axes | None) -> Figure:
         from hvpspec.plotting import plot_density
