@@ -59,6 +59,7 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
             with temporary.open("xb") as stream:
                 stream.write(content)
                 stream.flush()
+                # Or a crash of the machine could leave an empty file under the new name.
                 os.fsync(stream.fileno())
             os.replace(temporary, path)
         finally:

@@ -69,10 +69,12 @@ class CurvatureMonitor:
             loss, data = self._arguments
             H = hvpspec.HessianOperator(model, loss, data, **self._options)
 
+            # The same random vectors every time, so that changes come from training alone.
             def seeded() -> torch.Generator:
                 return torch.Generator().manual_seed(self._seed)
 
             budget = self._max_matvecs
+            # Three digits are enough for a curve over training, and cost few products.
             top = hvpspec.eigsh(H, 1, "LA", tol=1e-3, max_matvecs=budget, generator=seeded())
             sharpness = float(top.values[-1])
             found = hvpspec.trace(H, budget, generator=seeded())

@@ -47,6 +47,7 @@ def bar(what: str) -> Iterator[Callable[..., None]]:
     from rich.progress import Progress as Bar
 
     console = Console(stderr=True)
+    # torchrun sets RANK; without it there is one process.
     watched = (console.is_terminal or console.is_jupyter) and os.environ.get("RANK", "0") == "0"
     columns = TextColumn("{task.description}", markup=False), BarColumn()
     counts = MofNCompleteColumn(), TimeElapsedColumn()

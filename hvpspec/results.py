@@ -205,7 +205,7 @@ def brief(x: object) -> str:
     >>> brief(list(range(100)))
     '<100 entries>'
     """
-    if isinstance(x, float):
+    if isinstance(x, float):  # short decimals as Python writes them, others rounded
         return f"{x:.6g}" if x != round(x, 6) else repr(x)
     shape = getattr(x, "shape", None)
     if shape is not None:

@@ -76,6 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     who = f"process {rank()}: " if num_processes() > 1 else ""
     try:
         _refuse_alone(arguments)
+        # Not standalone: typer would print errors in a box and choose the exit code itself.
         code = command.main(arguments, prog_name="hvpspec", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED

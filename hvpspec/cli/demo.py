@@ -46,6 +46,7 @@ def demo(
         TrainingSettings(epochs=_EPOCHS, seed=seed),
         checkpoint,
     )
+    # From the file, like any other command, so that the demo shows what a user would get.
     problem = load_problem(checkpoint)
     n = problem.subject.num_parameters
     typer.echo(

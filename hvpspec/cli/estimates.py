@@ -76,6 +76,7 @@ def eigs(
         directions = problem.hessian.space.unflatten(pairs.vectors.T)
         write_atomically(vectors, save({n: v.contiguous() for n, v in directions.items()}))
         typer.echo(f"wrote {vectors}")
+    # Only now, since the values that converged are good and have been printed and written.
     missed = int((~pairs.converged).sum())
     if missed:
         raise ComputationError(

@@ -103,6 +103,7 @@ def index(
     if how == "auto":
         from hvpspec.spectrum.morse import settle_method
 
+        # Which method auto stands for depends on the size of the matrix, which is known only now.
         how = cast("MethodName", settle_method(how, problem.hessian.shape[0]).name)
         _refuse_useless(how, effort)
     result, seconds = compute_index(problem, how, tau, **effort)
@@ -164,7 +165,7 @@ def compute_index(
             result = hvpspec.index(
                 hessian, method=method, tau_ladder=taus or None, progress=progress, **options
             )
-    except BaseException:
+    except BaseException:  # also Ctrl-C
         if bracket:  # the interval known when the run was interrupted or failed
             typer.echo(f"{bracket} so far", err=True)
         raise

@@ -176,6 +176,7 @@ CheckpointEvery = Annotated[
     ),
 ]
 Seed = Annotated[int, of_method("--seed", "Seed of the initial weights and the order of examples.")]
+# None by default, so that a seed that is given can be refused where it has no effect.
 ProbeSeed = Annotated[int | None, of_method("--seed", "Seed of the random vectors.", "0", min=0)]
 JsonFile = Annotated[
     Path | None, of_output("--json", "Write the result as JSON as well.", metavar="FILE"), WRITTEN

@@ -259,6 +259,7 @@ def on_problem(command: Callable[..., None]) -> Callable[..., None]:
             checked its own options; all other arguments are options.
     """
     shared = dict(inspect.signature(load_problem, eval_str=True).parameters)
+    # Not options: the wrapper passes these itself.
     del shared["group"], shared["told"], shared["written"]
     own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
     files = [p.name for p in own if getattr(get_args(p.annotation)[-1], "use", "") == "written"]
@@ -273,6 +274,7 @@ def on_problem(command: Callable[..., None]) -> Callable[..., None]:
             load = partial(load_problem, **chosen, group=together, told=told, written=written)
             command(load, **options)
 
+    # The order on the help page: the model, what the command adds, and all other shared options.
     model, *others = shared.values()
     parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in (model, *own, *others)]
     run.__name__, run.__doc__ = command.__name__, command.__doc__

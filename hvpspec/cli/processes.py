@@ -85,6 +85,7 @@ def divided(parallel: Parallel | None) -> tuple[ProcessGroup | None, ProcessGrou
         everyone = dist.new_group(timeout=_UNTIL_THE_END)
         assert not isinstance(everyone, int)
         return None, everyone
+    # The largest divisor up to the root: no group has more processes than there are groups.
     each = max((d for d in range(2, int(size**0.5) + 1) if size % d == 0), default=None)
     if each is None:
         raise typer.BadParameter(
@@ -129,4 +130,5 @@ def own_share(data: Any, num_examples: int | None, group: ProcessGroup | None) -
             f"{num_examples} examples are too few for {size} processes; start fewer processes, or "
             "divide the probes with --parallel probes"
         )
+    # Interleaved, so that shares are alike even if the examples are sorted by class.
     return tuple(tensor[rank::size] for tensor in data)

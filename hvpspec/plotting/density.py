@@ -115,6 +115,7 @@ def _curve(
         x, unit = linthresh * log_density.t.sinh(), math.log(10)
         values, sem = log_density.values, log_density.sem
     scale = measure.dim * unit
+    # The standard error of a single probe is NaN; it is drawn as a band of width 0.
     return x.numpy(), scale * values.numpy(), scale * np.nan_to_num(sem.numpy())
 
 
@@ -138,7 +139,7 @@ def _mark_outliers(ax: Axes, measure: SpectralMeasure) -> None:
     if not measure.reorthogonalized:
         return
     found = measure.outliers()
-    edge = ax.get_xaxis_transform()
+    edge = ax.get_xaxis_transform()  # x in eigenvalues, y as a fraction of the axis
     low, high = found.bulk
     label = f"bulk [{short(low)}, {short(high)}]"
     ax.plot(found.bulk, [0.012, 0.012], transform=edge, color="black", lw=3.5, label=label)

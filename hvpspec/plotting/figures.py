@@ -62,7 +62,7 @@ def new_figure(rows: int, columns: int = 1) -> Figure:
     """Return an empty figure with room for panels, which are narrower if side by side."""
     width, height = _PANEL if columns == 1 else _SMALL_PANEL
     figure = _ShownFigure((width * columns, height * rows), dpi=_DPI, layout="constrained")
-    FigureCanvasAgg(figure)
+    FigureCanvasAgg(figure)  # pyplot would attach a canvas that can draw
     return figure
 
 
@@ -110,6 +110,7 @@ def tick_decades(ax: Axes, threshold: float) -> None:
     left, right = ax.get_xlim()
     first = math.floor(math.log10(threshold)) + 1
     last = math.floor(math.log10(max(-left, right)))
+    # At most five ticks on either side, so that their labels do not overlap.
     powers = 10.0 ** np.arange(last, first - 1, -max(1, math.ceil((last - first) / 4)))
     ticks = np.concatenate([-powers, [0.0], powers[::-1]])
     ax.xaxis.set_major_locator(FixedLocator(ticks[(left <= ticks) & (ticks <= right)].tolist()))

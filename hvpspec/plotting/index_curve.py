@@ -70,6 +70,7 @@ def _scale_counts(ax: Axes, result: IndexResult, top: int) -> None:
     """Scale the axis of counts so that both the index and much larger counts are readable."""
     bound = result.bound
     top = max(top, result.upper, bound.upper if bound else 0, 1)
+    # On a linear axis, an index below a twentieth of the axis could not be read.
     if top > 20 * max(result.estimate, 1.0):
         ax.set_yscale("symlog", linthresh=10)
         ax.set_ylim(0, 3 * top)
@@ -94,6 +95,7 @@ def _draw_brackets(ax: Axes, result: IndexResult) -> Floats:
     """Draw the band that contains the count; return the ends of the axis, ascending."""
     ladder = result.ladder[::-1]  # from fine to coarse
     taus = np.array([rung.tau for rung in ladder])
+    # Beyond the norm the count is 0 for certain.
     right = max(1.5 * result.norm, 2 * float(taus[-1]))
     # Between two values of τ the count is at most that at the smaller, at least that at the larger.
     upper = np.array([rung.upper for rung in ladder] + [ladder[-1].upper])
@@ -167,6 +169,7 @@ def _staircase(result: IndexResult) -> tuple[Floats, NDArray[np.int64]]:
     low = min(max(smallest / 2, 1e-9 * floor), 1e-2 * floor)
     if 0 < result.tau < high:
         low = min(low, result.tau / 3)
+    # The count changes where τ equals minus an eigenvalue.
     steps = -result.eigenvalues[(result.eigenvalues < -low) & (result.eigenvalues > -high)]
     ends = torch.tensor([low, high], dtype=torch.float64)
     curve = result.curve(torch.cat([ends, steps]))

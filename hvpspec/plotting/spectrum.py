@@ -118,7 +118,7 @@ def draw_spectrum(ax: Axes, histogram: SpectrumHistogram) -> None:
             ax.plot(0, histogram.num_zero, "o", color=NOISE, ms=5)
     ax.set_yscale("log", nonpositive="clip")
     top = max(int(counts.max(initial=0)), histogram.num_zero, 1)
-    ax.set_ylim(0.5, max(3 * top, 10))
+    ax.set_ylim(0.5, max(3 * top, 10))  # below 1, so that a bin with one eigenvalue is visible
     ax.yaxis.set_minor_formatter(NullFormatter())
     ax.set_ylabel("number of eigenvalues")
     ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}" if y >= 1 else ""))
@@ -179,6 +179,7 @@ def _linear_edges(outside: Floats, bins: int) -> Floats:
     """Return bins of equal width that cover all eigenvalues and have an edge at 0."""
     low, high = outside.min(initial=0.0), outside.max(initial=0.0)
     width = (high - low) / bins if high > low else 1.0
+    # Whole numbers of bins on either side of 0, so that no bin contains both signs.
     below, above = math.ceil(-low / width), max(math.ceil(high / width), 1 if low == 0 else 0)
     edges = np.arange(-below, above + 1) * width
     # Round-off must not push an extreme eigenvalue out of the last bin.

@@ -109,6 +109,7 @@ class KeptTensors:
         """
         if self._waiting:
             content = save(self._waiting)
+            # Names sort by the number of the first tensor; the digest reveals any damage.
             first = min(self._waiting).split()[0]
             name = f"{first}-{len(self._waiting)}-{digest([content])}.safetensors"
             write_atomically(self._folder / name, content)
@@ -146,6 +147,7 @@ def _locked(folder: Path) -> int:
     with file_errors(f"write to {folder}", "choose another with --checkpoint"):
         number = os.open(folder / _LOCK, os.O_CREAT | os.O_RDWR)
     try:
+        # The system releases the lock when the process ends, in whatever way.
         fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(number)

@@ -167,6 +167,8 @@ class RecordedOperator(WrappedOperator):
         """Raise InputError unless the operator gives the saved product, up to round-off."""
         difference = float(torch.linalg.vector_norm((before - now).double()))
         size = float(torch.linalg.vector_norm(before.double()))
+        # The same operator differs by a small multiple of the unit round-off u, if at all; other
+        # weights or data differ by far more than its square root. The negation catches NaN.
         if not difference <= self.unit_roundoff**0.5 * size:
             raise InputError(
                 f"a product of size {size:.1e} in the checkpoint differs by {difference:.1e} from "

@@ -213,6 +213,7 @@ def save_checkpoint(
             "python": platform.python_version(),
         },
     }
+    # In memory first: a failure of torch.save must not leave half a file.
     buffer = io.BytesIO()
     torch.save(content, buffer)
     write_atomically(path, buffer.getbuffer())

@@ -248,6 +248,7 @@ def _read_full(
             f"the {split} split in {raw} is broken ({type(error).__name__}); delete it, and unpack"
             " or fetch it again"
         ) from error
+    # The arrays themselves; indexing the data set would convert one image at a time.
     images, labels = data.data.numpy(), data.targets.numpy()
     if images.shape[1:] != (28, 28):
         raise InputError(f"{folder} holds images of shape {images.shape}, not (N, 28, 28)")

@@ -24,6 +24,7 @@ _DEFAULT_LR = {"sgd": 0.1, "adam": 1e-3, "lbfgs": 1.0}
 #: The losses of `build_loss`, which take a tensor and average over single examples.
 _PYTORCH_LOSSES = (nn.CrossEntropyLoss, nn.MSELoss)
 
+# Bounds the memory for outputs, which changes no result beyond round-off.
 _EVALUATION_BATCH = 1000
 
 
@@ -183,7 +184,7 @@ def train(
                 for rows in torch.split(torch.randperm(n, generator=order), settings.batch_size):
                     values.clear()
                     optimizer.step(descend)
-                    total += values[0] * len(rows)
+                    total += values[0] * len(rows)  # the value before the step, the first of it
                 epoch_losses.append(total / n)
                 if progress:
                     progress(epoch, epoch_losses[-1])
@@ -357,7 +358,7 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for module in training:
-            module.training = True
+            module.training = True  # not train(), which would change all submodules
 
 
 def _finite(loss: float, epoch: int, settings: TrainingSettings) -> float:

@@ -86,7 +86,7 @@ def state_dicts(path: Path, content: object) -> dict[str, StateDict]:
         if id(entry) not in seen:  # a dictionary may contain itself
             seen.add(id(entry))
             inner = [(_joined(place, name), value) for name, value in named.items()]
-            waiting += reversed(inner)
+            waiting += reversed(inner)  # taken from the end, so in the order of the file
     if not found:
         held = ", ".join(map(str, content)) if isinstance(content, Mapping) else ""
         raise InputError(
