@@ -1,8 +1,8 @@
 """Hessian spectra and Morse indices of neural-network loss landscapes.
 
-``HessianOperator`` makes a symmetric operator from a network, a loss and data; ``index`` counts the
-directions in which the loss goes down there, resolved from round-off. The public names and the
-rooms, such as ``hvpspec.linalg``, are listed in ``__init__.pyi`` and loaded when first used.
+``HessianOperator`` represents the Hessian of a network, a loss and data; ``index`` counts its
+negative eigenvalues, apart from round-off. All public names and subpackages are listed in
+``__init__.pyi`` and loaded when they are first used.
 """
 
 from importlib.metadata import version

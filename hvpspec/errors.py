@@ -1,7 +1,7 @@
-"""The exceptions hvpspec raises on purpose, so that callers can tell their own mistakes from ours.
+"""The exceptions that hvpspec raises on purpose; any other exception is a bug.
 
-Every message is one or two lines that name the cause, the value and the remedy; the command line
-prints it as it is. Anything else that escapes is a bug.
+Every message has one or two lines, which name the cause, the value and the remedy. The command line
+prints it unchanged.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ class InputError(HvpspecError, ValueError):
 
 
 class ComputationError(HvpspecError, RuntimeError):
-    """The inputs were accepted, but the computation cannot give a true answer (exit code 1)."""
+    """The inputs were accepted, but no correct result can be computed (exit code 1)."""
 
 
 class NonFiniteError(ComputationError):
@@ -24,7 +24,7 @@ class NonFiniteError(ComputationError):
 
 
 class DataChangedError(ComputationError):
-    """The loss differs between two passes over the data: the function is not fixed."""
+    """The loss differs between two passes over the data, so the function is not well defined."""
 
 
 class NotDifferentiableError(ComputationError):
