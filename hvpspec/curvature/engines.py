@@ -20,8 +20,7 @@ from torch.func import grad_and_value, jvp, vjp
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from hvpspec.curvature.data import Batch
-from hvpspec.curvature.derivatives import differentiate
-from hvpspec.curvature.graph import nodes, refuse_known_faults
+from hvpspec.curvature.graph import differentiate, nodes, refuse_known_faults
 from hvpspec.curvature.linearise import linearise
 from hvpspec.curvature.objective import Point, Term
 from hvpspec.curvature.parameters import add_parts_, aligned

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hvpspec.curvature.data import Batch, Data, Reader, matching, tensors_in
-from hvpspec.curvature.derivatives import differentiate
-from hvpspec.curvature.graph import HANDED
+from hvpspec.curvature.graph import HANDED, differentiate
 from hvpspec.curvature.guard import Guard, check_mode, usable, uses_batch_statistics
 from hvpspec.curvature.losses import Loss, as_loss
 from hvpspec.curvature.parameters import (
@@ -83,18 +82,7 @@ class Objective:
     for parts of the batches, and that derivatives are what they should be; see
     :class:`hvpspec.curvature.guard.Guard`.
 
-    Args:
-        model: the network, which is only read; see :class:`hvpspec.HessianOperator`, as for all
-            arguments.
-        loss: a function of outputs and targets.
-        data: the examples.
-        params: which parameters make up ``theta``.
-        l2: the coefficient of ``||theta||^2``.
-        chunk_size: the most examples in one graph.
-        dtype: to compute in.
-        mode: which function the network is.
-        pseudo_gradient: whether the gradient may be another than the loss's.
-        group: processes that share out the data.
+    Arguments are those of :class:`hvpspec.HessianOperator`.
 
     Attributes:
         space: names, shapes and order of the selected parameters in a vector.

@@ -289,8 +289,7 @@ class CurvatureOperator(SymmetricOperator):
             if reached.isdisjoint(names):
                 raise InputError(
                     f"params: {label} has no path to the loss: it is unused, or something in "
-                    f"between "
-                    "(argmax, .detach(), .item()) cuts the graph; select other parameters"
+                    "between (argmax, .detach(), .item()) cuts the graph; select other parameters"
                 )
         self._reached = frozenset(reached)
 
@@ -333,6 +332,10 @@ class HessianOperator(CurvatureOperator):
             every eigenvalue.
         chunk_size: the most examples in one graph, which bounds memory and changes no result.
         dtype: to compute in, with parameters, buffers and data converted; None for the parameters'.
+        mode: which function the network is: "eval" for that of its evaluation mode, "as given" for
+            that of the modes its modules are in.
+        pseudo_gradient: whether the gradient may be another than the loss's, such as a
+            straight-through one; nothing is certified then.
         engine: how products are made, all exact: "double-backward" (one graph per chunk, shared by
             the vectors), "batched" (the same, a block of vectors at once), "linearised" (the
             derivative of the gradient traced once, and evaluated once per chunk as far as it does
@@ -449,23 +452,7 @@ class GGNOperator(CurvatureOperator):
     as part of the network. Products are exact, made in the same ways as those of the Hessian, at
     about the same cost, and ``to_dense`` takes as many of them.
 
-    Args:
-        model: the network, as for :class:`hvpspec.HessianOperator`, like all arguments.
-        loss: a function of outputs and targets.
-        data: the examples.
-        params: which parameters.
-        l2: the coefficient of ``||theta||^2``.
-        chunk_size: the most examples in one graph.
-        dtype: to compute in.
-        engine: how products are made.
-        memory_budget: bytes for what is kept between products.
-
-    Attributes:
-        space: names, shapes and order of the selected parameters in a vector.
-        notes: what a reader of a result should know.
-
-    Raises:
-        InputError: an argument cannot be used; the message says why and what to do.
+    Arguments, attributes and errors are those of :class:`hvpspec.HessianOperator`.
 
     Example:
         >>> import torch

@@ -16,7 +16,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from hvpspec.curvature.data import Batch, is_nested
-from hvpspec.curvature.derivatives import differentiate
 from hvpspec.curvature.differences import (
     Comparison,
     Parts,
@@ -25,7 +24,12 @@ from hvpspec.curvature.differences import (
     norm,
     slope_defect,
 )
-from hvpspec.curvature.graph import has_own_backward, refuse_earlier_leaves, refuse_known_faults
+from hvpspec.curvature.graph import (
+    differentiate,
+    has_own_backward,
+    refuse_earlier_leaves,
+    refuse_known_faults,
+)
 from hvpspec.curvature.parameters import aligned
 from hvpspec.curvature.stage import stage
 from hvpspec.errors import HvpspecError, InputError, first_line

@@ -86,19 +86,14 @@ def _copy(module: nn.Module, made: dict[int, nn.Module]) -> nn.Module:
         made[id(module)] = copy
         fields: dict[str, Any] = dict(vars(module))
         for name in _HOOKS:
-            fields[name] = _own_hooks(fields[name])
+            own = ((k, h) for k, h in fields[name].items() if not _is_distributed(_owner(h)))
+            fields[name] = OrderedDict(own)
         for name in ("_parameters", "_buffers"):
             fields[name] = dict(fields[name])
         children = fields["_modules"].items()
         fields["_modules"] = {name: child and _copy(child, made) for name, child in children}
         vars(copy).update(fields)
     return made[id(module)]
-
-
-def _own_hooks(hooks: Mapping[int, Any]) -> OrderedDict[int, Any]:
-    """The hooks that a user has registered."""
-    kept = ((key, hook) for key, hook in hooks.items() if not _is_distributed(_owner(hook)))
-    return OrderedDict(kept)
 
 
 def _owner(hook: Any) -> Any:
