@@ -40,7 +40,8 @@ def checked(command: Callable[..., None]) -> Callable[..., None]:
                     for flag, value, mark in marked
                     if mark.use == "read"
                     # The value of --net-arg name=value may be a file, too.
-                    for file in source_files(str(value).rpartition("=")[2], options.get("data_dir"))
+                    for name in (str(value), str(value).partition("=")[2])
+                    for file in source_files(name, options.get("data_dir"))
                 ],
                 targets,
             )

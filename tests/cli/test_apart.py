@@ -30,6 +30,7 @@ def places(checkpoint: str, workspace: Path) -> Path:
     """A folder with a model, data, code, and other names of the model."""
     os.symlink("linear.pt", "link.pt")
     os.link("linear.pt", "hard.pt")
+    os.link("linear.pt", "lr=0.1.pt")
     os.symlink("later.json", "dangling.json")
     os.symlink(".", "here")
     raw = workspace / "data" / "MNIST" / "raw"
@@ -51,6 +52,7 @@ def places(checkpoint: str, workspace: Path) -> Path:
         (f"trace {MODEL} --json link.pt", "is read by --model"),
         ("trace --model link.pt --json linear.pt", "is read by --model"),
         (f"trace {MODEL} --json hard.pt", "is read by --model"),
+        ("trace --model lr=0.1.pt --json linear.pt", "is read by --model"),
         (f"trace {MODEL} --data plane.npz --json plane.npz", "is read by --data"),
         (f"trace {MODEL} --json plane.npz", "(--json) is read by linear.pt"),
         (f"trace {MODEL} --net mydata:load --json mydata.py", "is read by --net"),
