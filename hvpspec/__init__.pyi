@@ -1,6 +1,7 @@
 from . import curvature as curvature
 from . import errors as errors
 from . import files as files
+from . import landscape as landscape
 from . import linalg as linalg
 from . import plotting as plotting
 from . import recording as recording

@@ -24,9 +24,14 @@ of which the part in this layer has norm s and the rest c, ``s^2 + c^2 = 1``:
   ``D^3 (l o z) = l'''(Dz, Dz, Dz) + 3 l''(Dz, D^2 z) + l' D^3 z`` is at most
   ``l3 z1^3 + 3 l2 z1 z2 + l1 z3``. These are added up over the examples, as the losses are.
 
-Where the ball is small, a0 and the lk are best known from the values at its centre. A bound on the
-spread of each value, its distance from what was computed there, is carried along, and holds the
-rounding error, too: ``|W' a' + b' - W a - b| <= r sqrt(a0^2 + 1) + |W| spread(a)``.
+Each is bounded in two ways, of which the smaller counts: as a vector, with spectral norms, and
+entry by entry, with absolute values of W's entries and ``phi^(k)`` at each entry. The second makes
+bounds of convolutions useful: most entries of an image's layers are small or saturated, and
+``|x y|`` is at most ``max |x_i| |y|``.
+
+Where the ball is small, a0, ``phi^(k)`` and the lk are best known from the values at its centre. A
+bound on the spread of each value, its distance from what was computed there, is carried along, and
+holds the rounding error, too: ``|W' a' + b' - W a - b| <= r sqrt(a0^2 + 1) + |W| spread(a)``.
 """
 
 from __future__ import annotations
@@ -34,8 +39,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -59,6 +63,8 @@ ESTIMATE_SAFETY = 10.0
 # most the unit round-off times the number of operations in a row, 1e9 of which are allowed for.
 _MARGIN = 1e-6
 _EPS = torch.finfo(torch.float64).eps
+# Error of an activation's derivatives by autograd, relative to their suprema; they cancel a little.
+_ROUNDING = 1e-10
 
 # Beyond this many entries the Fourier transform of a kernel is not worth its memory.
 _MOST_FREQUENCIES = 2**25
@@ -66,11 +72,6 @@ _MOST_FREQUENCIES = 2**25
 
 class _Unproved(InputError):
     """A layer, loss or option for which no bound is proved."""
-
-
-# By a layer's identity and the shape of its input: the norm of its linear part, and in how many
-# windows an entry of the input lies at most.
-_MapNorms = dict[tuple[int, torch.Size], tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,18 @@ class _Layer:
     moves_bias: bool = False
 
 
+class _Size(NamedTuple):
+    """Bounds on a value, or on its derivative along any unit vector, example by example.
+
+    Attributes:
+        norm: of the norm, shape (N,).
+        entries: of the absolute value of each entry, shape (N, ...).
+    """
+
+    norm: Tensor
+    entries: Tensor
+
+
 @dataclass(frozen=True)
 class _Bounds:
     """What is known of a value on the ball, example by example.
@@ -97,19 +110,41 @@ class _Bounds:
     Attributes:
         value: as computed at the centre, shape (N, ...).
         spread: how far the value may be from that anywhere on the ball, shape (N,).
-        first: bound on the norm of its derivative, shape (N,), and so are ``second``, ``third``.
+        first: its derivative.
+        second: its second derivative.
+        third: its third derivative.
     """
 
     value: Tensor
     spread: Tensor
-    first: Tensor
-    second: Tensor
-    third: Tensor
+    first: _Size
+    second: _Size
+    third: _Size
 
     @property
-    def size(self) -> Tensor:
-        """Bound on the norm of the value, shape (N,)."""
-        return _norms(self.value) + self.spread
+    def size(self) -> _Size:
+        """Of the value itself."""
+        entries = self.value.abs() + _beside(self.spread, self.value)
+        return _Size(_norms(self.value) + self.spread, entries)
+
+
+@dataclass(frozen=True)
+class _Linear:
+    """Bounds on a linear map W.
+
+    Attributes:
+        norm: its spectral norm.
+        row: the norm of a row.
+        overlaps: for a convolution, in how many windows an entry of the input lies.
+    """
+
+    norm: float
+    row: float
+    overlaps: float = 1.0
+
+
+# The linear parts of layers, by their identity and the shape of an input.
+_Maps = dict[tuple[int, torch.Size], _Linear]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -187,12 +222,12 @@ def proved_lipschitz(objective: Objective, theta: Tensor, radius: float) -> floa
     def share() -> float:
         """What the data of this process contribute."""
         leaves = point.leaves()
-        norms: _MapNorms = {}
+        maps: _Maps = {}
         total = 0.0
         with point.chunks() as chunks:
             for k, batch in chunks:
                 if weight := point.share(k):
-                    own = _on_examples(objective, layers, leaves, batch, radius, norms)
+                    own = _on_examples(objective, layers, leaves, batch, radius, maps)
                     total += abs(weight) * own
         return total
 
@@ -204,8 +239,8 @@ def proved_lipschitz(objective: Objective, theta: Tensor, radius: float) -> floa
     return constant
 
 
-def derivative_bounds(activation: nn.Module) -> tuple[float, float, float]:
-    """The suprema of the absolute values of an activation's first three derivatives.
+def derivative_bounds(activation: nn.Module) -> tuple[float, float, float, float]:
+    """The suprema of the absolute values of an activation's first four derivatives.
 
     Args:
         activation: ``Tanh``, ``Sigmoid``, ``Softplus``, ``LogSigmoid``, ``SiLU`` or ``GELU``.
@@ -215,29 +250,31 @@ def derivative_bounds(activation: nn.Module) -> tuple[float, float, float]:
 
     Example:
         >>> derivative_bounds(nn.Sigmoid())
-        (0.25, 0.09622504486493763, 0.125)
+        (0.25, 0.09622504486493763, 0.125, 0.12768393)
     """
+    peak = 2 / (2 * math.pi) ** 0.5
     if type(activation) is nn.Tanh:
-        # With t = tanh: 1 - t^2, -2 t (1 - t^2), extremal at t^2 = 1/3, (1 - t^2) (6 t^2 - 2).
-        return 1.0, 4 / 27**0.5, 2.0
-    sigmoid = 1 / 4, 1 / 108**0.5, 1 / 8  # it is (1 + tanh(x / 2)) / 2
+        # With t = tanh and s = 1 - t^2: s, -2 t s, s (6 t^2 - 2), 8 t s (2 - 3 t^2), extremal at
+        # t^2 = 0, 1/3, 0 and (15 - sqrt(105)) / 30.
+        return 1.0, 4 / 27**0.5, 2.0, 4.08588551
+    sigmoid = 1 / 4, 1 / 108**0.5, 1 / 8, 0.12768393  # it is (1 + tanh(x / 2)) / 2
     if type(activation) is nn.Sigmoid:
         return sigmoid
     if type(activation) is nn.LogSigmoid:  # its derivative is sigmoid(-x)
-        return 1.0, *sigmoid[:2]
+        return 1.0, *sigmoid[:3]
     if type(activation) is nn.Softplus:  # its derivative is sigmoid(beta x)
         beta = abs(float(activation.beta))
-        return 1.0, beta * sigmoid[0], beta**2 * sigmoid[1]
+        return 1.0, beta * sigmoid[0], beta**2 * sigmoid[1], beta**3 * sigmoid[2]
     if type(activation) is nn.GELU and activation.approximate == "none":
-        # With the normal density p: Phi + x p, (2 - x^2) p, (x^3 - 4 x) p. The first is extremal at
-        # sqrt(2), the second at 0, the third where x^4 - 7 x^2 + 4 = 0.
-        return 1.12890415, 2 / (2 * math.pi) ** 0.5, 0.77876964
-    # The next two have no closed form: maxima by 30 digits, at 1.42, 0 and 0.79 (2.40, 0 and 1.03),
-    # rounded up.
+        # With the normal density p: Phi + x p, (2 - x^2) p, (x^3 - 4 x) p, (7 x^2 - x^4 - 4) p,
+        # extremal at x^2 = 2, 0, (7 - sqrt(33)) / 2 and 0.
+        return 1.12890415, peak, 0.77876964, 2 * peak
+    # The next two have no closed form: maxima by 30 digits, at 1.42, 0, 0.79 and 0 (2.40, 0, 1.03
+    # and 0), rounded up.
     if type(activation) is nn.GELU:
-        return 1.12899307, 2 / (2 * math.pi) ** 0.5, 0.7766915
+        return 1.12899307, peak, 0.7766915, 1.60366746
     if type(activation) is nn.SiLU:
-        return 1.09983933, 0.5, 0.30818152
+        return 1.09983933, 0.5, 0.30818152, 0.5
     raise _Unproved(f"no bound is proved for {type(activation).__name__}")
 
 
@@ -373,7 +410,7 @@ def _on_examples(
     leaves: Mapping[str, Tensor],
     batch: Batch,
     radius: float,
-    norms: _MapNorms,
+    maps: _Maps,
 ) -> float:
     """Bound the third derivative of the loss on some examples.
 
@@ -383,7 +420,7 @@ def _on_examples(
         leaves: the selected parameters at the ball's centre.
         batch: the examples.
         radius: of the ball.
-        norms: of layers, as far as they are known from other examples.
+        maps: of layers, as far as they are known from other examples.
 
     Raises:
         _Unproved: a value has a shape, or an activation an input, for which nothing is proved.
@@ -395,74 +432,103 @@ def _on_examples(
     wide = {name: t.detach().double() for name, t in tensors.items()}
     with torch.no_grad(), objective.placed(wide):
         x = inputs[0].double()
-        zero = x.new_zeros(len(x))
-        bounds = _Bounds(x, zero, zero, zero, zero)
+        zero = _Size(x.new_zeros(len(x)), torch.zeros_like(x))
+        bounds = _Bounds(x, zero.norm, zero, zero, zero)
         for layer in layers:
-            bounds = _through(layer, bounds, radius, norms)
+            bounds = _through(layer, bounds, radius, maps)
             if bounds.value.ndim == 0 or len(bounds.value) != len(x):
                 raise _Unproved(f"{layer.name} does not keep the examples apart")
-        first, second, third = _loss_bounds(objective.loss.function, bounds, batch.targets)
-        total = (
-            third * bounds.first**3
-            + 3 * second * bounds.first * bounds.second
-            + first * bounds.third
-        ).sum()
+        l1, l2, l3 = _loss_bounds(objective.loss.function, bounds, batch.targets)
+        z1, z2, z3 = bounds.first.norm, bounds.second.norm, bounds.third.norm
+        total = (l3 * z1**3 + 3 * l2 * z1 * z2 + l1 * z3).sum()
         weight = objective.loss.batch_weight(bounds.value, batch.targets, len(x))
     return float(total) / abs(weight) if weight else 0.0
 
 
-def _through(layer: _Layer, a: _Bounds, radius: float, norms: _MapNorms) -> _Bounds:
+def _through(layer: _Layer, a: _Bounds, radius: float, maps: _Maps) -> _Bounds:
     """The bounds behind a layer from those before it."""
     module: Any = layer.apply
     if isinstance(module, _ACTIVATIONS):
         return _activated(layer, a)
     if not isinstance(module, _AFFINE + _POOLING):
-        return replace(a, value=module(a.value))  # the same entries
+        return _reshaped(layer, a)
     if isinstance(module, _AFFINE) and a.value.ndim < (4 if isinstance(module, nn.Conv2d) else 2):
         raise _Unproved(f"{layer.name} is given an example without a dimension for the batch")
     key = id(module), a.value.shape[1:]
-    if key not in norms:
-        norms[key] = _map_norm(module, a.value[:1])
+    if key not in maps:
+        maps[key] = _linear_part(module, a.value[:1])
     if isinstance(module, _POOLING):
-        return _scaled(a, module(a.value), norms[key][0])
-    return _affine(layer, a, radius, *norms[key])
+        return _pooled(layer, a, maps[key])
+    return _affine(layer, a, radius, maps[key])
 
 
-def _affine(layer: _Layer, a: _Bounds, radius: float, norm: float, overlaps: float) -> _Bounds:
+def _affine(layer: _Layer, a: _Bounds, radius: float, linear: _Linear) -> _Bounds:
     """Bounds behind ``W a + b``.
 
     Args:
         layer: a linear layer or a convolution.
         a: the bounds before it.
         radius: of the ball.
-        norm: of W at its centre.
-        overlaps: in how many windows an entry of a lies at most.
+        linear: the norms of W at its centre.
     """
     module: Any = layer.apply
     W, b = module.weight, module.bias
     z = module(a.value)
-    places = z[0].numel() / W.shape[0]
-    each = overlaps**0.5 * layer.moves_weight  # |dW a| / (|dW| |a|)
-    own = ((each * a.size) ** 2 + places * layer.moves_bias).sqrt()
+    moves_W, moves_b = float(layer.moves_weight), float(layer.moves_bias)
+    each, places = linear.overlaps**0.5, z[0].numel() / W.shape[0]
+    absolute, ones = W.abs(), torch.ones_like(W)
+
+    def applied(weight: Tensor, x: Tensor) -> Tensor:
+        """``W x`` with another weight."""
+        if isinstance(module, nn.Linear):
+            return F.linear(x, weight)
+        conv = module
+        return F.conv2d(x, weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+    def by_weight(x: _Size) -> _Size:
+        """Of ``dW x``, where ``|dW|`` is 1: an entry is at most the norm of a window of x."""
+        windows = applied(ones, x.entries**2).sqrt()
+        return _size(moves_W * each * x.norm, moves_W * torch.minimum(_beside(x.norm, z), windows))
+
+    def mapped(x: _Size) -> _Size:
+        """Of ``W x``, W anywhere on the ball."""
+        moved = by_weight(x)
+        entries = torch.minimum(_beside(linear.row * x.norm, z), applied(absolute, x.entries))
+        return _size(linear.norm * x.norm + radius * moved.norm, entries + radius * moved.entries)
+
+    own, first, second, third = by_weight(a.size), *map(mapped, (a.first, a.second, a.third))
+    mixed2, mixed3 = by_weight(a.first), by_weight(a.second)
     # A sum of k products, in any order, errs by (k + 1) u sum |W_ij a_j|.
-    terms = (overlaps**0.5 * _norm(W)) * a.size + (0 if b is None else places**0.5 * _norm(b))
+    terms = each * _norm(W) * a.size.norm + (0 if b is None else places**0.5 * _norm(b))
     rounding = (W[0].numel() + 2) * _EPS * terms
-    spread = radius * own + norm * a.spread + rounding
-    norm += radius * each
+    moved = (own.norm**2 + moves_b * places).sqrt()
     return _Bounds(
         z,
-        spread,
-        (own**2 + (norm * a.first) ** 2).sqrt(),
-        each * a.first + norm * a.second,
-        2 / 3**0.5 * each * a.second + norm * a.third,
+        radius * moved + linear.norm * a.spread + rounding,
+        _size(
+            (moved**2 + first.norm**2).sqrt(),
+            (own.entries**2 + moves_b + first.entries**2).sqrt(),
+        ),
+        _size(mixed2.norm + second.norm, mixed2.entries + second.entries),
+        _size(2 / 3**0.5 * mixed3.norm + third.norm, 2 / 3**0.5 * mixed3.entries + third.entries),
     )
 
 
-def _scaled(a: _Bounds, z: Tensor, norm: float) -> _Bounds:
-    """Bounds behind a linear map without parameters, which takes sums of at most all entries."""
-    rounding = a.value[0].numel() * _EPS * norm * a.size
-    spread = norm * a.spread + rounding
-    return _Bounds(z, spread, norm * a.first, norm * a.second, norm * a.third)
+def _pooled(layer: _Layer, a: _Bounds, linear: _Linear) -> _Bounds:
+    """Bounds behind average pooling."""
+
+    def mapped(x: _Size) -> _Size:
+        return _size(linear.norm * x.norm, layer.apply(x.entries).abs())
+
+    # It adds up no more than all entries.
+    spread = linear.norm * (a.spread + a.value[0].numel() * _EPS * a.size.norm)
+    return _Bounds(layer.apply(a.value), spread, *map(mapped, (a.first, a.second, a.third)))
+
+
+def _reshaped(layer: _Layer, a: _Bounds) -> _Bounds:
+    """Bounds behind a layer that changes no entry."""
+    sizes = ((x.norm, layer.apply(x.entries)) for x in (a.first, a.second, a.third))
+    return _Bounds(layer.apply(a.value), a.spread, *(_Size(*size) for size in sizes))
 
 
 def _activated(layer: _Layer, z: _Bounds) -> _Bounds:
@@ -473,17 +539,51 @@ def _activated(layer: _Layer, z: _Bounds) -> _Bounds:
         near = (module.beta * z.value - module.threshold).abs().flatten(1).amin(1)
         if bool((near <= abs(module.beta) * z.spread).any()):
             raise _Unproved(f"an input of {layer.name} is at its threshold, where it jumps")
-    c1, c2, c3 = derivative_bounds(module)
-    value = module(z.value)
+    with torch.enable_grad():
+        x = z.value.detach().requires_grad_()
+        value = slope = module(x.clone())  # it may write into its input
+        # |phi^(k)| at each entry, anywhere on the ball: at most that at the centre and the next
+        # derivative's supremum times the spread, and at most its own supremum.
+        bounds = derivative_bounds(module)
+        c: list[Tensor] = []
+        for k in range(3):
+            (slope,) = torch.autograd.grad(slope.sum(), x, create_graph=True)
+            here = slope.detach().abs() + _beside(
+                bounds[k + 1] * z.spread + _ROUNDING * bounds[k], x
+            )
+            # NaN counts for nothing: that of GELU's third derivative where it vanishes, say.
+            c.append(torch.fmin(here, here.new_tensor(bounds[k])))
+    value = value.detach()
     # PyTorch's elementary functions are good to a few units in the last place.
     rounding = 8 * _EPS * (_norms(z.value) + _norms(value))
+    z1, z2, z3 = z.first, z.second, z.third
+    c1, bend = _largest(c[0]), c[1] * z1.entries
+    twist = c[2] * z1.entries**2
     return _Bounds(
         value,
         c1 * z.spread + rounding,
-        c1 * z.first,
-        c2 * z.first**2 + c1 * z.second,
-        c3 * z.first**3 + 3 * c2 * z.first * z.second + c1 * z.third,
+        _size(c1 * z1.norm, c[0] * z1.entries),
+        _size(_largest(bend) * z1.norm + c1 * z2.norm, bend * z1.entries + c[0] * z2.entries),
+        _size(
+            _largest(twist) * z1.norm + 3 * _largest(bend) * z2.norm + c1 * z3.norm,
+            twist * z1.entries + 3 * bend * z2.entries + c[0] * z3.entries,
+        ),
     )
+
+
+def _size(norm: Tensor, entries: Tensor) -> _Size:
+    """Bounds of which the norm is no larger than that of the entries."""
+    return _Size(torch.minimum(norm, _norms(entries)), entries)
+
+
+def _largest(x: Tensor) -> Tensor:
+    """The largest entry of each example, shape (N,)."""
+    return x.reshape(len(x), -1).amax(1)
+
+
+def _beside(x: Tensor, entries: Tensor) -> Tensor:
+    """A number for each example, shape (N,), in a shape that fits its entries."""
+    return x.reshape(-1, *[1] * (entries.ndim - 1))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -506,31 +606,28 @@ def _spectral_norm(W: Tensor) -> float:
     return float(torch.linalg.matrix_norm(W, 2).max())
 
 
-def _positive_norm(apply: Callable[[Tensor], Tensor], x: Tensor) -> float:
-    """Bound the norm of a linear map A whose entries are not negative.
-
-    ``|A|^2`` is at most the largest row sum times the largest column sum (Schur's test), and these
-    are the entries of ``A 1`` and ``A^T 1``.
-    """
-    with torch.enable_grad():
-        ones = torch.ones_like(x[:1]).requires_grad_()
-        rows = apply(ones)
-        (columns,) = torch.autograd.grad(rows.sum(), ones)
-    return float((rows.abs().max() * columns.abs().max()).sqrt())
-
-
-def _map_norm(module: nn.Module, x: Tensor) -> tuple[float, float]:
-    """Bound the norm of a layer's linear part, and count windows that overlap.
+def _linear_part(module: nn.Module, x: Tensor) -> _Linear:
+    """Bound a layer's linear part.
 
     Args:
         module: a linear layer, a convolution or average pooling.
         x: one example of its input, with a dimension for the batch.
     """
-    if isinstance(module, nn.Linear):
-        return _spectral_norm(module.weight), 1.0
-    if isinstance(module, nn.Conv2d):
-        return _convolution_norm(module, x.shape[2:])
-    return _positive_norm(module, x), 1.0
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        rows = module.weight.flatten(1)
+        row = float(_norms(rows).max())
+        if isinstance(module, nn.Linear):
+            return _Linear(_spectral_norm(rows), row)
+        norm, overlaps = _convolution_norm(module, x.shape[2:])
+        return _Linear(norm, row, overlaps)
+    # Of A with entries that are not negative, |A|^2 is at most the largest row sum times the
+    # largest column sum (Schur's test), and these are the entries of A 1 and A^T 1.
+    with torch.enable_grad():
+        ones = torch.ones_like(x).requires_grad_()
+        sums = module(ones)
+        (columns,) = torch.autograd.grad(sums.sum(), ones)
+    norm = float(sums.abs().max() * columns.abs().max()) ** 0.5
+    return _Linear(norm, norm)
 
 
 def _convolution_norm(conv: nn.Conv2d, shape: torch.Size) -> tuple[float, float]:
@@ -548,24 +645,16 @@ def _convolution_norm(conv: nn.Conv2d, shape: torch.Size) -> tuple[float, float]
     Returns:
         The bound, and o.
     """
-    K = conv.weight.reshape(
-        conv.groups, -1, *conv.weight.shape[1:]
-    )  # (groups, out, in, height, width)
-    size = conv.kernel_size
-    ones = K.new_ones(1, 1, *shape)
-    count = partial(
-        F.conv2d,
-        weight=K.new_ones(1, 1, *size),
-        stride=conv.stride,
-        padding=conv.padding,
-        dilation=conv.dilation,
-    )
+    # The matrices that the groups of channels are multiplied by: (groups, out, in, height, width).
+    K = conv.weight.reshape(conv.groups, -1, *conv.weight.shape[1:])
     with torch.enable_grad():
-        ones.requires_grad_()
-        (windows,) = torch.autograd.grad(count(ones).sum(), ones)
-    overlaps = float(windows.max().round())
+        ones = K.new_ones(1, 1, *shape).requires_grad_()
+        window = K.new_ones(1, 1, *conv.kernel_size)
+        sums = F.conv2d(ones, window, None, conv.stride, conv.padding, conv.dilation)
+        (counts,) = torch.autograd.grad(sums.sum(), ones)
+    overlaps = float(counts.max().round())
     norm = overlaps**0.5 * _spectral_norm(K.flatten(2))
-    reach = [(k - 1) * d for k, d in zip(size, conv.dilation, strict=True)]
+    reach = [(k - 1) * d for k, d in zip(conv.kernel_size, conv.dilation, strict=True)]
     period = [n + more for n, more in zip(shape, reach, strict=True)]
     if conv.weight[..., 0, 0].numel() * math.prod(period) <= _MOST_FREQUENCIES:
         stretched = K.new_zeros(*K.shape[:3], *(more + 1 for more in reach))

@@ -211,6 +211,34 @@ def test_bounds_of_activations_are_attained_and_never_exceeded(
         assert (1 - 1e-7) * bound < largest <= bound * (1 + 1e-14)
 
 
+@pytest.mark.parametrize("make", ACTIVATIONS)
+def test_the_bound_is_attained_where_all_units_agree(make: Callable[[], nn.Module]) -> None:
+    # Nine units phi(k + b) have along (1, 1) the third derivative 2 * 9 * sqrt(8) (3 D1 D2 + (phi -
+    # y) D3), with Dk = phi^(k); y is chosen such that both terms have the same sign.
+    net = nn.Sequential(nn.Conv2d(1, 1, 1), make()).double()
+    theta = torch.tensor([0.3, 0.4], dtype=torch.float64)
+    z = theta.sum().requires_grad_()
+    slopes = [net[1](z)]
+    for _ in range(3):
+        slopes += torch.autograd.grad(slopes[-1], z, create_graph=True)
+    value, first, second, third = (float(slope.detach()) for slope in slopes)
+    sign = math.copysign(1, first * second * third)
+    ones = torch.ones(1, 1, 3, 3, dtype=torch.float64)
+    objective = Objective(net, nn.MSELoss(reduction="sum"), (ones, (value - sign) * ones))
+    exact = 18 * 8**0.5 * (3 * abs(first * second) + abs(third))
+    assert math.isclose(proved_lipschitz(objective, theta, 0.0), exact, rel_tol=1e-5)
+
+
+def test_the_bound_of_two_layers_is_not_far_off() -> None:
+    # L = (u w)^2 at u = w = 1: along (cos t, sin t) the third derivative is 12 cos t sin t (cos t +
+    # sin t), at most 12 / sqrt(2).
+    net = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)).double()
+    data = torch.ones(1, 1).double(), torch.zeros(1, 1).double()
+    K = proved_lipschitz(Objective(net, nn.MSELoss(), data), torch.ones(2).double(), 0.0)
+    # z1 = sqrt(2) and z2 = 1 are attained together, z3 is 0.
+    assert math.isclose(K, 12 / 2**0.5, rel_tol=1e-5)
+
+
 def test_a_loss_of_a_linear_network_is_bounded_by_the_loss_alone() -> None:
     x, y = torch.tensor([[3.0, 4.0]]).double(), torch.tensor([0])
     net = nn.Linear(2, 2, bias=False).double()

@@ -1,0 +1,194 @@
+"""All critical points that are found from many starts, and whether they can be all."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from hvpspec.errors import InputError
+from hvpspec.landscape.critical import CriticalPoint, certify
+from hvpspec.landscape.landscapes import Landscape
+from hvpspec.landscape.steps import Walk
+from hvpspec.linalg.probes import seeded
+from hvpspec.results import Result
+
+# Newton steps from each start. Those that are not there by then are left out.
+_MOST_STEPS = 200
+
+# Points whose Newton step is shorter, relative to their norm, have converged; the last steps are
+# quadratic and end at round-off.
+_CONVERGED = 1e-9
+
+
+def critical_points(
+    F: Landscape,
+    starts: Tensor,
+    *,
+    max_index: int | None = None,
+    lipschitz: Literal["proved", "estimated"] | float = "proved",
+    generator: torch.Generator | None = None,
+) -> tuple[CriticalPoint, ...]:
+    """All critical points, of whatever index, that Newton's method finds from many starts.
+
+    All starts move at once, each with a trust region of its own in which the gradient's norm falls.
+    Two ends are the same point if one lies where the other is proved to be the only one, and
+    different if their balls are disjoint: no tolerance decides, where constants are proved.
+
+    Args:
+        F: the landscape, small enough for dense Hessians of all points at once, or of each.
+        starts: shape (s, n).
+        max_index: leave out points of higher index; None for none.
+        lipschitz: as for :func:`critical_point`.
+        generator: likewise.
+
+    Returns:
+        The points, by their values.
+
+    Raises:
+        InputError: an argument is not allowed.
+        HvpspecError: f or its derivatives cannot be computed.
+
+    Example:
+        >>> F = FunctionLandscape(2, lambda x: (x[0] ** 2 - 1) ** 2 + x[1] ** 2)
+        >>> starts = torch.tensor([[1.5, 1.0], [0.1, 0.0], [-2.0, 1.0]], dtype=torch.float64)
+        >>> [(p.kind, p.value) for p in critical_points(F, starts, lipschitz=48.0)]
+        [('minimum', 0.0), ('minimum', 0.0), ('saddle of index 1', 1.0)]
+    """
+    starts = torch.as_tensor(starts, dtype=F.dtype, device=F.device)
+    if starts.ndim != 2 or starts.shape[1] != F.n:
+        raise InputError(f"starts must have shape (s, {F.n}), got {tuple(starts.shape)}")
+    if max_index is not None and not 0 <= max_index <= F.n:
+        raise InputError(f"max_index must be between 0 and {F.n}, got {max_index}")
+    generator = seeded(generator)
+    ends, steps = _newton_all(F, starts)
+    order = F.values(ends).argsort() if len(ends) else torch.zeros(0, dtype=torch.long)
+    ends, steps = ends[order], steps[order]
+    found: list[CriticalPoint] = []
+    while len(ends):
+        point = certify(F, ends[0], lipschitz=lipschitz, generator=generator, walk=Walk(F))
+        # Twice a Newton step bounds the distance to the true point where h <= 1/2.
+        distances = torch.linalg.vector_norm(ends - ends[0], dim=1) + 2 * steps
+        others = distances >= point.isolation
+        others[0] = False
+        ends, steps = ends[others], steps[others]
+        if point.kind in ("gradient-flat", "not reached", "kink"):
+            continue
+        if point.kind == "degenerate" or max_index is None or point.index.lower <= max_index:
+            found.append(point)
+    return tuple(found)
+
+
+def _newton_all(F: Landscape, thetas: Tensor) -> tuple[Tensor, Tensor]:
+    """Newton's method from many points at once, each in a trust region of its own.
+
+    Returns:
+        The ends that have converged, shape (m, n), and the lengths of their last steps, shape (m,).
+    """
+    thetas = thetas.clone()
+    sizes = torch.linalg.vector_norm(thetas, dim=1).clamp(min=1.0)
+    trust = 0.5 * sizes
+    g = F.gradients(thetas)
+    done = torch.zeros(len(thetas), dtype=torch.bool)
+    last = torch.full_like(trust, torch.inf)
+    for _ in range(_MOST_STEPS):
+        active = (~done).nonzero().flatten()
+        if not len(active):
+            break
+        x, gx = thetas[active], g[active]
+        p = _newton_steps(F.hessians(x), gx)
+        length = torch.linalg.vector_norm(p, dim=1)
+        p = p * (trust[active] / length).clamp(max=1.0)[:, None]
+        moved = x + p
+        g_new = F.gradients(moved)
+        before, after = (torch.linalg.vector_norm(v, dim=1) for v in (gx, g_new))
+        accept = after < before
+        # At round-off no step lowers the norm, and the step is as short as rounding makes it.
+        short = length <= _CONVERGED * sizes[active]
+        done[active] = (short & ~accept) | (after == 0)
+        last[active] = torch.where(short, length, last[active])
+        last[active[after == 0]] = 0.0
+        thetas[active[accept]], g[active[accept]] = moved[accept], g_new[accept]
+        grown = torch.where(accept, 2 * trust[active], trust[active].minimum(length) / 4)
+        trust[active] = grown.minimum(sizes[active])
+        done[active[(trust[active] < 1e-14 * sizes[active])]] = True
+    there = last < torch.inf
+    return thetas[there], last[there]
+
+
+def _newton_steps(H: Tensor, g: Tensor) -> Tensor:
+    """``-H^-1 g`` for a stack of matrices, without the parts of g in their null spaces."""
+    values, vectors = torch.linalg.eigh(H)
+    floor = len(g[0]) * torch.finfo(g.dtype).eps * values.abs().amax(1, keepdim=True)
+    counted = values.abs() > floor
+    c = (vectors.mT @ g[:, :, None])[:, :, 0]
+    scaled = torch.where(counted, c / torch.where(counted, values, 1.0), 0.0)
+    steps: Tensor = -(vectors @ scaled[:, :, None])[:, :, 0]
+    return steps
+
+
+@dataclass(frozen=True, repr=False)
+class MorseCheck(Result):
+    """Whether critical points can be all that there are, by the Morse inequalities.
+
+    Attributes:
+        counts: the number of points of each index, from 0.
+        euler_sum: ``sum_k (-1)^k counts[k]``, 1 for all critical points of a function that is
+            coercive, as any loss with l2 is.
+        complete: False where points must be missing; True where nothing says so.
+        message: what that means.
+    """
+
+    counts: tuple[int, ...]
+    euler_sum: int
+    complete: bool
+    message: str
+
+
+def morse_check(points: tuple[CriticalPoint, ...] | list[CriticalPoint]) -> MorseCheck:
+    """Check the Morse inequalities of a coercive function on some of its critical points.
+
+    Args:
+        points: distinct ones, as :func:`critical_points` returns them.
+
+    Returns:
+        The counts, and whether the inequalities hold. That they do does not prove that all are
+        found: a saddle and a minimum may be missing together.
+
+    Raises:
+        InputError: a point is degenerate, or its index is not known.
+
+    Reference:
+        Milnor, Morse Theory, section 5: with Betti numbers 1, 0, 0, ... of the whole space, ``c_k -
+        c_{k-1} + ... +- c_0 >= (-1)^k`` for each k, and equality for the last.
+
+    Example:
+        >>> F = FunctionLandscape(2, lambda x: (x[0] ** 2 - 1) ** 2 + x[1] ** 2)
+        >>> starts = torch.tensor([[1.5, 1.0], [0.1, 0.0], [-2.0, 1.0]], dtype=torch.float64)
+        >>> morse_check(critical_points(F, starts, lipschitz=48.0)).counts
+        (2, 1)
+    """
+    for point in points:
+        if point.kind == "degenerate" or point.index.index is None:
+            raise InputError(
+                f"the Morse inequalities need nondegenerate points, but one with f = "
+                f"{point.value:.6g} is {point.kind}; add l2 or a tilt"
+            )
+    found = Counter(point.index.lower for point in points)
+    counts = tuple(found[k] for k in range(max(found, default=-1) + 1))
+    alternating, missing = 0, ""
+    for k, count in enumerate(counts):
+        alternating = count - alternating
+        if alternating < (-1) ** k and not missing:
+            missing = (
+                f"incomplete: too few points of index {k}, since "
+                f"c_{k} - c_{k - 1} + ... must be at least {(-1) ** k}, not {alternating}"
+            )
+    total = sum((-1) ** k * count for k, count in enumerate(counts))
+    if not missing and total != 1:
+        missing = f"incomplete: sum (-1)^k c_k is {total}, and 1 if no point is missing"
+    message = missing or "no point is missing as far as the Morse inequalities tell"
+    return MorseCheck(counts, total, not missing, message)

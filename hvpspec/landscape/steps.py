@@ -1,0 +1,462 @@
+"""Steps from a point: Newton's, reflected ones towards saddles, and down along an eigenvector."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import scipy.optimize
+import scipy.sparse.linalg
+import torch
+from torch import Tensor
+
+from hvpspec.errors import ComputationError
+from hvpspec.landscape.landscapes import Landscape
+from hvpspec.linalg.extremes import Eigenpairs, eigsh
+from hvpspec.linalg.operator import SymmetricOperator, WrappedOperator
+
+#: Up to this size steps are taken from all eigenpairs, a matter of seconds each.
+DENSE_UP_TO = 2000
+
+#: Called with a point, f there and the norm of the gradient, as a search goes on.
+Observer = Callable[[Tensor, float, float], None]
+
+# Of the lowest eigenvalues, relative to the norm.
+_TOL = 1e-6
+
+# A solution of H p = -g counts as one if its residual, computed anew, is at most so much of g.
+_SOLVED = 0.1
+
+# Escapes from saddles before a search stops where it is; each lowers f.
+_MOST_ESCAPES = 100
+
+# Steps towards a saddle before the search stops where it is.
+_MOST_STEPS = 500
+
+# Halvings of a step before it is given up: 2^-30 of it changes f by less than round-off.
+_HALVINGS = 30
+
+
+@dataclass
+class Walk:
+    """A landscape, with what was spent on it.
+
+    Attributes:
+        landscape: the function.
+        observer: told of every point that is accepted.
+        num_gradients: spent so far.
+        num_matvecs: spent so far.
+    """
+
+    landscape: Landscape
+    observer: Observer | None = None
+    num_gradients: int = 0
+    num_matvecs: int = 0
+
+    def gradient(self, theta: Tensor) -> Tensor:
+        """The gradient at a point, counted."""
+        self.num_gradients += 1
+        return self.landscape.gradient(theta)
+
+    def curvature(self, theta: Tensor, k: int = 1) -> Curvature:
+        """The Hessian at a point, with at least the k lowest eigenpairs."""
+        H = _Counted(self.landscape.hessian(theta), self)
+        return DenseCurvature(H) if self.landscape.n <= DENSE_UP_TO else IterativeCurvature(H, k)
+
+    def tell(self, theta: Tensor, gradient: Tensor) -> None:
+        """Tell the observer of a point."""
+        if self.observer is not None:
+            self.observer(theta, self.landscape.value(theta), norm(gradient))
+
+
+class _Counted(WrappedOperator):
+    """An operator whose products are counted by a walk."""
+
+    def __init__(self, A: SymmetricOperator, walk: Walk) -> None:
+        super().__init__(A)
+        self._walk = walk
+
+    def _matmat(self, V: Tensor) -> Tensor:
+        self._walk.num_matvecs += V.shape[1]
+        return self._A.matmat(V)
+
+    def _around(self, A: SymmetricOperator) -> SymmetricOperator:
+        return _Counted(A, self._walk)
+
+
+class Curvature(ABC):
+    """The Hessian H at a point, as steps need it.
+
+    Attributes:
+        H: the operator.
+    """
+
+    def __init__(self, H: SymmetricOperator) -> None:
+        self.H = H
+
+    @property
+    @abstractmethod
+    def values(self) -> Tensor:
+        """The lowest eigenvalues in ascending order, shape (k,), or all of them."""
+
+    @property
+    @abstractmethod
+    def vectors(self) -> Tensor:
+        """Their eigenvectors, shape (n, k)."""
+
+    @property
+    @abstractmethod
+    def norm(self) -> float:
+        """The largest absolute value of an eigenvalue, to a per cent."""
+
+    @property
+    @abstractmethod
+    def floor(self) -> float:
+        """Below this absolute value the sign of an eigenvalue means nothing."""
+
+    @abstractmethod
+    def newton(self, g: Tensor, smallest: float) -> Tensor | None:
+        """``-H^-1 g``, shape (n,); None if it cannot be solved.
+
+        Args:
+            g: the gradient, shape (n,).
+            smallest: eigenvalues up to this are taken for zero, where they are known, and what g
+                has of their eigenvectors is left out.
+        """
+
+    @abstractmethod
+    def reflected(self, g: Tensor, k: int) -> Tensor | None:
+        """The step up along the k lowest eigenvectors and down along all others, shape (n,).
+
+        With ``c_i = <v_i, g>`` it is ``sum_{i < k} (c_i / |l_i|) v_i - sum_{i >= k} (c_i / |l_i|)
+        v_i`` (Cerjan & Miller 1981); at a saddle of index k it is Newton's.
+        """
+
+
+class DenseCurvature(Curvature):
+    """From all eigenpairs."""
+
+    @cached_property
+    def _pairs(self) -> tuple[Tensor, Tensor]:
+        """All eigenvalues and eigenvectors."""
+        values, vectors = torch.linalg.eigh(self.H.to_dense())
+        return values, vectors
+
+    @property
+    def values(self) -> Tensor:
+        """All eigenvalues, shape (n,)."""
+        return self._pairs[0]
+
+    @property
+    def vectors(self) -> Tensor:
+        """All eigenvectors, shape (n, n)."""
+        return self._pairs[1]
+
+    @property
+    def norm(self) -> float:
+        """The largest absolute value of an eigenvalue."""
+        return float(self.values[[0, -1]].abs().max())
+
+    @property
+    def floor(self) -> float:
+        """The backward error of LAPACK."""
+        return self.H.shape[0] * self.H.unit_roundoff * self.norm
+
+    def newton(self, g: Tensor, smallest: float) -> Tensor:
+        """From all eigenpairs but those of the null space."""
+        return -self.vectors @ self._scaled(g, self.values, smallest)
+
+    def reflected(self, g: Tensor, k: int) -> Tensor:
+        """From all eigenpairs but those of the null space."""
+        signs = torch.ones_like(self.values)
+        signs[:k] = -1
+        return -self.vectors @ self._scaled(g, signs * self.values.abs(), self.floor)
+
+    def _scaled(self, g: Tensor, divisors: Tensor, smallest: float) -> Tensor:
+        """The coefficients of g, each over its divisor, and 0 where that is taken for zero."""
+        counted = self.values.abs() > smallest
+        c = self.vectors.T @ g
+        return torch.where(counted, c / torch.where(counted, divisors, 1.0), 0.0)
+
+
+class IterativeCurvature(Curvature):
+    """From the k lowest eigenpairs, where they are asked for, and Krylov methods."""
+
+    def __init__(self, H: SymmetricOperator, k: int) -> None:
+        super().__init__(H)
+        self._k = k
+
+    @cached_property
+    def _lowest(self) -> Eigenpairs:
+        """The k lowest eigenpairs, to a millionth of the norm."""
+        return eigsh(self.H, k=self._k, which="SA", tol=_TOL)
+
+    @property
+    def values(self) -> Tensor:
+        """The lowest eigenvalues, shape (k,)."""
+        return self._lowest.values
+
+    @property
+    def vectors(self) -> Tensor:
+        """Their eigenvectors, shape (n, k)."""
+        return self._lowest.vectors
+
+    @cached_property
+    def _norm(self) -> float:
+        return float(eigsh(self.H, k=1, which="LM", tol=1e-2).values.abs().max())
+
+    @property
+    def norm(self) -> float:
+        """The largest absolute value of an eigenvalue, to a per cent."""
+        return self._norm
+
+    @property
+    def floor(self) -> float:
+        """What the tolerance and round-off leave of the lowest eigenvalue."""
+        return max(_TOL, self.H.shape[0] * self.H.unit_roundoff) * self.norm
+
+    def newton(self, g: Tensor, smallest: float) -> Tensor | None:
+        """By CG, and by MINRES where that does not solve it, as for an indefinite Hessian."""
+        p = self._solve(self.H, g, scipy.sparse.linalg.cg)
+        return self._solve(self.H, g, scipy.sparse.linalg.minres) if p is None else p
+
+    def reflected(self, g: Tensor, k: int) -> Tensor | None:
+        """By CG on ``H + 2 sum_{i < k} |l_i| v_i v_i^T``, and by eigenpairs for those."""
+        V, values = self.vectors[:, :k], self.values[:k]
+        c = V.T @ g
+        rest = self._solve(_Reflected(self.H, V, values), g - V @ c, scipy.sparse.linalg.cg)
+        return None if rest is None else rest - V @ (V.T @ rest) + V @ (c / values.abs())
+
+    def _solve(
+        self, A: SymmetricOperator | _Reflected, g: Tensor, method: Callable[..., Any]
+    ) -> Tensor | None:
+        """Solve ``A p = -g`` to a residual that is computed anew.
+
+        SciPy's MINRES may report success where it has not solved (scipy issue 16868).
+        """
+        solution, _ = method(A.to_scipy(), -g.cpu().numpy(), rtol=1e-4, maxiter=3000)
+        p = torch.as_tensor(solution, dtype=g.dtype, device=g.device)
+        residual = norm(A.matvec(p) + g)
+        return p if residual <= _SOLVED * norm(g) else None
+
+
+class _Reflected:
+    """``H + 2 sum |l_i| v_i v_i^T`` over some eigenpairs with negative eigenvalues."""
+
+    def __init__(self, H: SymmetricOperator, V: Tensor, values: Tensor) -> None:
+        self._H, self._V, self._values = H, V, values.clamp(max=0).abs()
+
+    def matvec(self, v: Tensor) -> Tensor:
+        """Multiply a vector, shape (n,)."""
+        return self._H.matvec(v) + 2 * self._V @ (self._values * (self._V.T @ v))
+
+    def to_scipy(self) -> scipy.sparse.linalg.LinearOperator:
+        """For SciPy's solvers."""
+        like = self._V
+
+        def multiply(x: object) -> object:
+            return self.matvec(torch.as_tensor(x).to(like)).cpu().numpy()
+
+        return scipy.sparse.linalg.LinearOperator(self._H.shape, matvec=multiply, dtype="float64")
+
+
+def norm(x: Tensor) -> float:
+    """The norm of a vector."""
+    return float(torch.linalg.vector_norm(x))
+
+
+def lbfgs(walk: Walk, theta: Tensor, gtol: float) -> Tensor:
+    """Minimise by SciPy's L-BFGS-B, until the largest entry of the gradient is below ``gtol``.
+
+    It stops before where values of f, good to half the digits of the gradient, tell no more.
+    """
+
+    def both(x: object) -> tuple[float, object]:
+        point = torch.as_tensor(x).to(theta)
+        g = walk.gradient(point)
+        return walk.landscape.value(point), g.cpu().numpy()
+
+    def tell(result: scipy.optimize.OptimizeResult) -> None:
+        if walk.observer is not None:
+            point = torch.as_tensor(result.x).to(theta)
+            walk.observer(point, float(result.fun), math.nan)
+
+    options = {"maxcor": 30, "ftol": 0.0, "gtol": gtol, "maxiter": 20_000, "maxfun": 20_000}
+    found = scipy.optimize.minimize(
+        both, theta.cpu().numpy(), jac=True, method="L-BFGS-B", options=options,
+        callback=lambda intermediate_result: tell(intermediate_result),
+    )  # fmt: skip
+    return torch.as_tensor(found.x).to(theta)
+
+
+def newton(walk: Walk, theta: Tensor, curvature: Curvature | None = None) -> tuple[Tensor, Tensor]:
+    """Newton's method, whose steps are accepted by the gradient's norm alone, until that stays.
+
+    Values of f do not see the last half of the digits.
+
+    Args:
+        walk: counts what is spent.
+        theta: where to begin, shape (n,).
+        curvature: at that point, where it is known.
+
+    Returns:
+        The point and the gradient there.
+    """
+    u = torch.finfo(theta.dtype).eps / 2
+    g = walk.gradient(theta)
+    while norm(g) > 0:
+        H = curvature or walk.curvature(theta)
+        curvature = None
+        # Along a curve of minima eigenvalues are tiny as long as the point is not on it, and a step
+        # is right without them.
+        for smallest in (H.floor, u**0.5 * H.norm):
+            moved, g_new = _shortened(walk, theta, g, H.newton(g, smallest))
+            if moved is not None:
+                break
+        if moved is None:
+            return theta, g
+        size = norm(g)
+        theta, g = moved, g_new
+        walk.tell(theta, g)
+        # Where the gradient is what rounding the point makes of it, a step that gains gains much.
+        if norm(g) <= 4 * u * H.norm * norm(theta) and norm(g) > 0.1 * size:
+            break
+    return theta, g
+
+
+def _shortened(
+    walk: Walk, theta: Tensor, g: Tensor, p: Tensor | None
+) -> tuple[Tensor | None, Tensor]:
+    """The first of the steps p, p / 2, p / 4, ... that lowers the gradient's norm; None if none."""
+    if p is not None:
+        for k in range(_HALVINGS):
+            moved = theta + p / 2**k
+            g_new = walk.gradient(moved)
+            # A fair share of what the linear model promises, so that round-off is no progress.
+            if norm(g_new) < (1 - 0.1 / 2**k) * norm(g):
+                return moved, g_new
+    return None, g
+
+
+def flatten(walk: Walk, theta: Tensor) -> Tensor:
+    """Minimise ``||g||^2 / 2``, whose gradient is ``H g``, by SciPy's L-BFGS-B.
+
+    What it ends at is critical or gradient-flat.
+    """
+
+    def both(x: object) -> tuple[float, object]:
+        point = torch.as_tensor(x).to(theta)
+        g, H = walk.gradient(point), walk.landscape.hessian(point)
+        walk.num_matvecs += 1
+        return float(g @ g) / 2, H.matvec(g).cpu().numpy()
+
+    options = {"maxcor": 30, "ftol": 0.0, "gtol": 0.0, "maxiter": 1000}
+    found = scipy.optimize.minimize(
+        both, theta.cpu().numpy(), jac=True, method="L-BFGS-B", options=options
+    )
+    return torch.as_tensor(found.x).to(theta)
+
+
+def towards(walk: Walk, theta: Tensor, k: int | None) -> Tensor:
+    """Walk towards a critical point of index k, or of whatever index for None.
+
+    Steps are as long as the linear model of the gradient holds, a trust region of its own kind.
+    Where Newton's steps no longer lower the gradient's norm, that is minimised by itself.
+
+    Args:
+        walk: counts what is spent.
+        theta: where to begin, shape (n,).
+        k: the index; None for Newton's steps, which go to whatever critical point is near.
+
+    Raises:
+        ComputationError: the equations of a step could not be solved.
+    """
+    g = walk.gradient(theta)
+    H = walk.curvature(theta, (k or 0) + 1)
+    longest = max(norm(theta), 1.0)
+    trust = 0.1 * longest
+    for _ in range(_MOST_STEPS):
+        p = H.newton(g, H.floor) if k is None else H.reflected(g, k)
+        if p is None:
+            raise ComputationError(
+                "the equations of a step could not be solved: the Hessian is nearly singular; "
+                "raise l2, or start elsewhere"
+            )
+        is_full = norm(p) <= trust
+        p = p if is_full else p * (trust / norm(p))
+        g_new, change = walk.gradient(theta + p), H.H.matvec(p)
+        error = norm(g_new - g - change) / (norm(change) or 1.0)
+        falls = norm(g_new) < norm(g)
+        if error > 1 or (k is None and not falls and error > 0.1):
+            trust = min(trust, norm(p)) / 4
+            if trust < 1e-12 * longest:
+                break
+            continue
+        if error < 0.25 and not is_full:
+            trust = min(2 * trust, longest)  # so that a way to infinity takes its time
+        theta, g = theta + p, g_new
+        walk.tell(theta, g)
+        if is_full and norm(p) <= 1e-5 * max(norm(theta), 1.0):
+            return theta
+        H = walk.curvature(theta, (k or 0) + 1)
+    return flatten(walk, theta) if k is None else theta
+
+
+def downhill(walk: Walk, theta: Tensor, v: Tensor, g: Tensor, curvature: float) -> Tensor | None:
+    """A step along a direction in which f falls, by halving; None where no step lowers f.
+
+    Args:
+        walk: counts what is spent.
+        theta: the point, shape (n,).
+        v: a unit vector, shape (n,), taken with the sign that does not climb.
+        g: the gradient at the point.
+        curvature: ``<v, H v>``, below 0; or 0 where f falls to third order only.
+
+    Returns:
+        A point with ``f <= f(theta) + t <g, v> + curvature t^2 / 4``, which Taylor's formula grants
+        for small t (half of its second-order decrease).
+    """
+    F = walk.landscape
+    slope = float(g @ v)
+    v, slope = (v, slope) if slope <= 0 else (-v, -slope)
+    here = F.value(theta)
+    t = max(norm(theta), 1.0)
+    for _ in range(_HALVINGS):
+        value = F.value(theta + t * v)
+        if value < here and value <= here + t * slope + curvature * t * t / 4:
+            return theta + t * v
+        t /= 2
+    return None
+
+
+def minimise(walk: Walk, theta: Tensor) -> Tensor:
+    """Go down until no eigenvalue is negative, and on to where the gradient is round-off.
+
+    Args:
+        walk: counts what is spent.
+        theta: where to begin, shape (n,).
+    """
+    # Values of f tell no more about where its gradient, some sqrt(u) of the first one, is zero.
+    gtol = 1e-8 * float(walk.gradient(theta).abs().max())
+    for _ in range(_MOST_ESCAPES):
+        theta = lbfgs(walk, theta, gtol)
+        H = walk.curvature(theta)
+        if float(H.values[0]) >= -H.floor:
+            before = theta
+            theta, _ = newton(walk, theta, H)
+            # After a small step eigenvalues are about what they were.
+            if norm(theta - before) <= 1e-3 * max(norm(theta), 1.0):
+                return theta
+            H = walk.curvature(theta)
+        lowest = float(H.values[0])
+        if lowest >= -H.floor:
+            return theta
+        lower = downhill(walk, theta, H.vectors[:, 0], walk.gradient(theta), lowest)
+        if lower is None:  # so near to 0 is the eigenvalue, as near a curve of minima
+            return newton(walk, theta, H)[0]
+        theta = lower
+    return theta
