@@ -616,8 +616,7 @@ class Point:
             self._losses[k] = 0.0
             return None
         self.check(k, float(loss.detach()))
-        share = weight / record.total
-        function = self.objective.loss_of(tensors)
+        share, function = self.share(k), self.objective.loss_of(tensors)
         return Term(loss * share, outputs, batch.targets, function, share, batch.num_examples)
 
     def share(self, k: int) -> float:
