@@ -60,17 +60,17 @@ def find_by_name(name: str) -> object:
     if not is_code_name(name):
         raise InputError(f"{name!r} is not of the form module:callable")
     module_name, _, path = name.partition(":")
-    try:
-        with _current_directory_last():
+    with _current_directory_last():
+        try:
             module = importlib.import_module(module_name)
-    # A script without a main guard may call sys.exit when imported.
-    except (Exception, SystemExit) as error:
-        cause = type_and_line(error)
-        raise InputError(f"cannot import {module_name!r} of {name!r}: {cause}") from error
-    try:
-        return attrgetter(path)(module)
-    except AttributeError as error:
-        raise InputError(f"{module_name!r} has no {path!r}; check the name {name!r}") from error
+        # A script without a main guard may call sys.exit when imported.
+        except (Exception, SystemExit) as error:
+            cause = type_and_line(error)
+            raise InputError(f"cannot import {module_name!r} of {name!r}: {cause}") from error
+        try:
+            return attrgetter(path)(module)  # may import, too, where a module loads names lazily
+        except AttributeError as error:
+            raise InputError(f"{module_name!r} has no {path!r}; check the name {name!r}") from error
 
 
 def module_file(name: str) -> Path | None:

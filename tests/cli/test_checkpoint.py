@@ -120,7 +120,7 @@ def test_interrupted_it_keeps_its_products_and_says_what_it_found() -> None:
 def test_an_engine_that_may_change_is_refused(run: Run, checkpoint: str, workspace: Path) -> None:
     outcome = run(f"trace --model {checkpoint} --checkpoint c --engine auto")
     assert (outcome.code, outcome.out) == (2, "")
-    assert "--engine auto may change the engine after some products" in outcome.err
+    assert "--engine auto may change the engine during a run" in outcome.err
     assert not (workspace / "c").exists()
 
 
@@ -133,7 +133,7 @@ def test_another_network_is_refused(run: Run, checkpoint: str) -> None:
     assert "choose another folder" in outcome.err
     outcome = run(f"{options.replace('--steps 3', '--steps 4')} --model {checkpoint} --seed 7")
     assert outcome.code == 2
-    assert "is of a run with other options" in outcome.err
+    assert "belongs to a run with other options" in outcome.err
     outcome = run(f"density --model {checkpoint} --checkpoint-every 3")
     assert outcome.code == 2
     assert "--checkpoint-every" in outcome.err
