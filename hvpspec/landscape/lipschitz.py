@@ -218,6 +218,8 @@ def proved_lipschitz(objective: Objective, theta: Tensor, radius: float) -> floa
         raise InputError(f"radius must be a finite number of at least 0, got {radius}")
     layers = _chain(objective)
     point = objective.at(theta)
+    # In float32 the centre may have been rounded; the ball around it holds the one that is meant.
+    radius += _norm(theta.double() - theta.to(objective.dtype).double())
 
     def share() -> float:
         """What the data of this process contribute."""
