@@ -12,6 +12,7 @@ import typer
 
 from hvpspec import __version__
 from hvpspec.cli.checkpoints import info, train
+from hvpspec.cli.critical import critical, lower_index
 from hvpspec.cli.demo import demo
 from hvpspec.cli.density import density
 from hvpspec.cli.estimates import eigs, trace
@@ -29,7 +30,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
-for command in (train, info, index, density, eigs, trace, demo):
+for command in (train, info, index, density, eigs, trace, critical, lower_index, demo):
     app.command()(checked(command))
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from hvpspec import GGNOperator, HessianOperator, SymmetricOperator
     from hvpspec.curvature.choice import Plan
     from hvpspec.curvature.operator import CurvatureOperator
+    from hvpspec.zoo import Checkpoint, DataSource
 
 
 @dataclass
@@ -36,6 +37,8 @@ class Problem:
     hessian: HessianOperator
     gauss_newton: Callable[[], GGNOperator]
     about: Subject
+    trained: Checkpoint
+    source: DataSource | None
     checkpoint: Path | None = None
     checkpoint_every: float | None = None
     start: float = field(default_factory=time.perf_counter)
@@ -131,7 +134,7 @@ def load_problem(
         HvpspecError: something does not exist, does not fit or is not finite.
     """
     import hvpspec
-    from hvpspec.zoo import Dataset, load_checkpoint
+    from hvpspec.zoo import Dataset, DataSource, load_checkpoint
 
     if checkpoint is None:
         given.refuse_together("belongs to --checkpoint", checkpoint_every=checkpoint_every)
@@ -186,7 +189,10 @@ def load_problem(
         provenance=_provenance(hessian, told) if told and told["json_file"] else None,
     )
     gauss_newton = partial(hvpspec.GGNOperator, *objective, **options)
-    return Problem(hessian, gauss_newton, subject, checkpoint, checkpoint_every)
+    source = DataSource(data, subset=subset) if data else trained.data
+    if source and subset:
+        source = replace(source, subset=subset)
+    return Problem(hessian, gauss_newton, subject, trained, source, checkpoint, checkpoint_every)
 
 
 def _loss(name: str, ignore_index: int | None) -> Any:
@@ -251,16 +257,18 @@ def _provenance(hessian: HessianOperator, told: Mapping[str, Any]) -> dict[str, 
     }
 
 
-def on_problem(command: Callable[..., None]) -> Callable[..., None]:
+def on_problem(command: Callable[..., None], *, without: Sequence[str] = ()) -> Callable[..., None]:
     """Add the options of :func:`load_problem` to those of a command.
 
     Args:
         command: a function whose first argument is a :data:`LoadProblem`, to be called after it has
             checked its own options; all other arguments are options.
+        without: options that mean nothing to the command.
     """
     shared = dict(inspect.signature(load_problem, eval_str=True).parameters)
     # Not options: the wrapper passes these itself.
-    del shared["group"], shared["told"], shared["written"]
+    for name in ("group", "told", "written", *without):
+        del shared[name]
     own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
     files = [p.name for p in own if getattr(get_args(p.annotation)[-1], "use", "") == "written"]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from hvpspec.errors import InputError
 from hvpspec.landscape.landscapes import Landscape
 from hvpspec.landscape.lipschitz import estimated_lipschitz
-from hvpspec.landscape.steps import Observer, Walk, minimise, newton, norm, towards
+from hvpspec.landscape.steps import MAX_GRADIENTS, Observer, Walk, minimise, newton, norm, towards
 from hvpspec.linalg.extremes import eigsh
 from hvpspec.linalg.probes import seeded
 from hvpspec.results import Result, Row
@@ -132,6 +132,7 @@ def critical_point(
     *,
     target: Target = "minimum",
     lipschitz: Literal["proved", "estimated"] | float = "proved",
+    max_gradients: int = MAX_GRADIENTS,
     generator: torch.Generator | None = None,
     observer: Observer | None = None,
 ) -> CriticalPoint:
@@ -145,6 +146,7 @@ def critical_point(
             going up along the k lowest eigenvectors and down along all others.
         lipschitz: "proved" takes a proved Lipschitz constant of the Hessian where there is one, and
             an estimate elsewhere; "estimated" an estimate; a number is taken as proved by you.
+        max_gradients: after which the search stops where it is, at a point "not reached".
         generator: the source of random numbers; None for one with seed 0.
         observer: called with each point that is accepted, f and the norm of the gradient there.
 
@@ -160,6 +162,7 @@ def critical_point(
         point-finding methods reveal gradient-flat regions of deep network losses (2021).
 
     Example:
+        >>> from hvpspec.landscape import FunctionLandscape
         >>> F = FunctionLandscape(2, lambda x: (x[0] ** 2 - 1) ** 2 + x[1] ** 2)
         >>> p = critical_point(F, torch.tensor([0.1, 0.3]), target=1, lipschitz=48.0)
         >>> p.kind, p.certified, p.value
@@ -168,7 +171,7 @@ def critical_point(
     theta = F.point(theta)
     k = require_target(target, F.n)
     _require_lipschitz(lipschitz)
-    walk = Walk(F, observer)
+    walk = Walk(F, observer, max_gradients)
     if target == "minimum":
         theta = minimise(walk, theta)
     else:
@@ -237,11 +240,11 @@ def certify(
     margin = gap - found.noise_floor
     reached = g_norm <= floor + nearest
 
-    K, K_kind, h, radius, isolation = math.nan, "none", math.inf, math.inf, 0.0
+    K, K_kind, unproved, h, radius, isolation = math.nan, "none", "", math.inf, math.inf, 0.0
     if margin > 0:
         beta = 1 / margin
         eta = beta * (g_norm + floor)
-        K, K_kind = _lipschitz(F, theta, 2 * eta, lipschitz, generator, walk)
+        K, K_kind, unproved = _lipschitz(F, theta, 2 * eta, lipschitz, generator)
         h = beta * K * eta
         if h <= 0.5:
             root = math.sqrt(1 - 2 * h)
@@ -257,7 +260,7 @@ def certify(
         kind = "minimum" if k == 0 else f"saddle of index {k}"
     else:
         kind = "gradient-flat" if flat else "not reached"
-    reason = _reason(F, found, kind, K_kind, h)
+    reason = _reason(walk, found, kind, unproved, h)
     value_error = math.nan
     if math.isfinite(radius):
         taylor = found.norm * radius**2 / 2 + K * radius**3 / 6
@@ -284,10 +287,11 @@ def certify(
     )
 
 
-def _reason(F: Landscape, found: IndexResult, kind: str, K_kind: str, h: float) -> str:
+def _reason(walk: Walk, found: IndexResult, kind: str, unproved: str, h: float) -> str:
     """Why a point is not certified; empty if it is."""
-    if F.kinks:
-        return f"f is not twice differentiable everywhere: {F.kinks[0]}"
+    kinks = walk.landscape.kinks
+    if kinks:
+        return f"f is not twice differentiable everywhere: {kinks[0]}"
     if kind == "degenerate":
         return (
             f"an eigenvalue is zero at the noise floor {found.noise_floor:.1e}, as with continuous "
@@ -300,10 +304,9 @@ def _reason(F: Landscape, found: IndexResult, kind: str, K_kind: str, h: float) 
     if found.confidence < 1 or not found.certified or found.lower != found.upper:
         return "the index is known with a probability only, or within an interval"
     if not h <= 0.5:
-        return f"h is {h:.1e}, above 1/2: the gradient is too large for the gap"
-    if K_kind == "estimated":
-        return f"the Lipschitz constant is estimated ({F.why_unproved()})"
-    return ""
+        spent = f"; {walk.num_gradients:,} gradients are spent" if not walk.left else ""
+        return f"h is {h:.1e}, above 1/2: the gradient is too large for the gap{spent}"
+    return f"the Lipschitz constant is estimated: {unproved}" if unproved else ""
 
 
 def _roundoff(
@@ -357,11 +360,14 @@ def _lipschitz(
     radius: float,
     lipschitz: str | float,
     generator: torch.Generator,
-    walk: Walk,
-) -> tuple[float, str]:
-    """A Lipschitz constant of the Hessian on a ball, and how it is known."""
+) -> tuple[float, str, str]:
+    """A Lipschitz constant of the Hessian on a ball, its kind, and why it is not proved."""
     if not isinstance(lipschitz, str):
-        return float(lipschitz), "given"
-    if lipschitz == "proved" and not F.why_unproved():
-        return F.proved_lipschitz(theta, radius), "proved"
-    return estimated_lipschitz(F, theta, generator=generator), "estimated"
+        return float(lipschitz), "given", ""
+    unproved = "as asked for"
+    if lipschitz == "proved":
+        try:
+            return F.proved_lipschitz(theta, radius), "proved", ""
+        except InputError as error:
+            unproved = str(error)
+    return estimated_lipschitz(F, theta, generator=generator), "estimated", unproved

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -12,10 +12,13 @@ from hvpspec.errors import InputError
 from hvpspec.landscape.critical import CriticalPoint, certify
 from hvpspec.landscape.landscapes import Landscape
 from hvpspec.landscape.lipschitz import third_derivative
-from hvpspec.landscape.steps import Observer, Walk, downhill, minimise, norm
+from hvpspec.landscape.steps import MAX_GRADIENTS, Observer, Walk, downhill, minimise, norm
 from hvpspec.linalg.probes import seeded
 from hvpspec.results import Result, Row
 from hvpspec.spectrum.morse import index
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Starts and steps of the power iteration for the largest third derivative, enough where the null
 # space has a few tens of dimensions.
@@ -30,7 +33,8 @@ class Descent(Result):
     """A way down, on which f never rises.
 
     Attributes:
-        points: those at which it turned, shape (k, n), the first and the last among them.
+        points: the first and the last, some after 8, 64, 512, ... steps of L-BFGS, and those at
+            which it turned, shape (k, n).
         values: f there, shape (k,).
         gradient_norms: shape (k,).
         indices: how many eigenvalues lie below ``-tau`` there, for each of ``taus``, shape (k, t).
@@ -49,6 +53,19 @@ class Descent(Result):
     end: CriticalPoint
 
     _FORMAT = "hvpspec-descent"
+
+    def plot(self, *, title: str | None = None) -> Figure:
+        """Draw f and the index side by side.
+
+        Args:
+            title: one line above the picture.
+
+        Returns:
+            The figure, which a notebook shows.
+        """
+        from hvpspec.plotting import plot_descent
+
+        return plot_descent(self, title=title)
 
     def rows(self, subject: object = None) -> list[Row]:
         """The lines of the table: each point on the way."""
@@ -76,6 +93,7 @@ def lower_index(
     order: Literal[2, 3] = 2,
     taus: tuple[float, ...] = (1e-2, 1e-4, 1e-6),
     lipschitz: Literal["proved", "estimated"] | float = "proved",
+    max_gradients: int = MAX_GRADIENTS,
     generator: torch.Generator | None = None,
     observer: Observer | None = None,
 ) -> Descent:
@@ -88,6 +106,7 @@ def lower_index(
             third derivative along its null space, as at a monkey saddle.
         taus: thresholds of the indices that are told on the way.
         lipschitz: as for :func:`critical_point`.
+        max_gradients: likewise.
         generator: likewise.
         observer: likewise.
 
@@ -103,6 +122,7 @@ def lower_index(
         optimization (COLT 2016).
 
     Example:
+        >>> from hvpspec.landscape import FunctionLandscape
         >>> F = FunctionLandscape(2, lambda x: (x[0] ** 2 - 1) ** 2 + x[1] ** 2)
         >>> way = lower_index(F, torch.zeros(2), lipschitz=48.0)
         >>> way.values.tolist(), way.end.kind
@@ -110,9 +130,18 @@ def lower_index(
     """
     if order not in (2, 3):
         raise InputError(f"order must be 2 or 3, got {order!r}")
-    generator, walk = seeded(generator), Walk(F, observer)
     points = [F.point(theta)]
-    third = 0.0
+    num_steps, third = 0, 0.0
+
+    def note(theta: Tensor, value: float, gradient_norm: float) -> None:
+        nonlocal num_steps
+        num_steps += 1
+        if num_steps in (8, 64, 512, 4096):
+            points.append(theta.clone())
+        if observer is not None:
+            observer(theta, value, gradient_norm)
+
+    generator, walk = seeded(generator), Walk(F, note, max_gradients)
     for _ in range(_MOST_STEPS):
         theta = minimise(walk, points[-1])
         if F.value(theta) < F.value(points[-1]):

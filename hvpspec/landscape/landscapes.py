@@ -16,6 +16,7 @@ from hvpspec.curvature.losses import Loss
 from hvpspec.curvature.objective import Objective
 from hvpspec.curvature.operator import HessianOperator
 from hvpspec.errors import InputError, NonFiniteError, NotDifferentiableError
+from hvpspec.landscape.lipschitz import proved_lipschitz
 from hvpspec.landscape.smoothness import Kink, kink_distance, kinks
 from hvpspec.linalg.operator import Piece, PointFacts, SymmetricOperator, WrappedOperator
 from hvpspec.progress import Progress
@@ -87,13 +88,13 @@ class Landscape(ABC):
         """The least absolute value of what enters a kink of the function; infinite without one."""
         return math.inf
 
-    def why_unproved(self) -> str:
-        """Why no Lipschitz constant of the Hessian can be proved; empty if one can."""
-        return "no bound is known for a function of one's own: pass lipschitz=K"
-
     def proved_lipschitz(self, theta: Tensor, radius: float) -> float:
-        """A Lipschitz constant of the Hessian on a ball, where :meth:`why_unproved` is empty."""
-        raise InputError(self.why_unproved())
+        """A Lipschitz constant of the Hessian on a ball.
+
+        Raises:
+            InputError: none can be proved; the message says why.
+        """
+        raise InputError("no bound is known for a function of one's own: pass lipschitz=K")
 
 
 class FunctionLandscape(Landscape):
@@ -289,10 +290,12 @@ class NetworkLandscape(Landscape):
         other.l2, other.tilt = torch.zeros_like(self.l2), torch.zeros_like(self.tilt)
         return other
 
-    def write(self, theta: Tensor) -> None:
-        """Put a point, shape (n,), into the network, in the network's dtype."""
+    def write(self, theta: Tensor, model: nn.Module | None = None) -> None:
+        """Put a point, shape (n,), into the network, or into a copy of it, in that one's dtype."""
         parts = self.objective.space.unflatten(self.point(theta))
         parameters = self.objective.parameters()
+        if model is not None:
+            parameters = dict(model.named_parameters())
         with torch.no_grad():
             for name, part in parts.items():
                 own = parameters[name]
@@ -329,16 +332,8 @@ class NetworkLandscape(Landscape):
         """The least absolute value of what enters a kink; NaN where it is not known."""
         return kink_distance(self.objective, theta) if self.kinks else math.inf
 
-    def why_unproved(self) -> str:
-        """Why no Lipschitz constant can be proved; empty if one can."""
-        from hvpspec.landscape.lipschitz import why_unproved
-
-        return why_unproved(self.objective)
-
     def proved_lipschitz(self, theta: Tensor, radius: float) -> float:
         """A Lipschitz constant of the Hessian on a ball; l2 and tilt add nothing to it."""
-        from hvpspec.landscape.lipschitz import proved_lipschitz
-
         return proved_lipschitz(self.objective, theta, radius)
 
 

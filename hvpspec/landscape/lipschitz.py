@@ -70,10 +70,6 @@ _ROUNDING = 1e-10
 _MOST_FREQUENCIES = 2**25
 
 
-class _Unproved(InputError):
-    """A layer, loss or option for which no bound is proved."""
-
-
 @dataclass(frozen=True)
 class _Layer:
     """A layer of a chain.
@@ -151,42 +147,14 @@ _Maps = dict[tuple[int, torch.Size], _Linear]
 # What is proved
 
 
-def why_unproved(objective: Objective) -> str:
-    """Why no Lipschitz constant of an objective's Hessian can be proved.
-
-    Provable are chains of ``Linear``, ``Conv2d``, average pooling, ``Flatten``, ``Identity``,
-    ``Dropout`` in evaluation mode and the activations of :func:`derivative_bounds`, each with
-    parameters of its own, ended by ``CrossEntropyLoss`` or ``MSELoss``. A forward method of one's
-    own is fine if ``torch.fx`` traces it to such a chain.
-
-    Args:
-        objective: the function, of whose data one example is looked at.
-
-    Returns:
-        A sentence that names what stands in the way; empty if nothing does.
-
-    Example:
-        >>> from hvpspec.curvature.objective import Objective
-        >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
-        >>> why_unproved(Objective(net, nn.MSELoss(), (torch.ones(4, 2), torch.ones(4, 1))))
-        "no bound is proved for layer '1' (ReLU)"
-    """
-    reason = ""
-    try:
-        layers = _chain(objective)
-        with stage(objective, 0):
-            batch = next(iter(objective.data))
-            one = batch.rows(slice(0, 1)) if batch.can_be_cut else batch
-            _on_examples(objective, layers, objective.leaves(), one, 0.0, {})
-    except _Unproved as error:
-        reason = str(error)
-    return next(filter(None, objective.ranks.gather(reason)), "")
-
-
 def proved_lipschitz(objective: Objective, theta: Tensor, radius: float) -> float:
     """A Lipschitz constant of the Hessian of the loss on a ball.
 
-    The l2 term has a constant Hessian and adds nothing.
+    It is proved for chains of ``Linear``, ``Conv2d``, average pooling, ``Flatten``, ``Identity``,
+    ``Dropout`` in evaluation mode and the activations of :func:`derivative_bounds`, each with
+    parameters of its own, ended by ``CrossEntropyLoss`` or ``MSELoss``. A forward method of one's
+    own is fine if ``torch.fx`` traces it to such a chain. The l2 term has a constant Hessian and
+    adds nothing.
 
     Args:
         objective: the function.
@@ -198,8 +166,8 @@ def proved_lipschitz(objective: Objective, theta: Tensor, radius: float) -> floa
         the selected parameters.
 
     Raises:
-        InputError: the radius is negative or not finite; or no bound is proved, see
-            :func:`why_unproved`.
+        InputError: the radius is negative or not finite; or no bound is proved, and the message
+            names what stands in the way.
         NonFiniteError: the point or a value of the network there is not finite.
 
     Example:
@@ -213,6 +181,11 @@ def proved_lipschitz(objective: Objective, theta: Tensor, radius: float) -> floa
         >>> bent = nn.Sequential(line, nn.Tanh())
         >>> 4 < proved_lipschitz(Objective(bent, nn.MSELoss(), data), theta, 1e-9) < 9
         True
+        >>> broken = nn.Sequential(line, nn.ReLU())
+        >>> proved_lipschitz(Objective(broken, nn.MSELoss(), data), theta, 1.0)
+        Traceback (most recent call last):
+            ...
+        hvpspec.errors.InputError: no bound is proved for layer '1' (ReLU)
     """
     if not (math.isfinite(radius) and radius >= 0):
         raise InputError(f"radius must be a finite number of at least 0, got {radius}")
@@ -277,7 +250,7 @@ def derivative_bounds(activation: nn.Module) -> tuple[float, float, float, float
         return 1.12899307, peak, 0.7766915, 1.60366746
     if type(activation) is nn.SiLU:
         return 1.09983933, 0.5, 0.30818152, 0.5
-    raise _Unproved(f"no bound is proved for {type(activation).__name__}")
+    raise InputError(f"no bound is proved for {type(activation).__name__}")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -319,15 +292,15 @@ def _chain(objective: Objective) -> list[_Layer]:
     if objective.source != "known" or type(loss) not in (nn.CrossEntropyLoss, nn.MSELoss):
         given = loss if isinstance(loss, nn.Module) else objective.arguments[1]
         name = getattr(given, "__name__", type(given).__name__)
-        raise _Unproved(
+        raise InputError(
             f"no bound is proved for the loss {name}, but for CrossEntropyLoss and MSELoss"
         )
     if objective.is_sharded:
-        raise _Unproved("no bound is proved for a network whose parameters are sharded")
+        raise InputError("no bound is proved for a network whose parameters are sharded")
     modules = {**dict(objective.model.named_modules()), "the loss": loss}
     for name, module in modules.items():
         if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
-            raise _Unproved(f"{name!r} ({type(module).__name__}) has hooks or a replaced forward")
+            raise InputError(f"{name!r} ({type(module).__name__}) has hooks or a replaced forward")
 
     # In a container, a network that is itself one layer is traced as a layer.
     whole = nn.Sequential(objective.model)
@@ -335,7 +308,7 @@ def _chain(objective: Objective) -> list[_Layer]:
         try:
             graph = fx.Tracer().trace(whole)
         except Exception as error:
-            raise _Unproved(
+            raise InputError(
                 f"torch.fx cannot trace the network to a chain of layers ({type_and_line(error)})"
             ) from error
         layers: list[_Layer] = []
@@ -344,18 +317,18 @@ def _chain(objective: Objective) -> list[_Layer]:
         for node in graph.nodes:
             if node.op == "output":
                 if node.args != (before,):
-                    raise _Unproved("the network does not return the last layer's output alone")
+                    raise InputError("the network does not return the last layer's output alone")
                 return layers
             if node.op == "placeholder":
                 if before is not None:
-                    raise _Unproved("the network takes several inputs")
+                    raise InputError("the network takes several inputs")
             elif node.op == "get_attr":
                 name = str(node.target).removeprefix("0.")
-                raise _Unproved(f"{name!r} is used outside of a layer of torch.nn")
+                raise InputError(f"{name!r} is used outside of a layer of torch.nn")
             else:
                 layer = _layer(whole, node)
                 if node.all_input_nodes != [before] or node.args[:1] != (before,):
-                    raise _Unproved(f"{layer.name} does not take the output of one layer alone")
+                    raise InputError(f"{layer.name} does not take the output of one layer alone")
                 layers.append(_with_parameters(layer, objective, seen))
             before = node
     raise AssertionError("a graph ends with its output")
@@ -367,9 +340,9 @@ def _layer(whole: nn.Module, node: fx.Node) -> _Layer:
         module = whole.get_submodule(str(node.target))
         name = f"layer {str(node.target).removeprefix('0.')!r} ({type(module).__name__})"
         if type(module) not in (*_AFFINE, *_POOLING, *_ACTIVATIONS, *_UNCHANGED):
-            raise _Unproved(f"no bound is proved for {name}")
+            raise InputError(f"no bound is proved for {name}")
         if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p:
-            raise _Unproved(f"{name} is in training mode")
+            raise InputError(f"{name} is in training mode")
         return _Layer(name, module)
     name = f"the call of {getattr(node.target, '__name__', node.target)}()"
     if node.target in _MODULES:
@@ -381,7 +354,7 @@ def _layer(whole: nn.Module, node: fx.Node) -> _Layer:
         return _Layer(name, lambda x: function(x, *node.args[1:], **node.kwargs))
     if node.target is F.dropout and node.kwargs.get("training") is False:
         return _Layer(name, nn.Identity())
-    raise _Unproved(f"no bound is proved for {name}")
+    raise InputError(f"no bound is proved for {name}")
 
 
 def _with_parameters(layer: _Layer, objective: Objective, seen: set[int]) -> _Layer:
@@ -390,12 +363,12 @@ def _with_parameters(layer: _Layer, objective: Objective, seen: set[int]) -> _La
     if type(module) not in _AFFINE:
         return layer
     if getattr(module, "padding_mode", "zeros") != "zeros":
-        raise _Unproved(f"no bound is proved for {layer.name} with padding_mode other than zeros")
+        raise InputError(f"no bound is proved for {layer.name} with padding_mode other than zeros")
     names = {id(parameter): name for name, parameter in objective.parameters().items()}
     selected = []
     for parameter in (module.weight, module.bias):
         if parameter is not None and (id(parameter) in seen or parameter.is_complex()):
-            raise _Unproved(f"{layer.name} has parameters that are shared or complex")
+            raise InputError(f"{layer.name} has parameters that are shared or complex")
         seen.add(id(parameter))
         selected.append(parameter is not None and names[id(parameter)] in objective.space.names)
     seen.discard(id(None))
@@ -429,7 +402,7 @@ def _on_examples(
     """
     inputs = [*batch.args, *batch.kwargs.values()]
     if len(inputs) != 1 or not isinstance(inputs[0], Tensor) or not inputs[0].is_floating_point():
-        raise _Unproved("the network's input is not one tensor of real numbers")
+        raise InputError("the network's input is not one tensor of real numbers")
     tensors = objective.tensors(leaves)
     wide = {name: t.detach().double() for name, t in tensors.items()}
     with torch.no_grad(), objective.placed(wide):
@@ -439,7 +412,7 @@ def _on_examples(
         for layer in layers:
             bounds = _through(layer, bounds, radius, maps)
             if bounds.value.ndim == 0 or len(bounds.value) != len(x):
-                raise _Unproved(f"{layer.name} does not keep the examples apart")
+                raise InputError(f"{layer.name} does not keep the examples apart")
         l1, l2, l3 = _loss_bounds(objective.loss.function, bounds, batch.targets)
         z1, z2, z3 = bounds.first.norm, bounds.second.norm, bounds.third.norm
         total = (l3 * z1**3 + 3 * l2 * z1 * z2 + l1 * z3).sum()
@@ -455,7 +428,7 @@ def _through(layer: _Layer, a: _Bounds, radius: float, maps: _Maps) -> _Bounds:
     if not isinstance(module, _AFFINE + _POOLING):
         return _reshaped(layer, a)
     if isinstance(module, _AFFINE) and a.value.ndim < (4 if isinstance(module, nn.Conv2d) else 2):
-        raise _Unproved(f"{layer.name} is given an example without a dimension for the batch")
+        raise InputError(f"{layer.name} is given an example without a dimension for the batch")
     key = id(module), a.value.shape[1:]
     if key not in maps:
         maps[key] = _linear_part(module, a.value[:1])
@@ -540,7 +513,7 @@ def _activated(layer: _Layer, z: _Bounds) -> _Bounds:
         # PyTorch's is linear beyond a threshold, where it jumps; on either side the bounds hold.
         near = (module.beta * z.value - module.threshold).abs().flatten(1).amin(1)
         if bool((near <= abs(module.beta) * z.spread).any()):
-            raise _Unproved(f"an input of {layer.name} is at its threshold, where it jumps")
+            raise InputError(f"an input of {layer.name} is at its threshold, where it jumps")
     with torch.enable_grad():
         x = z.value.detach().requires_grad_()
         value = slope = module(x.clone())  # it may write into its input
@@ -679,11 +652,11 @@ def _loss_bounds(loss: Any, z: _Bounds, targets: Any) -> tuple[Tensor, Tensor, T
         _Unproved: outputs and targets do not fit each other, or the loss.
     """
     if not isinstance(targets, Tensor):
-        raise _Unproved("the targets are not one tensor")
+        raise InputError("the targets are not one tensor")
     if isinstance(loss, nn.CrossEntropyLoss):
         return _cross_entropy_bounds(loss, z, targets)
     if targets.shape != z.value.shape:  # PyTorch would broadcast one against the other
-        raise _Unproved(
+        raise InputError(
             f"outputs have shape {tuple(z.value.shape)}, targets {tuple(targets.shape)}"
         )
     # |z - y|^2 has the derivatives 2 (z - y), 2 I, 0.
@@ -710,7 +683,7 @@ def _cross_entropy_bounds(
     """
     logits = z.value
     if logits.ndim < 2:
-        raise _Unproved("the cross-entropy is given logits in no dimension of their own")
+        raise InputError("the cross-entropy is given logits in no dimension of their own")
     C = logits.shape[1]
     if targets.is_floating_point():
         q, counted = targets.double(), torch.ones_like(logits[:, 0])
@@ -719,7 +692,7 @@ def _cross_entropy_bounds(
         classes = torch.where(targets == loss.ignore_index, 0, targets)
         q = F.one_hot(classes, C).movedim(-1, 1).double()
     if q.shape != logits.shape:
-        raise _Unproved(f"logits have shape {tuple(logits.shape)}, targets {tuple(targets.shape)}")
+        raise InputError(f"logits have shape {tuple(logits.shape)}, targets {tuple(targets.shape)}")
     q = ((1 - loss.label_smoothing) * q + loss.label_smoothing / C) * counted[:, None]
     if loss.weight is not None:
         q = q * loss.weight.to(q).reshape(-1, *[1] * (q.ndim - 2))

@@ -53,6 +53,7 @@ def critical_points(
         HvpspecError: f or its derivatives cannot be computed.
 
     Example:
+        >>> from hvpspec.landscape import FunctionLandscape
         >>> F = FunctionLandscape(2, lambda x: (x[0] ** 2 - 1) ** 2 + x[1] ** 2)
         >>> starts = torch.tensor([[1.5, 1.0], [0.1, 0.0], [-2.0, 1.0]], dtype=torch.float64)
         >>> [(p.kind, p.value) for p in critical_points(F, starts, lipschitz=48.0)]
@@ -166,6 +167,7 @@ def morse_check(points: tuple[CriticalPoint, ...] | list[CriticalPoint]) -> Mors
         c_{k-1} + ... +- c_0 >= (-1)^k`` for each k, and equality for the last.
 
     Example:
+        >>> from hvpspec.landscape import FunctionLandscape
         >>> F = FunctionLandscape(2, lambda x: (x[0] ** 2 - 1) ** 2 + x[1] ** 2)
         >>> starts = torch.tensor([[1.5, 1.0], [0.1, 0.0], [-2.0, 1.0]], dtype=torch.float64)
         >>> morse_check(critical_points(F, starts, lipschitz=48.0)).counts

@@ -22,6 +22,9 @@ from hvpspec.linalg.operator import SymmetricOperator, WrappedOperator
 #: Up to this size steps are taken from all eigenpairs, a matter of seconds each.
 DENSE_UP_TO = 2000
 
+#: After so many gradients a search stops: ten times what the paper's networks take.
+MAX_GRADIENTS = 20_000
+
 #: Called with a point, f there and the norm of the gradient, as a search goes on.
 Observer = Callable[[Tensor, float, float], None]
 
@@ -30,12 +33,6 @@ _TOL = 1e-6
 
 # A solution of H p = -g counts as one if its residual, computed anew, is at most so much of g.
 _SOLVED = 0.1
-
-# Escapes from saddles before a search stops where it is; each lowers f.
-_MOST_ESCAPES = 100
-
-# Steps towards a saddle before the search stops where it is.
-_MOST_STEPS = 500
 
 # Halvings of a step before it is given up: 2^-30 of it changes f by less than round-off.
 _HALVINGS = 30
@@ -48,14 +45,21 @@ class Walk:
     Attributes:
         landscape: the function.
         observer: told of every point that is accepted.
+        max_gradients: after which a search stops where it is.
         num_gradients: spent so far.
         num_matvecs: spent so far.
     """
 
     landscape: Landscape
     observer: Observer | None = None
+    max_gradients: int = MAX_GRADIENTS
     num_gradients: int = 0
     num_matvecs: int = 0
+
+    @property
+    def left(self) -> int:
+        """How many gradients may still be spent."""
+        return max(0, self.max_gradients - self.num_gradients)
 
     def gradient(self, theta: Tensor) -> Tensor:
         """The gradient at a point, counted."""
@@ -285,7 +289,7 @@ def lbfgs(walk: Walk, theta: Tensor, gtol: float) -> Tensor:
             point = torch.as_tensor(result.x).to(theta)
             walk.observer(point, float(result.fun), math.nan)
 
-    options = {"maxcor": 30, "ftol": 0.0, "gtol": gtol, "maxiter": 20_000, "maxfun": 20_000}
+    options = {"maxcor": 30, "ftol": 0.0, "gtol": gtol, "maxiter": walk.left, "maxfun": walk.left}
     found = scipy.optimize.minimize(
         both, theta.cpu().numpy(), jac=True, method="L-BFGS-B", options=options,
         callback=lambda intermediate_result: tell(intermediate_result),
@@ -308,7 +312,7 @@ def newton(walk: Walk, theta: Tensor, curvature: Curvature | None = None) -> tup
     """
     u = torch.finfo(theta.dtype).eps / 2
     g = walk.gradient(theta)
-    while norm(g) > 0:
+    while norm(g) > 0 and walk.left:
         H = curvature or walk.curvature(theta)
         curvature = None
         # Along a curve of minima eigenvalues are tiny as long as the point is not on it, and a step
@@ -354,7 +358,7 @@ def flatten(walk: Walk, theta: Tensor) -> Tensor:
         walk.num_matvecs += 1
         return float(g @ g) / 2, H.matvec(g).cpu().numpy()
 
-    options = {"maxcor": 30, "ftol": 0.0, "gtol": 0.0, "maxiter": 1000}
+    options = {"maxcor": 30, "ftol": 0.0, "gtol": 0.0, "maxiter": walk.left, "maxfun": walk.left}
     found = scipy.optimize.minimize(
         both, theta.cpu().numpy(), jac=True, method="L-BFGS-B", options=options
     )
@@ -379,7 +383,7 @@ def towards(walk: Walk, theta: Tensor, k: int | None) -> Tensor:
     H = walk.curvature(theta, (k or 0) + 1)
     longest = max(norm(theta), 1.0)
     trust = 0.1 * longest
-    for _ in range(_MOST_STEPS):
+    while walk.left:
         p = H.newton(g, H.floor) if k is None else H.reflected(g, k)
         if p is None:
             raise ComputationError(
@@ -442,7 +446,7 @@ def minimise(walk: Walk, theta: Tensor) -> Tensor:
     """
     # Values of f tell no more about where its gradient, some sqrt(u) of the first one, is zero.
     gtol = 1e-8 * float(walk.gradient(theta).abs().max())
-    for _ in range(_MOST_ESCAPES):
+    while walk.left:
         theta = lbfgs(walk, theta, gtol)
         H = walk.curvature(theta)
         if float(H.values[0]) >= -H.floor:

@@ -73,7 +73,10 @@ def _agree(one: dict[str, Any], several: dict[str, Any]) -> None:
     for name, value in one.items():
         if name in ("provenance", "seconds", "notes"):
             continue
-        if name == "nodes":
+        if name == "num_matvecs":
+            # Where a Krylov space of six dimensions ends, round-off decides.
+            assert abs(value - several[name]) <= 1
+        elif name == "nodes":
             for first, second in zip(value, several[name], strict=True):
                 assert first == pytest.approx(second, rel=1e-4, abs=1e-6)
         elif isinstance(value, float):

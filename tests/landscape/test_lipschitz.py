@@ -18,7 +18,6 @@ from hvpspec.landscape.lipschitz import (
     estimated_lipschitz,
     proved_lipschitz,
     third_derivative,
-    why_unproved,
 )
 from hvpspec.zoo.networks import build_network
 
@@ -33,6 +32,15 @@ ACTIVATIONS: list[Callable[[], nn.Module]] = [
     lambda: nn.GELU(approximate="tanh"),
     nn.SiLU,
 ]
+
+
+def why_unproved(objective: Objective) -> str:
+    """Why no constant is proved; empty where one is."""
+    try:
+        proved_lipschitz(objective, torch.zeros(objective.space.dim), 0.1)
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 class Case:
@@ -447,7 +455,7 @@ def test_the_papers_networks_have_proved_constants(name: str) -> None:
     x = (F.avg_pool2d(torch.rand(200, 1, 28, 28, generator=g), 5, 1, 2) - 0.5).clamp(min=0) * 5
     y = torch.randint(10, (200,), generator=g)
     landscape = NetworkLandscape(_paper_network(name), nn.CrossEntropyLoss(), (x, y), l2=1e-3)
-    assert landscape.why_unproved() == ""
+    assert landscape.proved_lipschitz(landscape.start, 0.1) > 0
     K = landscape.proved_lipschitz(landscape.start, 1e-9)
     found = (
         estimated_lipschitz(landscape, landscape.start, generator=g, num_starts=1, num_steps=4)
