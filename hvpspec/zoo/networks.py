@@ -120,25 +120,40 @@ def mlp3(activation: str = "relu", *, softmax: bool = False, seed: int = 0) -> n
         )
 
 
-def cnn(activation: str = "relu", *, softmax: bool = False, seed: int = 0) -> nn.Sequential:
-    """Build the small convolutional network; arguments and errors are those of `mlp2`.
+def cnn(
+    activation: str = "relu", *, pooling: str = "max", softmax: bool = False, seed: int = 0
+) -> nn.Sequential:
+    """Build the small convolutional network; other arguments and errors are those of `mlp2`.
 
     Two 5x5 convolutions of one channel (stride 1, padding 2), each followed by the activation and
-    2x2 max-pooling, then a linear layer 49-10.
+    2x2 pooling, then a linear layer 49-10.
+
+    Args:
+        activation: One of `ACTIVATIONS`.
+        pooling: "max", or "average" for a smooth network.
+        softmax: Whether it returns probabilities instead of logits.
+        seed: Seed of the initial weights.
+
+    Raises:
+        InputError: Unknown activation or pooling, or invalid seed.
 
     >>> sum(p.numel() for p in cnn().parameters())
     552
     """
     act = _activation(activation)
+    pools: Mapping[str, type[nn.Module]] = {"max": nn.MaxPool2d, "average": nn.AvgPool2d}
+    if pooling not in pools:
+        raise InputError(f"unknown pooling {pooling!r}; give one of {', '.join(pools)}")
+    pool = pools[pooling]
     with seeded(seed):
         return _sequential(
             softmax,
             conv1=nn.Conv2d(1, 1, kernel_size=5, padding=2),
             activation1=act(),
-            pool1=nn.MaxPool2d(2),
+            pool1=pool(2),
             conv2=nn.Conv2d(1, 1, kernel_size=5, padding=2),
             activation2=act(),
-            pool2=nn.MaxPool2d(2),
+            pool2=pool(2),
             flatten=nn.Flatten(),
             output=nn.Linear(49, 10),
         )

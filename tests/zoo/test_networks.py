@@ -79,6 +79,7 @@ def test_a_network_of_the_current_directory(
     [
         ("mlp9", {}, "unknown network 'mlp9'; give one of mlp2, mlp3, cnn, linear, or module"),
         ("mlp2", {"activation": "swish"}, "unknown activation 'swish'; give one of relu, tanh"),
+        ("cnn", {"pooling": "sum"}, "unknown pooling 'sum'; give one of max, average"),
         ("mlp2", {"activation": []}, "'mlp2' cannot be built"),
         ("mlp2", {"width": 3}, "'mlp2' cannot be built from .*width"),
         ("mlp2", {"seed": 3}, "'mlp2' cannot be built"),
