@@ -70,7 +70,9 @@ def compare(
         Gill, Murray & Wright, Practical Optimization, section 8.6, on the choice of h.
     """
     value, gradient = here
-    scale = norm(theta) or 1.0
+    # At a point that is 0 but for round-off, as a critical one may be, a step relative to it would
+    # be lost in the round-off of the gradient.
+    scale = norm(theta) if norm(theta) > u**0.5 else 1.0
     slope = inner(gradient, v)
     by_product, by_value = Comparison(False, 0.0), Comparison(False, 0.0)
     h = u**0.6 * scale

@@ -10,6 +10,7 @@ from hvpspec.landscape.critical import CriticalPoint, certify, critical_point
 from hvpspec.landscape.descent import Descent, lower_index
 from hvpspec.landscape.landscapes import FunctionLandscape, Landscape, NetworkLandscape
 from hvpspec.landscape.search import MorseCheck, critical_points, morse_check
+from hvpspec.landscape.symmetry import Symmetries, symmetries
 
 __all__ = [
     "CriticalPoint",
@@ -18,9 +19,11 @@ __all__ = [
     "Landscape",
     "MorseCheck",
     "NetworkLandscape",
+    "Symmetries",
     "certify",
     "critical_point",
     "critical_points",
     "lower_index",
     "morse_check",
+    "symmetries",
 ]

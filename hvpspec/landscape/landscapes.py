@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+# Up to this size the Hessians of a network at several points, n products each, are taken at once,
+# for so many points.
+_STACKED_UP_TO, _STACK = 200, 64
+
+
 class Landscape(ABC):
     """A function f of a point, twice differentiable, in float64.
 
@@ -312,6 +317,32 @@ class NetworkLandscape(Landscape):
     def gradient(self, theta: Tensor) -> Tensor:
         """The gradient of ``f`` at a point, shape (n,)."""
         return self.objective.gradient(theta).add_(2 * self.l2 * theta).add_(self.tilt)
+
+    def gradients(self, thetas: Tensor) -> Tensor:
+        """The gradients at a stack of points, shape (s, n), at once where the network is small."""
+        if self.n > _STACKED_UP_TO:
+            return super().gradients(thetas)
+        return self._stacked(grad, thetas) + 2 * self.l2 * thetas + self.tilt
+
+    def hessians(self, thetas: Tensor) -> Tensor:
+        """The Hessians at a stack of points, shape (s, n, n), likewise."""
+        if self.n > _STACKED_UP_TO:
+            return super().hessians(thetas)
+        return self._stacked(hessian, thetas) + torch.diag(2 * self.l2)
+
+    def _stacked(self, derivative: Callable[..., Any], thetas: Tensor) -> Tensor:
+        """A derivative of the loss at a stack of points."""
+        point = self.objective.at()
+
+        def loss(theta: Tensor) -> Tensor:
+            tensors = self.objective.tensors(self.objective.space.unflatten(theta))
+            shares = [point.share(k) * self.objective.evaluate(b, tensors)[0] for k, b in chunks]
+            return sum(shares[1:], shares[0])
+
+        with point.chunks() as passing:
+            chunks = [(k, batch) for k, batch in passing if point.share(k)]
+            derivatives: Tensor = vmap(derivative(loss), chunk_size=_STACK)(thetas)
+        return derivatives
 
     def hessian(self, theta: Tensor) -> SymmetricOperator:
         """The Hessian of ``f`` at a point."""

@@ -286,7 +286,7 @@ def _chain(objective: Objective) -> list[_Layer]:
     """The layers of a network, of which each takes what the one before it returns.
 
     Raises:
-        _Unproved: the network is none, or a layer or the loss is not known.
+        InputError: the network is none, or a layer or the loss is not known.
     """
     loss = objective.loss.function
     if objective.source != "known" or type(loss) not in (nn.CrossEntropyLoss, nn.MSELoss):
@@ -398,7 +398,7 @@ def _on_examples(
         maps: of layers, as far as they are known from other examples.
 
     Raises:
-        _Unproved: a value has a shape, or an activation an input, for which nothing is proved.
+        InputError: a value has a shape, or an activation an input, for which nothing is proved.
     """
     inputs = [*batch.args, *batch.kwargs.values()]
     if len(inputs) != 1 or not isinstance(inputs[0], Tensor) or not inputs[0].is_floating_point():
@@ -649,7 +649,7 @@ def _loss_bounds(loss: Any, z: _Bounds, targets: Any) -> tuple[Tensor, Tensor, T
     They are those of the sum over a batch, before it is divided.
 
     Raises:
-        _Unproved: outputs and targets do not fit each other, or the loss.
+        InputError: outputs and targets do not fit each other, or the loss.
     """
     if not isinstance(targets, Tensor):
         raise InputError("the targets are not one tensor")

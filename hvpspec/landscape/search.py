@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,6 +14,7 @@ from hvpspec.errors import InputError
 from hvpspec.landscape.critical import CriticalPoint, certify
 from hvpspec.landscape.landscapes import Landscape
 from hvpspec.landscape.steps import Walk
+from hvpspec.landscape.symmetry import Symmetries
 from hvpspec.linalg.probes import seeded
 from hvpspec.results import Result
 
@@ -29,6 +31,7 @@ def critical_points(
     starts: Tensor,
     *,
     max_index: int | None = None,
+    symmetries: Symmetries | None = None,
     lipschitz: Literal["proved", "estimated"] | float = "proved",
     generator: torch.Generator | None = None,
 ) -> tuple[CriticalPoint, ...]:
@@ -42,6 +45,7 @@ def critical_points(
         F: the landscape, small enough for dense Hessians of all points at once, or of each.
         starts: shape (s, n).
         max_index: leave out points of higher index; None for none.
+        symmetries: of the landscape, one point of each orbit of which is returned; None for all.
         lipschitz: as for :func:`critical_point`.
         generator: likewise.
 
@@ -71,8 +75,11 @@ def critical_points(
     found: list[CriticalPoint] = []
     while len(ends):
         point = certify(F, ends[0], lipschitz=lipschitz, generator=generator, walk=Walk(F))
-        # Twice a Newton step bounds the distance to the true point where h <= 1/2.
-        distances = torch.linalg.vector_norm(ends - ends[0], dim=1) + 2 * steps
+        images = ends[:1] if symmetries is None else symmetries.images(ends[0])
+        # Twice a Newton step bounds the distance to the true point where h <= 1/2. Differences, not
+        # products, tell nearby points apart.
+        distances = torch.cdist(ends, images, compute_mode="donot_use_mm_for_euclid_dist")
+        distances = distances.amin(1) + 2 * steps
         others = distances >= point.isolation
         others[0] = False
         ends, steps = ends[others], steps[others]
@@ -149,11 +156,14 @@ class MorseCheck(Result):
     message: str
 
 
-def morse_check(points: tuple[CriticalPoint, ...] | list[CriticalPoint]) -> MorseCheck:
+def morse_check(
+    points: Sequence[CriticalPoint], symmetries: Symmetries | None = None
+) -> MorseCheck:
     """Check the Morse inequalities of a coercive function on some of its critical points.
 
     Args:
         points: distinct ones, as :func:`critical_points` returns them.
+        symmetries: those by which the points were taken together; each counts for its orbit.
 
     Returns:
         The counts, and whether the inequalities hold. That they do does not prove that all are
@@ -179,7 +189,9 @@ def morse_check(points: tuple[CriticalPoint, ...] | list[CriticalPoint]) -> Mors
                 f"the Morse inequalities need nondegenerate points, but one with f = "
                 f"{point.value:.6g} is {point.kind}; add l2 or a tilt"
             )
-    found = Counter(point.index.lower for point in points)
+    found: Counter[int] = Counter()
+    for point in points:
+        found[point.index.lower] += 1 if symmetries is None else symmetries.orbit_size(point)
     counts = tuple(found[k] for k in range(max(found, default=-1) + 1))
     alternating, missing = 0, ""
     for k, count in enumerate(counts):

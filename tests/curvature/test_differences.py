@@ -124,3 +124,14 @@ def test_low_precision_is_allowed_for() -> None:
     assert max(by_product.defect, by_value.defect) < 1e-3
     by_product, _ = compared(rounded, point(), u=u, wrong_product=0.3)
     assert by_product.defect > 0.1
+
+
+def test_a_point_that_is_zero_but_for_roundoff() -> None:
+    def symmetric(theta: Tensor) -> Tensor:
+        # Two terms whose gradients cancel at 0, up to the round-off of each.
+        a = torch.linspace(0.1, 1, N, dtype=torch.float64)
+        return torch.exp(a * theta).sum() + torch.exp(-a * theta).sum()
+
+    by_product, _ = compared(symmetric, point(1e-30))
+    assert by_product.is_conclusive
+    assert by_product.defect < 1e-6

@@ -12,7 +12,14 @@ from torch.nn import functional as F
 
 from hvpspec import HessianOperator
 from hvpspec.errors import InputError, NotDifferentiableError
-from hvpspec.landscape import NetworkLandscape, certify, critical_point
+from hvpspec.landscape import (
+    NetworkLandscape,
+    certify,
+    critical_point,
+    critical_points,
+    morse_check,
+    symmetries,
+)
 
 DOUBLE = torch.float64
 
@@ -217,3 +224,71 @@ def test_a_float32_network_computes_in_float64():
     p = critical_point(L, L.start)
     assert p.theta.dtype == DOUBLE
     assert p.gradient_norm < 1e-15
+
+
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), nn.CrossEntropyLoss(reduction="sum")])
+def test_stacks_of_points(loss: nn.Module):
+    x, y = data()
+    batches = [(x[:10], y[:10]), (x[10:], y[10:])]
+    L = NetworkLandscape(network(), loss, batches, l2=0.1, tilt=torch.ones(27))
+    points = L.start + torch.randn(3, 27, dtype=DOUBLE)
+    gradients = torch.stack([L.gradient(p) for p in points])
+    hessians = torch.stack([L.hessian(p).to_dense() for p in points])
+    assert torch.allclose(L.gradients(points), gradients, rtol=1e-12, atol=1e-12)
+    assert torch.allclose(L.hessians(points), hessians, rtol=1e-12, atol=1e-12)
+
+
+def xor_network(lam: float) -> NetworkLandscape:
+    X = torch.tensor([[1.0, 1], [1, -1], [-1, 1], [-1, -1]])
+    model = nn.Sequential(nn.Linear(2, 1), nn.Tanh(), nn.Linear(1, 1))
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.softplus(-targets * outputs).mean()
+
+    return NetworkLandscape(model, loss, (X, -X[:, :1] * X[:, 1:]), l2=lam)
+
+
+def test_the_points_of_a_network_with_and_without_symmetries():
+    L = xor_network(0.02)
+    generator = torch.Generator().manual_seed(0)
+    starts = 2 * torch.randn(150, 5, generator=generator, dtype=DOUBLE)
+    everything = critical_points(L, starts, lipschitz=20.0)
+    assert morse_check(everything).counts == (9, 8)
+    group = symmetries(L)
+    assert group.order == 2
+    orbits = critical_points(L, starts, symmetries=group, lipschitz=20.0)
+    assert len(orbits) < len(everything)
+    assert morse_check(orbits, group).counts == (9, 8)
+
+
+def test_symmetries_leave_f_as_it_is():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 2, 3, padding=1), nn.Tanh(), nn.AvgPool2d(2), nn.Flatten(),
+        nn.Linear(8, 3), nn.Sigmoid(), nn.Linear(3, 3),
+    )  # fmt: skip
+    x, y = torch.randn(9, 1, 4, 4), torch.randint(3, (9,))
+    L = NetworkLandscape(model, nn.CrossEntropyLoss(), (x, y), l2=0.1)
+    group = symmetries(L)
+    assert group.order == 2 * 2**2 * 6
+    values = torch.tensor([L.value(image) for image in group.images(L.start)])
+    assert torch.allclose(values, values[:1], rtol=1e-14)
+    assert len(torch.unique(group.images(L.start), dim=0)) == group.order
+    tilted = NetworkLandscape(model, nn.CrossEntropyLoss(), (x, y), l2=0.1, tilt=L.start)
+    assert symmetries(tilted).order == 1
+    uneven = NetworkLandscape(model, nn.CrossEntropyLoss(), (x, y), l2={"0.weight": 0.1})
+    assert symmetries(uneven).order == group.order
+    some = NetworkLandscape(model, nn.CrossEntropyLoss(), (x, y), l2=0.1, params=["4", "6"])
+    assert symmetries(some).order == 6
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (nn.Sequential(nn.Linear(4, 9), nn.Tanh(), nn.Linear(9, 3)), "has 185,794,560 elements"),
+        (nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3), nn.Linear(3, 3)), "'1' is LayerNorm"),
+    ],
+)
+def test_groups_that_are_not_listed(model: nn.Module, message: str):
+    with pytest.raises(InputError, match=message):
+        symmetries(landscape(model))
