@@ -12,7 +12,7 @@ from torch import Tensor
 from hvpspec.errors import InputError
 from hvpspec.landscape.landscapes import Landscape
 from hvpspec.landscape.lipschitz import estimated_lipschitz
-from hvpspec.landscape.steps import MAX_GRADIENTS, Observer, Walk, minimise, newton, norm, towards
+from hvpspec.landscape.steps import MAX_GRADIENTS, Observer, Walk, minimise, norm, towards
 from hvpspec.linalg.extremes import eigsh
 from hvpspec.linalg.probes import seeded
 from hvpspec.results import Result, Row
@@ -20,8 +20,8 @@ from hvpspec.spectrum.exact import Exact, Inertia
 from hvpspec.spectrum.morse import index
 from hvpspec.spectrum.results import IndexResult
 
-#: Up to this size the index of the end point comes from all eigenvalues; up to the next from two
-#: factorisations of the matrix, and beyond from a certificate in probability.
+#: Up to this size the index of the end point comes from all eigenvalues; up to the next that of a
+#: minimum from two factorisations of the matrix; and beyond from a certificate in probability.
 EXACT_UP_TO, INERTIA_UP_TO = 4000, 15_000
 
 #: At a gradient-flat point ``||H g|| <= FLAT ||H|| ||g||`` (Frye et al. 2021 call r = 1e-3 flat).
@@ -50,7 +50,7 @@ class CriticalPoint(Result):
         index: number of directions in which f goes down.
         kind: "minimum", "saddle of index k", "degenerate", "gradient-flat", "kink" or "not
             reached".
-        gap: the smallest absolute value of an eigenvalue, or a lower bound on it.
+        gap: the smallest absolute value of an eigenvalue, or a lower bound on it; NaN if unknown.
         lipschitz: Lipschitz constant of the Hessian around the point; NaN if none is known.
         lipschitz_kind: "proved", "estimated", "given" or "none".
         h: ``beta K eta``, which proves a critical point if it is at most 1/2.
@@ -172,10 +172,7 @@ def critical_point(
     k = require_target(target, F.n)
     _require_lipschitz(lipschitz)
     walk = Walk(F, observer, max_gradients)
-    if target == "minimum":
-        theta = minimise(walk, theta)
-    else:
-        theta, _ = newton(walk, towards(walk, theta, k))
+    theta = minimise(walk, theta) if k == 0 else towards(walk, theta, k)
     return certify(F, theta, lipschitz=lipschitz, generator=generator, walk=walk)
 
 
@@ -225,9 +222,10 @@ def certify(
         As for :func:`critical_point`.
 
     Raises:
+        InputError: the point has another shape, or is not finite.
         HvpspecError: f or its derivatives cannot be computed.
     """
-    walk = walk or Walk(F)
+    theta, walk = F.point(theta), walk or Walk(F)
     generator = seeded(generator)
     F.check(theta)
     g, H = walk.gradient(theta), F.hessian(theta)
@@ -256,8 +254,7 @@ def certify(
     elif margin <= 0 and reached:
         kind = "degenerate"
     elif reached or there:
-        k = found.lower
-        kind = "minimum" if k == 0 else f"saddle of index {k}"
+        kind = "minimum" if found.upper == 0 else f"saddle of index {_interval(found)}"
     else:
         kind = "gradient-flat" if flat else "not reached"
     reason = _reason(walk, found, kind, unproved, h)
@@ -339,19 +336,21 @@ def _roundoff(
 
 
 def _index_and_gap(H: Any) -> tuple[IndexResult, float]:
-    """The index at the noise floor, and a lower bound on the absolute values of eigenvalues."""
+    """The index, and a lower bound on the absolute values of eigenvalues; NaN if none is known."""
     n = H.shape[0]
-    if n <= EXACT_UP_TO:
-        found = index(H, method=Exact())
-        assert found.eigenvalues is not None
-        return found, float(found.eigenvalues.abs().min())
-    # The lowest eigenvalues tell where the gap may end; factorisations prove that it is empty.
-    lowest = eigsh(H, k=1, which="SA", tol=1e-6).values.abs().min()
-    tau = 0.9 * float(lowest)
-    if n <= INERTIA_UP_TO:
-        found = index(H, tau, method=Inertia())
-        return found, tau if found.nullity == 0 else 0.0
-    return index(H, tau), tau
+    if n > EXACT_UP_TO:
+        # Where no eigenvalue is negative the lowest tells where the gap ends, and factorisations
+        # prove that it is empty. At a saddle a positive one may be nearer to 0.
+        lowest = float(eigsh(H, k=1, which="SA", tol=1e-6).values[0])
+        if n > INERTIA_UP_TO:
+            return (index(H, 0.9 * lowest), 0.9 * lowest) if lowest > 0 else (index(H), math.nan)
+        if lowest > 0:
+            found = index(H, 0.9 * lowest, method=Inertia())
+            if found.nullity == 0:
+                return found, found.tau
+    found = index(H, method=Exact())
+    assert found.eigenvalues is not None
+    return found, float(found.eigenvalues.abs().min())
 
 
 def _lipschitz(

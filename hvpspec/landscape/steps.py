@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,7 +17,8 @@ from torch import Tensor
 from hvpspec.errors import ComputationError
 from hvpspec.landscape.landscapes import Landscape
 from hvpspec.linalg.extremes import Eigenpairs, eigsh
-from hvpspec.linalg.operator import SymmetricOperator, WrappedOperator
+from hvpspec.linalg.operator import Piece, SymmetricOperator, WrappedOperator
+from hvpspec.progress import Progress
 
 #: Up to this size steps are taken from all eigenpairs, a matter of seconds each.
 DENSE_UP_TO = 2000
@@ -88,6 +89,11 @@ class _Counted(WrappedOperator):
         self._walk.num_matvecs += V.shape[1]
         return self._A.matmat(V)
 
+    def _pieces(self, A: Tensor, progress: Progress | None) -> Iterator[Piece]:
+        before = self._A.num_matvecs
+        yield from super()._pieces(A, progress)
+        self._walk.num_matvecs += self._A.num_matvecs - before
+
     def _around(self, A: SymmetricOperator) -> SymmetricOperator:
         return _Counted(A, self._walk)
 
@@ -133,11 +139,17 @@ class Curvature(ABC):
         """
 
     @abstractmethod
-    def reflected(self, g: Tensor, k: int) -> Tensor | None:
-        """The step up along the k lowest eigenvectors and down along all others, shape (n,).
+    def towards(self, g: Tensor, k: int | None, longest: float) -> Tensor | None:
+        """A step towards a critical point of index k, shape (n,); None if it cannot be solved.
 
-        With ``c_i = <v_i, g>`` it is ``sum_{i < k} (c_i / |l_i|) v_i - sum_{i >= k} (c_i / |l_i|)
-        v_i`` (Cerjan & Miller 1981); at a saddle of index k it is Newton's.
+        It goes up along the k lowest eigenvectors and down along all others. With ``c_i = <v_i,
+        g>`` it is ``sum_{i < k} (c_i / |l_i|) v_i - sum_{i >= k} (c_i / |l_i|) v_i`` (Cerjan &
+        Miller 1981), which at a saddle of index k is Newton's.
+
+        Args:
+            g: the gradient, shape (n,).
+            k: the index; None for Newton's step.
+            longest: the step's largest coefficient, where they are known, or else its length.
         """
 
 
@@ -174,11 +186,13 @@ class DenseCurvature(Curvature):
         """From all eigenpairs but those of the null space."""
         return -self.vectors @ self._scaled(g, self.values, smallest)
 
-    def reflected(self, g: Tensor, k: int) -> Tensor:
-        """From all eigenpairs but those of the null space."""
-        signs = torch.ones_like(self.values)
-        signs[:k] = -1
-        return -self.vectors @ self._scaled(g, signs * self.values.abs(), self.floor)
+    def towards(self, g: Tensor, k: int | None, longest: float) -> Tensor:
+        """From all eigenpairs; each coefficient is clipped, so that small eigenvalues rule none."""
+        divisors = self.values
+        if k is not None:
+            divisors = self.values.abs()
+            divisors[:k] *= -1
+        return -self.vectors @ self._scaled(g, divisors, self.floor).clamp(-longest, longest)
 
     def _scaled(self, g: Tensor, divisors: Tensor, smallest: float) -> Tensor:
         """The coefficients of g, each over its divisor, and 0 where that is taken for zero."""
@@ -228,12 +242,17 @@ class IterativeCurvature(Curvature):
         p = self._solve(self.H, g, scipy.sparse.linalg.cg)
         return self._solve(self.H, g, scipy.sparse.linalg.minres) if p is None else p
 
-    def reflected(self, g: Tensor, k: int) -> Tensor | None:
+    def towards(self, g: Tensor, k: int | None, longest: float) -> Tensor | None:
         """By CG on ``H + 2 sum_{i < k} |l_i| v_i v_i^T``, and by eigenpairs for those."""
-        V, values = self.vectors[:, :k], self.values[:k]
-        c = V.T @ g
-        rest = self._solve(_Reflected(self.H, V, values), g - V @ c, scipy.sparse.linalg.cg)
-        return None if rest is None else rest - V @ (V.T @ rest) + V @ (c / values.abs())
+        if k is None:
+            p = self.newton(g, self.floor)
+        else:
+            V, values = self.vectors[:, :k], self.values[:k]
+            c = V.T @ g
+            p = self._solve(_Reflected(self.H, V, values), g - V @ c, scipy.sparse.linalg.cg)
+            if p is not None:
+                p = p - V @ (V.T @ p) + V @ (c / values.abs())
+        return p if p is None or norm(p) <= longest else p * (longest / norm(p))
 
     def _solve(
         self, A: SymmetricOperator | _Reflected, g: Tensor, method: Callable[..., Any]
@@ -366,7 +385,7 @@ def flatten(walk: Walk, theta: Tensor) -> Tensor:
 
 
 def towards(walk: Walk, theta: Tensor, k: int | None) -> Tensor:
-    """Walk towards a critical point of index k, or of whatever index for None.
+    """Walk towards a critical point of index k, or of whatever index for None, and onto it.
 
     Steps are as long as the linear model of the gradient holds, a trust region of its own kind.
     Where Newton's steps no longer lower the gradient's norm, that is minimised by itself.
@@ -376,6 +395,9 @@ def towards(walk: Walk, theta: Tensor, k: int | None) -> Tensor:
         theta: where to begin, shape (n,).
         k: the index; None for Newton's steps, which go to whatever critical point is near.
 
+    Returns:
+        The last point, which is not critical if the walk got stuck.
+
     Raises:
         ComputationError: the equations of a step could not be solved.
     """
@@ -383,31 +405,27 @@ def towards(walk: Walk, theta: Tensor, k: int | None) -> Tensor:
     H = walk.curvature(theta, (k or 0) + 1)
     longest = max(norm(theta), 1.0)
     trust = 0.1 * longest
-    while walk.left:
-        p = H.newton(g, H.floor) if k is None else H.reflected(g, k)
+    while walk.left and trust > 1e-12 * longest:
+        p = H.towards(g, k, trust)
         if p is None:
             raise ComputationError(
                 "the equations of a step could not be solved: the Hessian is nearly singular; "
                 "raise l2, or start elsewhere"
             )
-        is_full = norm(p) <= trust
-        p = p if is_full else p * (trust / norm(p))
         g_new, change = walk.gradient(theta + p), H.H.matvec(p)
-        error = norm(g_new - g - change) / (norm(change) or 1.0)
-        falls = norm(g_new) < norm(g)
-        if error > 1 or (k is None and not falls and error > 0.1):
+        # Relative to what is there: near null directions no change at all is predicted.
+        error = norm(g_new - g - change) / (max(norm(change), norm(g)) or 1.0)
+        if error > 0.5 or (k is None and norm(g_new) >= norm(g)):
             trust = min(trust, norm(p)) / 4
-            if trust < 1e-12 * longest:
-                break
             continue
-        if error < 0.25 and not is_full:
+        if error < 0.1:
             trust = min(2 * trust, longest)  # so that a way to infinity takes its time
         theta, g = theta + p, g_new
         walk.tell(theta, g)
-        if is_full and norm(p) <= 1e-5 * max(norm(theta), 1.0):
-            return theta
+        if norm(p) <= 1e-5 * longest:
+            return newton(walk, theta)[0]
         H = walk.curvature(theta, (k or 0) + 1)
-    return flatten(walk, theta) if k is None else theta
+    return newton(walk, flatten(walk, theta))[0] if k is None else theta
 
 
 def downhill(walk: Walk, theta: Tensor, v: Tensor, g: Tensor, curvature: float) -> Tensor | None:

@@ -39,6 +39,26 @@ def landscape(model: nn.Module, l2: object = 0.02, **options: object) -> Network
     return NetworkLandscape(model, nn.CrossEntropyLoss(), data(), l2=l2, **options)
 
 
+def test_the_cost_is_what_was_spent(monkeypatch: pytest.MonkeyPatch):
+    L, spent = landscape(network()), [0, 0]
+    gradient, hessian = L.gradient, L.hessian
+    operators = []
+
+    def counted_gradient(theta: Tensor) -> Tensor:
+        spent[0] += 1
+        return gradient(theta)
+
+    def counted_hessian(theta: Tensor) -> object:
+        operators.append(hessian(theta))
+        return operators[-1]
+
+    monkeypatch.setattr(L, "gradient", counted_gradient)
+    monkeypatch.setattr(L, "hessian", counted_hessian)
+    p = critical_point(L, L.start, lipschitz=1e3)
+    assert p.num_gradients == pytest.approx(spent[0], abs=1)  # facts take one more
+    assert p.num_matvecs == sum(H.num_matvecs for H in operators)
+
+
 def test_it_is_the_function_of_an_operator():
     model = network()
     L = landscape(model, 0.02)
