@@ -128,8 +128,8 @@ class Counted:
     def both(self, x: np.ndarray) -> tuple[float, np.ndarray]:
         """The function and its gradient."""
         self.gradients += 1
-        theta = torch.as_tensor(x)
-        return self.F.value(theta), self.F.gradient(theta).numpy()
+        value, gradient = self.F.value_and_gradient(torch.as_tensor(x))
+        return value, gradient.numpy()
 
     def product(self, x: np.ndarray, v: np.ndarray) -> np.ndarray:
         """The Hessian at a point times a vector."""

@@ -15,7 +15,12 @@ from torch.func import grad, hessian, vmap
 from hvpspec.curvature.losses import Loss
 from hvpspec.curvature.objective import Objective
 from hvpspec.curvature.operator import HessianOperator
-from hvpspec.errors import InputError, NonFiniteError, NotDifferentiableError
+from hvpspec.errors import (
+    InputError,
+    NonFiniteError,
+    NotDifferentiableError,
+    type_and_line,
+)
 from hvpspec.landscape.lipschitz import proved_lipschitz
 from hvpspec.landscape.smoothness import Kink, kink_distance, kinks
 from hvpspec.linalg.operator import Piece, PointFacts, SymmetricOperator, WrappedOperator
@@ -49,9 +54,15 @@ class Landscape(ABC):
         """A point of this landscape as a tensor of its own, shape (n,).
 
         Raises:
-            InputError: it has another shape, or is not finite.
+            InputError: it has another shape, or is not finite, or no tensor of real numbers.
         """
-        point = torch.as_tensor(theta).detach().to(self.device, self.dtype, copy=True)
+        try:
+            given = torch.as_tensor(theta).detach()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"theta must be a tensor, got {type(theta).__name__}") from error
+        if given.is_complex():
+            raise InputError("theta must be real, got complex numbers")
+        point = given.to(self.device, self.dtype, copy=True)
         if point.shape != (self.n,):
             raise InputError(f"theta must have shape ({self.n},), got {tuple(point.shape)}")
         if not bool(torch.isfinite(point).all()):
@@ -69,6 +80,10 @@ class Landscape(ABC):
     @abstractmethod
     def hessian(self, theta: Tensor) -> SymmetricOperator:
         """The Hessian of ``f`` at a point."""
+
+    def value_and_gradient(self, theta: Tensor) -> tuple[float, Tensor]:
+        """Both at a point, at the cost of the gradient where that is possible."""
+        return self.value(theta), self.gradient(theta)
 
     def values(self, thetas: Tensor) -> Tensor:
         """``f`` at a stack of points of shape (s, n); shape (s,)."""
@@ -121,6 +136,8 @@ class FunctionLandscape(Landscape):
     def __init__(
         self, n: int, f: Callable[[Tensor], Tensor], *, device: torch.device | str = "cpu"
     ) -> None:
+        if n < 1:
+            raise InputError(f"n must be at least 1, got {n}")
         super().__init__(n, device)
         self.f = f
 
@@ -153,25 +170,40 @@ class FunctionLandscape(Landscape):
 
     def values(self, thetas: Tensor) -> Tensor:
         """``f`` at a stack of points of shape (s, n), at once; shape (s,)."""
-        values: Tensor = vmap(self.f)(thetas)
-        return values
+        return self._stacked(self._apart, thetas)
 
     def gradients(self, thetas: Tensor) -> Tensor:
         """The gradients at a stack of points, at once, shape (s, n)."""
-        gradients: Tensor = vmap(grad(self.f))(thetas)
-        return gradients
+        return self._stacked(grad(self._apart), thetas)
 
     def hessians(self, thetas: Tensor) -> Tensor:
         """The Hessians at a stack of points, at once, shape (s, n, n)."""
-        hessians: Tensor = vmap(hessian(self.f))(thetas)
-        return hessians
+        return self._stacked(hessian(self._apart), thetas)
+
+    def _apart(self, theta: Tensor) -> Tensor:
+        """``f`` as a scalar, of a point of its own, into which it may write."""
+        return self.f(theta.clone()).reshape(())
+
+    def _stacked(self, function: Callable[..., Any], thetas: Tensor) -> Tensor:
+        """A function at a stack of points."""
+        try:
+            values: Tensor = vmap(function)(thetas)
+        except RuntimeError as error:
+            raise InputError(
+                f"torch.func.vmap cannot take f at a stack of points ({type_and_line(error)})"
+            ) from error
+        return values
 
     def _evaluated(self, theta: Tensor) -> Tensor:
-        """``f``, one finite number."""
-        value: Any = self.f(theta)
+        """``f``, one finite number, of a point of its own, into which it may write."""
+        value: Any = self.f(theta.clone())
         if not isinstance(value, Tensor) or value.numel() != 1:
             kind = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise InputError(f"f must return one number as a tensor, got {kind}")
+        if value.dtype != self.dtype:  # the floor of round-off is that of float64
+            raise InputError(f"f must compute in float64, but returns {value.dtype}")
+        if theta.requires_grad and not value.requires_grad:
+            raise InputError("f does not depend on theta by operations that PyTorch differentiates")
         if not bool(torch.isfinite(value.detach())):
             raise NonFiniteError(f"f is {float(value.detach())} at a point; start elsewhere")
         return value.reshape(())
@@ -279,7 +311,7 @@ class NetworkLandscape(Landscape):
             found = torch.repeat_interleave(
                 torch.tensor(each, dtype=self.dtype), torch.tensor(space.sizes)
             ).to(self.device)
-        elif isinstance(l2, Tensor) and l2.ndim:
+        elif getattr(l2, "ndim", 0):
             found = self.point(l2)
         else:
             found = torch.full_like(self.start, float(l2))
@@ -317,6 +349,13 @@ class NetworkLandscape(Landscape):
     def gradient(self, theta: Tensor) -> Tensor:
         """The gradient of ``f`` at a point, shape (n,)."""
         return self.objective.gradient(theta).add_(2 * self.l2 * theta).add_(self.tilt)
+
+    def value_and_gradient(self, theta: Tensor) -> tuple[float, Tensor]:
+        """Both at a point, in one pass over the data."""
+        point = self.objective.at(theta)
+        gradient, _ = point.gradient()
+        value = point.objective_value() + self._simple(theta)  # from the losses of the same pass
+        return value, gradient.add_(2 * self.l2 * theta).add_(self.tilt)
 
     def gradients(self, thetas: Tensor) -> Tensor:
         """The gradients at a stack of points, shape (s, n), at once where the network is small."""

@@ -243,15 +243,21 @@ class IterativeCurvature(Curvature):
         return self._solve(self.H, g, scipy.sparse.linalg.minres) if p is None else p
 
     def towards(self, g: Tensor, k: int | None, longest: float) -> Tensor | None:
-        """By CG on ``H + 2 sum_{i < k} |l_i| v_i v_i^T``, and by eigenpairs for those."""
+        """By CG on ``H + 2 sum_{i < k} |l_i| v_i v_i^T``, and by eigenpairs for those.
+
+        Further negative eigenvalues, of which there may be hundreds, are shifted above 0.
+        """
         if k is None:
             p = self.newton(g, self.floor)
         else:
-            V, values = self.vectors[:, :k], self.values[:k]
+            values = self.values.to(g)
+            V, up, shift = self.vectors[:, :k], values[:k], -2 * values[k:].clamp(max=0).sum()
             c = V.T @ g
-            p = self._solve(_Reflected(self.H, V, values), g - V @ c, scipy.sparse.linalg.cg)
+            A = _Reflected(self.H, V, up, shift)
+            p = self._solve(A, g - V @ c, scipy.sparse.linalg.cg)
             if p is not None:
-                p = p - V @ (V.T @ p) + V @ (c / values.abs())
+                climb = torch.where(up.abs() > self.floor, c / up.abs(), 0.0)
+                p = p - V @ (V.T @ p) + V @ climb
         return p if p is None or norm(p) <= longest else p * (longest / norm(p))
 
     def _solve(
@@ -268,14 +274,15 @@ class IterativeCurvature(Curvature):
 
 
 class _Reflected:
-    """``H + 2 sum |l_i| v_i v_i^T`` over some eigenpairs with negative eigenvalues."""
+    """``H + s I + 2 sum |l_i| v_i v_i^T`` over some eigenpairs with negative eigenvalues."""
 
-    def __init__(self, H: SymmetricOperator, V: Tensor, values: Tensor) -> None:
-        self._H, self._V, self._values = H, V, values.clamp(max=0).abs()
+    def __init__(self, H: SymmetricOperator, V: Tensor, values: Tensor, shift: Tensor) -> None:
+        self._H, self._V, self._values, self._shift = H, V, values.clamp(max=0).abs(), shift
 
     def matvec(self, v: Tensor) -> Tensor:
         """Multiply a vector, shape (n,)."""
-        return self._H.matvec(v) + 2 * self._V @ (self._values * (self._V.T @ v))
+        back = 2 * self._V @ (self._values * (self._V.T @ v))
+        return self._H.matvec(v) + self._shift * v + back
 
     def to_scipy(self) -> scipy.sparse.linalg.LinearOperator:
         """For SciPy's solvers."""
@@ -300,8 +307,9 @@ def lbfgs(walk: Walk, theta: Tensor, gtol: float) -> Tensor:
 
     def both(x: object) -> tuple[float, object]:
         point = torch.as_tensor(x).to(theta)
-        g = walk.gradient(point)
-        return walk.landscape.value(point), g.cpu().numpy()
+        walk.num_gradients += 1
+        value, g = walk.landscape.value_and_gradient(point)
+        return value, g.cpu().numpy()
 
     def tell(result: scipy.optimize.OptimizeResult) -> None:
         if walk.observer is not None:

@@ -40,22 +40,29 @@ def landscape(model: nn.Module, l2: object = 0.02, **options: object) -> Network
 
 
 def test_the_cost_is_what_was_spent(monkeypatch: pytest.MonkeyPatch):
-    L, spent = landscape(network()), [0, 0]
-    gradient, hessian = L.gradient, L.hessian
+    L, spent = landscape(network()), 0
+    gradient, both, hessian = L.gradient, L.value_and_gradient, L.hessian
     operators = []
 
     def counted_gradient(theta: Tensor) -> Tensor:
-        spent[0] += 1
+        nonlocal spent
+        spent += 1
         return gradient(theta)
+
+    def counted_both(theta: Tensor) -> tuple[float, Tensor]:
+        nonlocal spent
+        spent += 1
+        return both(theta)
 
     def counted_hessian(theta: Tensor) -> object:
         operators.append(hessian(theta))
         return operators[-1]
 
     monkeypatch.setattr(L, "gradient", counted_gradient)
+    monkeypatch.setattr(L, "value_and_gradient", counted_both)
     monkeypatch.setattr(L, "hessian", counted_hessian)
     p = critical_point(L, L.start, lipschitz=1e3)
-    assert p.num_gradients == pytest.approx(spent[0], abs=1)  # facts take one more
+    assert p.num_gradients == pytest.approx(spent, abs=1)  # facts take one more
     assert p.num_matvecs == sum(H.num_matvecs for H in operators)
 
 
@@ -65,6 +72,9 @@ def test_it_is_the_function_of_an_operator():
     H = HessianOperator(model.double(), nn.CrossEntropyLoss(), data(), l2=0.02, dtype=DOUBLE)
     assert L.value(L.start) == pytest.approx(H.loss(), rel=1e-14)
     assert torch.allclose(L.gradient(L.start), H.gradient(), rtol=0, atol=1e-14)
+    value, gradient = L.value_and_gradient(L.start)
+    assert value == L.value(L.start)
+    assert torch.equal(gradient, L.gradient(L.start))
     assert torch.allclose(L.hessian(L.start).to_dense(), H.to_dense(), rtol=0, atol=1e-14)
 
 
