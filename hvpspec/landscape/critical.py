@@ -55,7 +55,7 @@ class CriticalPoint(Result):
         lipschitz_kind: "proved", "estimated", "given" or "none".
         h: ``beta K eta``, which proves a critical point if it is at most 1/2.
         radius: the true critical point is within this distance; infinite if h is above 1/2.
-        isolation: within this distance there is no other.
+        isolation: within this distance there is no other, if K is one on that ball.
         certified: whether a critical point of this index is proved to be there.
         reason: why it is not certified; empty if it is.
         num_gradients: gradients spent.
@@ -88,6 +88,26 @@ class CriticalPoint(Result):
     kink_distance: float = math.inf
 
     _FORMAT = "hvpspec-critical-point"
+
+    @property
+    def ball(self) -> float:
+        """The radius, and 0 where it is infinite: nothing but the point itself is known."""
+        return self.radius if math.isfinite(self.radius) else 0.0
+
+    def holds(self, distances: Tensor, radii: Tensor | float) -> Tensor:
+        """Which balls hold the same critical point as this one's.
+
+        Those that lie where it is proved to be the only one do. An estimated constant may be far
+        too small for that, as where a symmetry makes all third derivatives vanish; then it is those
+        that meet this one's.
+
+        Args:
+            distances: of their centres, shape (s,).
+            radii: theirs, shape (s,).
+        """
+        if self.isolation > 0 and self.lipschitz_kind != "estimated":
+            return distances + radii < self.isolation
+        return distances <= self.ball + radii
 
     def rows(self, subject: Any = None) -> list[Row]:
         """The lines of the table."""
@@ -237,6 +257,9 @@ def certify(
     distance = F.kink_distance(theta)
     margin = gap - found.noise_floor
     reached = g_norm <= floor + nearest
+    # Round-off is some u of what is added up. More is a jump, at a kink that no name tells.
+    u = torch.finfo(theta.dtype).eps / 2
+    jumps = margin > 0 and floor > u**0.5 * (found.norm * max(norm(theta), 1.0) + g_norm)
 
     K, K_kind, unproved, h, radius, isolation = math.nan, "none", "", math.inf, math.inf, 0.0
     if margin > 0:
@@ -249,7 +272,7 @@ def certify(
             radius = 2 * eta / (1 + root)
             isolation = (1 + root) / (beta * K) if K else math.inf
     there = h <= 0.5 and (reached or K_kind != "estimated")
-    if F.kinks and not distance > _ON_A_KINK:
+    if jumps or (F.kinks and not distance > _ON_A_KINK):
         kind = "kink"
     elif margin <= 0 and reached:
         kind = "degenerate"
@@ -289,6 +312,8 @@ def _reason(walk: Walk, found: IndexResult, kind: str, unproved: str, h: float) 
     kinks = walk.landscape.kinks
     if kinks:
         return f"f is not twice differentiable everywhere: {kinks[0]}"
+    if kind == "kink":
+        return "the gradient jumps at the point, or has lost half of its digits"
     if kind == "degenerate":
         return (
             f"an eigenvalue is zero at the noise floor {found.noise_floor:.1e}, as with continuous "

@@ -63,15 +63,21 @@ def critical_points(
         >>> [(p.kind, p.value) for p in critical_points(F, starts, lipschitz=48.0)]
         [('minimum', 0.0), ('minimum', 0.0), ('saddle of index 1', 1.0)]
     """
-    starts = torch.as_tensor(starts, dtype=F.dtype, device=F.device)
+    starts = torch.as_tensor(starts, device=F.device).detach()
     if starts.ndim != 2 or starts.shape[1] != F.n:
         raise InputError(f"starts must have shape (s, {F.n}), got {tuple(starts.shape)}")
+    if starts.is_complex() or not bool(torch.isfinite(starts).all()):
+        raise InputError("starts must hold finite real numbers")
+    starts = starts.to(F.dtype)
     if max_index is not None and not 0 <= max_index <= F.n:
         raise InputError(f"max_index must be between 0 and {F.n}, got {max_index}")
     generator = seeded(generator)
     ends, steps = _newton_all(F, starts)
-    order = F.values(ends).argsort() if len(ends) else torch.zeros(0, dtype=torch.long)
-    ends, steps = ends[order], steps[order]
+    if len(ends):
+        # Newton's method sees gradients alone, and may leave the domain of f.
+        values = F.values(ends).to(ends.device)
+        order = values.argsort()[: int(values.isfinite().sum())]
+        ends, steps = ends[order], steps[order]
     found: list[CriticalPoint] = []
     while len(ends):
         point = certify(F, ends[0], lipschitz=lipschitz, generator=generator, walk=Walk(F))
@@ -79,15 +85,23 @@ def critical_points(
         # Twice a Newton step bounds the distance to the true point where h <= 1/2. Differences, not
         # products, tell nearby points apart.
         distances = torch.cdist(ends, images, compute_mode="donot_use_mm_for_euclid_dist")
-        distances = distances.amin(1) + 2 * steps
-        others = distances >= point.isolation
+        distances = distances.amin(1)
+        others = ~point.holds(distances, 2 * steps)
         others[0] = False
         ends, steps = ends[others], steps[others]
         if point.kind in ("gradient-flat", "not reached", "kink"):
             continue
+        if any(_is_among(images, point.ball, known) for known in found):
+            continue
         if point.kind == "degenerate" or max_index is None or point.index.lower <= max_index:
             found.append(point)
     return tuple(found)
+
+
+def _is_among(images: Tensor, radius: float, known: CriticalPoint) -> bool:
+    """Whether one of the images of a point is a known point."""
+    distances = torch.linalg.vector_norm(images - known.theta, dim=1)
+    return bool(known.holds(distances, radius).any())
 
 
 def _newton_all(F: Landscape, thetas: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,14 +114,18 @@ def _newton_all(F: Landscape, thetas: Tensor) -> tuple[Tensor, Tensor]:
     sizes = torch.linalg.vector_norm(thetas, dim=1).clamp(min=1.0)
     trust = 0.5 * sizes
     g = F.gradients(thetas)
-    done = torch.zeros(len(thetas), dtype=torch.bool)
+    done = ~torch.isfinite(g).all(1)  # out of the domain of f
     last = torch.full_like(trust, torch.inf)
     for _ in range(_MOST_STEPS):
         active = (~done).nonzero().flatten()
         if not len(active):
             break
+        H = F.hessians(thetas[active])
+        is_finite = torch.isfinite(H).flatten(1).all(1)
+        done[active[~is_finite]] = True
+        active, H = active[is_finite], H[is_finite]
         x, gx = thetas[active], g[active]
-        p = _newton_steps(F.hessians(x), gx)
+        p = _newton_steps(H, gx)
         length = torch.linalg.vector_norm(p, dim=1)
         p = p * (trust[active] / length).clamp(max=1.0)[:, None]
         moved = x + p
@@ -170,7 +188,7 @@ def morse_check(
         found: a saddle and a minimum may be missing together.
 
     Raises:
-        InputError: a point is degenerate, or its index is not known.
+        InputError: a point is none or degenerate, or its index is not known, or two are the same.
 
     Reference:
         Milnor, Morse Theory, section 5: with Betti numbers 1, 0, 0, ... of the whole space, ``c_k -
@@ -183,12 +201,16 @@ def morse_check(
         >>> morse_check(critical_points(F, starts, lipschitz=48.0)).counts
         (2, 1)
     """
-    for point in points:
-        if point.kind == "degenerate" or point.index.index is None:
+    points = tuple(points)
+    for k, point in enumerate(points):
+        is_one = point.kind == "minimum" or point.kind.startswith("saddle")
+        if not is_one or point.index.index is None:
             raise InputError(
-                f"the Morse inequalities need nondegenerate points, but one with f = "
+                f"the Morse inequalities need nondegenerate critical points, but one with f = "
                 f"{point.value:.6g} is {point.kind}; add l2 or a tilt"
             )
+        if any(_is_among(point.theta[None], point.ball, other) for other in points[:k]):
+            raise InputError(f"two of the points, with f = {point.value:.6g}, are the same")
     found: Counter[int] = Counter()
     for point in points:
         found[point.index.lower] += 1 if symmetries is None else symmetries.orbit_size(point)

@@ -23,6 +23,9 @@ _EACH_UNIT = (
 )  # fmt: skip
 _LINEAR = (nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Dropout)
 
+# So many random elements all happen to belong to a proper subgroup in one of a million cases.
+_CHECKED = 20
+
 #: Each element of a group as an index and a sign for each coordinate: ``theta[index] * sign``.
 _Map = tuple[Tensor, Tensor]
 
@@ -56,10 +59,10 @@ class Symmetries(Result):
         """The number of different critical points among the images of one.
 
         By the orbit-stabiliser theorem it is the order of the group over the number of images that
-        are the point itself: those in the ball in which it is the only one.
+        are the point itself.
         """
         distances = torch.linalg.vector_norm(self.images(point.theta) - point.theta, dim=1)
-        return self.order // int((distances + point.radius < point.isolation).sum())
+        return self.order // int(point.holds(distances, point.ball).sum())
 
     def _brief(self) -> dict[str, object]:
         """What ``repr`` shows."""
@@ -82,7 +85,8 @@ def symmetries(F: NetworkLandscape, *, max_order: int = 10_000) -> Symmetries:
         The group, all its elements one by one.
 
     Raises:
-        InputError: the network is not of this kind, or its group is larger.
+        InputError: the network is not of this kind, or its group is larger, or f is not the same at
+            an image of a point, as with parameters or layers that are used twice.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(1, 2), nn.Tanh(), nn.Linear(2, 1))
@@ -127,7 +131,29 @@ def symmetries(F: NetworkLandscape, *, max_order: int = 10_000) -> Symmetries:
         for index, sign in elements
         if torch.equal(l2[index], l2) and torch.equal(tilt[index] * sign, tilt)
     ]
-    return Symmetries(*(torch.stack(parts) for parts in zip(*kept, strict=True)))
+    found = Symmetries(*(torch.stack(parts) for parts in zip(*kept, strict=True)))
+    _check(F, found)
+    return found
+
+
+def _check(F: NetworkLandscape, found: Symmetries) -> None:
+    """Compare f at a point and at some images: of a false group at least every other one differs.
+
+    Raises:
+        InputError: f differs.
+    """
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(F.n, generator=generator, dtype=F.dtype).to(F.device)
+    theta = F.start + noise * max(1e-2, float(F.start.abs().mean()))
+    value = F.value(theta)
+    some = torch.randperm(found.order, generator=generator)[:_CHECKED]
+    for image in Symmetries(found.indices[some], found.signs[some]).images(theta):
+        # Sums of n terms in another order differ by some n u.
+        if not abs(F.value(image) - value) <= 1e-9 * max(abs(value), 1e-9):
+            raise InputError(
+                "an exchange of hidden units changes f: layers or parameters are used twice, have "
+                "hooks, or act on other dimensions than those of units"
+            )
 
 
 def _layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
