@@ -68,8 +68,9 @@ def draw_map(
             bbox={"fc": "white", "ec": "none", "alpha": 0.8, "pad": 1},
         )
     ax.plot(*torch.stack(way).T.tolist(), ".-", color=BLUE, lw=1, ms=5)
-    ax.annotate("Newton's method", way[0].tolist(), (-58, 14), textcoords="offset points",
-                fontsize=8, color=BLUE)  # fmt: skip
+    x, y = way[0].tolist()
+    ax.annotate("Newton's method", (x, y), (-58, 14), textcoords="offset points", fontsize=8,
+                color=BLUE)  # fmt: skip
     ax.set(
         aspect="equal",
         xlabel="weight $a$",
