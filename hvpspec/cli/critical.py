@@ -73,7 +73,7 @@ def critical(
     out: PointFile = None,
 ) -> None:
     """Go to a critical point of the loss with its l2 term, and prove that it is there."""
-    wanted: Any = int(target) if target.isdigit() else target
+    wanted: Any = int(target) if target.isdecimal() else target
     problem = load()
     import torch
 

@@ -112,9 +112,12 @@ class CriticalPoint(Result):
     def rows(self, subject: Any = None) -> list[Row]:
         """The lines of the table."""
         proof = "proved" if self.certified else f"not proved: {self.reason}"
+        error = f"within {self.value_error:.1e} of the true point's"
+        if math.isnan(self.value_error):
+            error = "here, where no critical point is known to be near"
         rows: list[Row] = [
             ("kind", self.kind, proof),
-            ("f", f"{self.value:.12g}", f"within {self.value_error:.1e} of the true point's"),
+            ("f", f"{self.value:.12g}", error),
             ("gradient norm", f"{self.gradient_norm:.2e}", f"round-off {self.gradient_floor:.1e}"),
             ("index", _interval(self.index), f"of {self.index.dim}, by {self.index.method}"),
             ("gap", f"{self.gap:.3e}", "smallest absolute value of an eigenvalue"),
@@ -327,6 +330,8 @@ def _reason(walk: Walk, found: IndexResult, kind: str, unproved: str, h: float) 
         return "the index is known with a probability only, or within an interval"
     if not h <= 0.5:
         spent = f"; {walk.num_gradients:,} gradients are spent" if not walk.left else ""
+        if math.isinf(h):
+            return f"no gap around 0 is known in the spectrum of the Hessian{spent}"
         return f"h is {h:.1e}, above 1/2: the gradient is too large for the gap{spent}"
     return f"the Lipschitz constant is estimated: {unproved}" if unproved else ""
 

@@ -54,6 +54,8 @@ def test_nothing_is_said_of_a_gap_that_is_unknown(monkeypatch: pytest.MonkeyPatc
     assert math.isnan(p.gap)
     assert math.isinf(p.radius)
     assert not p.certified
+    assert "no gap" in p.reason
+    assert "nan" not in {name: told for name, _, told in p.rows()}["f"]
 
 
 def test_a_minimum_of_a_large_hessian_is_proved_by_factorisations(monkeypatch: pytest.MonkeyPatch):
