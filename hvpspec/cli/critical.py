@@ -271,8 +271,8 @@ class _Keeper:
         others = [name for name, mark in self._marks().items() if marks.get(name) != mark]
         if others:
             raise InputError(
-                f"{folder} holds the point of another run ({', '.join(others)} differ); choose"
-                " another folder with --checkpoint"
+                f"{folder} holds the point of another run, with another {others[0]}; choose another"
+                " folder with --checkpoint"
             )
         return self._F.point(theta)
 

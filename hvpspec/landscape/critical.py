@@ -30,6 +30,10 @@ FLAT = 1e-3
 # Round-off that was seen in three draws may be a few times as large elsewhere.
 _SAFETY = 8.0
 
+# Isolation is proved up to this distance, relative to the point's norm. Lipschitz constants grow
+# little over so small a ball, and different critical points are further apart.
+_ISOLATION = 1e-6
+
 # A unit whose argument is as near to its kink as round-off of a sum is on it.
 _ON_A_KINK = 1e-9
 
@@ -55,7 +59,7 @@ class CriticalPoint(Result):
         lipschitz_kind: "proved", "estimated", "given" or "none".
         h: ``beta K eta``, which proves a critical point if it is at most 1/2.
         radius: the true critical point is within this distance; infinite if h is above 1/2.
-        isolation: within this distance there is no other, if K is one on that ball.
+        isolation: within this distance there is no other.
         certified: whether a critical point of this index is proved to be there.
         reason: why it is not certified; empty if it is.
         num_gradients: gradients spent.
@@ -268,12 +272,16 @@ def certify(
     if margin > 0:
         beta = 1 / margin
         eta = beta * (g_norm + floor)
-        K, K_kind, unproved = _lipschitz(F, theta, 2 * eta, lipschitz, generator)
+        # Existence needs K within 2 eta, isolation as far as it is claimed.
+        ball = max(2 * eta, _ISOLATION * max(norm(theta), 1.0))
+        K, K_kind, unproved = _lipschitz(F, theta, ball, lipschitz, generator)
         h = beta * K * eta
         if h <= 0.5:
             root = math.sqrt(1 - 2 * h)
             radius = 2 * eta / (1 + root)
             isolation = (1 + root) / (beta * K) if K else math.inf
+            if K_kind != "given":  # which holds everywhere
+                isolation = min(isolation, ball)
     there = h <= 0.5 and (reached or K_kind != "estimated")
     if jumps or (F.kinks and not distance > _ON_A_KINK):
         kind = "kink"

@@ -77,16 +77,18 @@ def test_a_stopped_walk_goes_on(trained: str, run: Run, monkeypatch: pytest.Monk
     from hvpspec.landscape import landscapes
 
     command = f"critical --model {trained} {NET} --data plane.npz --checkpoint kept"
-    gradient, calls = landscapes.NetworkLandscape.gradient, 0
+    both, calls = landscapes.NetworkLandscape.value_and_gradient, 0
 
-    def interrupted(self: landscapes.NetworkLandscape, theta: torch.Tensor) -> torch.Tensor:
+    def interrupted(
+        self: landscapes.NetworkLandscape, theta: torch.Tensor
+    ) -> tuple[float, torch.Tensor]:
         nonlocal calls
         calls += 1
         if calls == 12:
             raise KeyboardInterrupt
-        return gradient(self, theta)
+        return both(self, theta)
 
-    monkeypatch.setattr(landscapes.NetworkLandscape, "gradient", interrupted)
+    monkeypatch.setattr(landscapes.NetworkLandscape, "value_and_gradient", interrupted)
     outcome = run(f"{command} --out best.pt")
     assert outcome.code == 130
     assert "the last point is kept in kept" in outcome.err
@@ -96,7 +98,7 @@ def test_a_stopped_walk_goes_on(trained: str, run: Run, monkeypatch: pytest.Monk
     assert json.loads(Path("end.json").read_text())["certified"]
     outcome = run(f"{command} --target 1")
     assert outcome.code == 2
-    assert "kept holds the point of another run (task differ)" in outcome.err
+    assert "kept holds the point of another run, with another task" in outcome.err
     Path("kept/point.safetensors").write_bytes(b"no")
     outcome = run(command)
     assert outcome.code == 2
