@@ -160,7 +160,7 @@ def uses_batch_statistics(model: nn.Module) -> bool:
 # Examples that are looked at closely: enough to see most faults, too few to cost much.
 _FEW = 24
 # That many parameters times examples take no time worth saving.
-_CHEAP = 2**18
+_CHEAP = 2**17
 
 
 class Guard:
@@ -707,7 +707,7 @@ class Guard:
         self, objective: Objective, samples: Sequence[tuple[Batch, Batch]]
     ) -> list[tuple[Batch, Batch]]:
         """A part of each sample, so that they are few in all, with the batch as it is."""
-        few = max(_CHEAP // objective.space.dim, min(self.num_examples // 12, 2), 1)
+        few = max(_CHEAP // objective.space.dim, 1)
         samples = samples[:few]
         share = few / max(few, sum(sample.num_examples for sample, _ in samples))
         return [(_thinned(sample, share), more) for sample, more in samples]
