@@ -57,9 +57,9 @@ def main(
     """Time the checks of each network, in memory and in a list of batches."""
     out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, str]] = []
-    # The data of ResNet-18 are few in the other benchmarks, and more where it is used.
+    # The data of large networks are few in the other benchmarks, and more where these are used.
     cases = [(name, 1) for name in network or NAMES]
-    cases += [(name, 4) for name, _ in cases if name == "resnet18"]
+    cases += [(name, 4) for name, _ in cases if name in ("gpt", "resnet18")]
     for name, factor in cases:
         for streamed in (False, True):
             taken = [seconds(name, factor, streamed=streamed) for _ in range(repeats)]
