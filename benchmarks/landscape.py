@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from benchmarks.measuring import Times, write
 from benchmarks.networks import problem
+from hvpspec.errors import NonFiniteError
 from hvpspec.landscape import NetworkLandscape, certify, critical_point
 from hvpspec.zoo import Dataset, build_network, load_data
 
@@ -138,18 +139,23 @@ class Counted:
 
 
 def trust_krylov(counted: Counted, theta: Tensor) -> Tensor:
-    """SciPy's trust-krylov, started again where it stopped until it moves no more."""
-    x = theta.numpy()
+    """SciPy's trust-krylov, started again where it stopped until it moves no more.
+
+    Near the minimum it may multiply NaN; the last point before that is its end.
+    """
+    points = [theta.numpy()]
     for _ in range(5):
-        before = x
-        found = scipy.optimize.minimize(
-            counted.both, x, jac=True, hessp=counted.product, method="trust-krylov",
-            options={"gtol": 1e-12, "maxiter": 2000},
-        )  # fmt: skip
-        x = found.x
-        if np.array_equal(x, before):
+        before = points[-1]
+        try:
+            scipy.optimize.minimize(
+                counted.both, before, jac=True, hessp=counted.product, method="trust-krylov",
+                callback=lambda x: points.append(x.copy()), options={"gtol": 1e-12},
+            )  # fmt: skip
+        except NonFiniteError:
             break
-    return torch.as_tensor(x)
+        if np.array_equal(points[-1], before):
+            break
+    return torch.as_tensor(points[-1])
 
 
 def torch_lbfgs(counted: Counted, theta: Tensor) -> Tensor:

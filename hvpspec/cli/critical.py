@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from hvpspec.cli.options import PICTURE, WRITTEN, JsonFile, ProbeSeed, of_method, of_output
+from hvpspec.cli.options import KEPT, PICTURE, WRITTEN, JsonFile, ProbeSeed, of_method, of_output
 from hvpspec.cli.problem import LoadProblem, Problem, draw, on_problem, show
 from hvpspec.errors import InputError, first_line
 from hvpspec.files import make_folder, write_atomically
@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 # The file in the folder of --checkpoint.
 _KEPT_POINT = "point.safetensors"
 
-# A point has no engine of its own: each is multiplied at once and left.
-_on_problem = partial(on_problem, without=("engine", "pseudo_gradient"))
+# Each point is multiplied at once and left, so that no engine is chosen and no product kept.
+_on_problem = partial(
+    on_problem, without=("engine", "pseudo_gradient", "checkpoint", "checkpoint_every")
+)
 
 Lipschitz = Annotated[
     Literal["proved", "estimated"],
@@ -46,6 +48,18 @@ AllowKinks = Annotated[
     ),
 ]
 MaxGradients = Annotated[int, of_method("--max-gradients", "Stop after so many gradients.", min=1)]
+PointFolder = Annotated[
+    Path | None,
+    of_output(
+        "--checkpoint",
+        "Keep the last point here, so that the same command can go on from it.",
+        metavar="DIR",
+    ),
+    KEPT,
+]
+PointEvery = Annotated[
+    float, of_output("--checkpoint-every", "Seconds between two points there.", min=0)
+]
 PointFile = Annotated[
     Path | None,
     of_output("--out", "Write the point as a checkpoint, in float64.", metavar="FILE.pt"),
@@ -71,6 +85,8 @@ def critical(
     seed: ProbeSeed = None,
     json_file: JsonFile = None,
     out: PointFile = None,
+    checkpoint: PointFolder = None,
+    checkpoint_every: PointEvery = 60.0,
 ) -> None:
     """Go to a critical point of the loss with its l2 term, and prove that it is there."""
     wanted: Any = int(target) if target.isdecimal() else target
@@ -82,7 +98,7 @@ def critical(
 
     F, start = _landscape(problem, allow_kinks), time.perf_counter()
     require_target(wanted, F.n)
-    with _Keeper(problem, F, f"target {target}", out) as keeper:
+    with _Keeper(problem, F, f"target {target}", out, checkpoint, checkpoint_every) as keeper:
         point = critical_point(
             F,
             keeper.start,
@@ -128,6 +144,8 @@ def lower_index(
     seed: ProbeSeed = None,
     json_file: JsonFile = None,
     out: PointFile = None,
+    checkpoint: PointFolder = None,
+    checkpoint_every: PointEvery = 60.0,
     picture: Annotated[
         Path | None,
         of_output("--plot", "Draw f and the index on the way: .png, .pdf or .svg.", metavar="FILE"),
@@ -141,7 +159,7 @@ def lower_index(
     from hvpspec.landscape import lower_index
 
     F, start = _landscape(problem, allow_kinks), time.perf_counter()
-    with _Keeper(problem, F, f"order {order}", out) as keeper:
+    with _Keeper(problem, F, f"order {order}", out, checkpoint, checkpoint_every) as keeper:
         way = lower_index(
             F,
             keeper.start,
@@ -206,16 +224,25 @@ class _Keeper:
     """Shows each point of a walk, and keeps the last one, for a walk that is stopped.
 
     Args:
-        problem: what is walked on; its ``--checkpoint`` is the folder of the point.
+        problem: what is walked on.
         F: its landscape.
         task: what the walk is for, in a few words.
         out: where a point is written as a checkpoint if the walk is stopped; None for nowhere.
+        folder: where the last point is kept; None for nowhere.
+        every: seconds between two points there.
     """
 
-    def __init__(self, problem: Problem, F: NetworkLandscape, task: str, out: Path | None) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        F: NetworkLandscape,
+        task: str,
+        out: Path | None,
+        folder: Path | None,
+        every: float,
+    ) -> None:
         self._problem, self._F, self._task, self._out = problem, F, task, out
-        self._folder, every = problem.checkpoint, problem.checkpoint_every
-        self._every = 60.0 if every is None else every
+        self._folder, self._every = folder, every
         self._saved, self._count = time.monotonic(), 0
         self._last: Tensor | None = None
         self._bar = bar("walking")

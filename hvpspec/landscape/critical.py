@@ -14,7 +14,7 @@ from hvpspec.landscape.landscapes import Landscape
 from hvpspec.landscape.lipschitz import estimated_lipschitz
 from hvpspec.landscape.steps import MAX_GRADIENTS, Observer, Walk, minimise, norm, towards
 from hvpspec.linalg.extremes import eigsh
-from hvpspec.linalg.probes import seeded
+from hvpspec.linalg.probes import require_count, seeded
 from hvpspec.results import Result, Row
 from hvpspec.spectrum.exact import Exact, Inertia
 from hvpspec.spectrum.morse import index
@@ -198,6 +198,7 @@ def critical_point(
     theta = F.point(theta)
     k = require_target(target, F.n)
     _require_lipschitz(lipschitz)
+    require_count("max_gradients", max_gradients)
     walk = Walk(F, observer, max_gradients)
     theta = minimise(walk, theta) if k == 0 else towards(walk, theta, k)
     return certify(F, theta, lipschitz=lipschitz, generator=generator, walk=walk)
@@ -218,11 +219,12 @@ def require_target(target: Target, n: int) -> int | None:
     return target
 
 
-def _require_lipschitz(lipschitz: str | float) -> None:
+def _require_lipschitz(lipschitz: Any) -> None:
     """Raise InputError for something that is no choice of a Lipschitz constant."""
     if lipschitz in ("proved", "estimated"):
         return
-    if isinstance(lipschitz, str) or not (math.isfinite(lipschitz) and lipschitz >= 0):
+    is_number = isinstance(lipschitz, int | float) and not isinstance(lipschitz, bool)
+    if not (is_number and math.isfinite(lipschitz) and lipschitz >= 0):
         raise InputError(
             f"lipschitz must be 'proved', 'estimated' or a number of at least 0, got {lipschitz!r}"
         )

@@ -13,7 +13,7 @@ from hvpspec.landscape.critical import CriticalPoint, certify
 from hvpspec.landscape.landscapes import Landscape
 from hvpspec.landscape.lipschitz import third_derivative
 from hvpspec.landscape.steps import MAX_GRADIENTS, Observer, Walk, downhill, minimise, norm
-from hvpspec.linalg.probes import seeded
+from hvpspec.linalg.probes import require_count, seeded
 from hvpspec.results import Result, Row
 from hvpspec.spectrum.morse import index
 
@@ -74,7 +74,7 @@ class Descent(Result):
             zip(self.values, self.gradient_norms, self.indices, strict=True)
         ):
             told = ", ".join(
-                f"{int(count)} below {-tau:.0e}"
+                f"{int(count)} below {-tau:.2g}"
                 for tau, count in zip(self.taus.tolist(), counts, strict=True)
             )
             lines.append((f"point {k}", f"f = {float(f):.9g}", f"|g| = {float(g):.1e}; {told}"))
@@ -103,7 +103,8 @@ def lower_index(
         F: the landscape.
         theta: where to begin, shape (n,).
         order: 2 ends where no eigenvalue is negative; 3 leaves such a point, too, where f has a
-            third derivative along its null space, as at a monkey saddle.
+            third derivative along its null space, as at a monkey saddle. Above 2,000 parameters
+            one vector of that space is looked at.
         taus: thresholds of the indices that are told on the way.
         lipschitz: as for :func:`critical_point`.
         max_gradients: likewise.
@@ -130,6 +131,7 @@ def lower_index(
     """
     if order not in (2, 3):
         raise InputError(f"order must be 2 or 3, got {order!r}")
+    require_count("max_gradients", max_gradients)
     points = [F.point(theta)]
     num_steps, third = 0, 0.0
 

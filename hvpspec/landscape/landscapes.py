@@ -205,7 +205,8 @@ class FunctionLandscape(Landscape):
         if theta.requires_grad and not value.requires_grad:
             raise InputError("f does not depend on theta by operations that PyTorch differentiates")
         if not bool(torch.isfinite(value.detach())):
-            raise NonFiniteError(f"f is {float(value.detach())} at a point; start elsewhere")
+            why = "it may be unbounded below" if float(value.detach()) < 0 else "start elsewhere"
+            raise NonFiniteError(f"f is {float(value.detach())} at a point; {why}")
         return value.reshape(())
 
 
@@ -400,7 +401,10 @@ class NetworkLandscape(Landscape):
 
     def kink_distance(self, theta: Tensor) -> float:
         """The least absolute value of what enters a kink; NaN where it is not known."""
-        return kink_distance(self.objective, theta) if self.kinks else math.inf
+        if not self.kinks:
+            return math.inf
+        known = all(kink.is_at_zero for kink in self.kinks)
+        return kink_distance(self.objective, theta) if known else math.nan
 
     def proved_lipschitz(self, theta: Tensor, radius: float) -> float:
         """A Lipschitz constant of the Hessian on a ball; l2 and tilt add nothing to it."""

@@ -48,6 +48,16 @@ _KINKS = {
     "Amin": ("a minimum", "logsumexp"),
     "Maximum": ("a maximum", "logaddexp"),
     "Minimum": ("a minimum", "logaddexp"),
+    "Fmax": ("a maximum", "logaddexp"),
+    "Fmin": ("a minimum", "logaddexp"),
+    "Cummax": ("a maximum", "logcumsumexp"),
+    "Cummin": ("a minimum", "logcumsumexp"),
+    "Median": ("a median", "a mean"),
+    "Nanmedian": ("a median", "a mean"),
+    "Kthvalue": ("a k-th value", "a smooth function of all entries"),
+    "AdaptiveMaxPool3D": ("max-pooling", "average pooling"),
+    "FractionalMaxPool2D": ("max-pooling", "average pooling"),
+    "FractionalMaxPool3D": ("max-pooling", "average pooling"),
     "Sort": ("a sorting", "a smooth function of all entries"),
     "Topk": ("a choice of the largest", "a smooth function of all entries"),
 }
@@ -60,6 +70,9 @@ _AT_ZERO = {
 }  # fmt: skip
 
 
+_AT_ZERO_NODES = {"Relu", "LeakyRelu", "PreluKernel", "Elu", "Celu", "Abs"}
+
+
 @dataclass(frozen=True)
 class Kink:
     """An operation that is not twice differentiable everywhere.
@@ -68,11 +81,13 @@ class Kink:
         what: its name.
         where: the layer, or where it was found.
         instead: what is smooth in its place.
+        is_at_zero: whether it lies where its argument is 0, so that the distance from it is known.
     """
 
     what: str
     where: str
     instead: str
+    is_at_zero: bool
 
     def __str__(self) -> str:
         return f"{self.where} has kinks ({self.what}); use {self.instead}"
@@ -93,7 +108,8 @@ def kinks(objective: Objective) -> tuple[Kink, ...]:
                 name = node.name().rpartition("::")[2].rstrip("0123456789").removesuffix("Backward")
                 if name in _KINKS and name not in found:
                     what, instead = _KINKS[name]
-                    found[name] = Kink(what, _place(objective.model, what), instead)
+                    where = _place(objective.model, what)
+                    found[name] = Kink(what, where, instead, name in _AT_ZERO_NODES)
             break
     return tuple(found.values())
 

@@ -14,7 +14,7 @@ import scipy.sparse.linalg
 import torch
 from torch import Tensor
 
-from hvpspec.errors import ComputationError
+from hvpspec.errors import ComputationError, NonFiniteError
 from hvpspec.landscape.landscapes import Landscape
 from hvpspec.linalg.extremes import Eigenpairs, eigsh
 from hvpspec.linalg.operator import Piece, SymmetricOperator, WrappedOperator
@@ -71,6 +71,14 @@ class Walk:
         """The Hessian at a point, with at least the k lowest eigenpairs."""
         H = _Counted(self.landscape.hessian(theta), self)
         return DenseCurvature(H) if self.landscape.n <= DENSE_UP_TO else IterativeCurvature(H, k)
+
+    def attempt(self, theta: Tensor) -> tuple[float, Tensor | None]:
+        """The value and the gradient where a step leads; infinity and None if not finite."""
+        self.num_gradients += 1
+        try:
+            return self.landscape.value_and_gradient(theta)
+        except NonFiniteError:
+            return math.inf, None
 
     def tell(self, theta: Tensor, gradient: Tensor) -> None:
         """Tell the observer of a point."""
@@ -306,10 +314,9 @@ def lbfgs(walk: Walk, theta: Tensor, gtol: float) -> Tensor:
     """
 
     def both(x: object) -> tuple[float, object]:
-        point = torch.as_tensor(x).to(theta)
-        walk.num_gradients += 1
-        value, g = walk.landscape.value_and_gradient(point)
-        return value, g.cpu().numpy()
+        value, g = walk.attempt(torch.as_tensor(x).to(theta))
+        # The line search goes back from where f is not finite.
+        return value, (torch.zeros_like(theta) if g is None else g).cpu().numpy()
 
     def tell(result: scipy.optimize.OptimizeResult) -> None:
         if walk.observer is not None:
@@ -321,7 +328,10 @@ def lbfgs(walk: Walk, theta: Tensor, gtol: float) -> Tensor:
         both, theta.cpu().numpy(), jac=True, method="L-BFGS-B", options=options,
         callback=lambda intermediate_result: tell(intermediate_result),
     )  # fmt: skip
-    return torch.as_tensor(found.x).to(theta)
+    end = torch.as_tensor(found.x).to(theta)
+    if not bool(torch.isfinite(end).all()):
+        raise NonFiniteError("the way down leads to infinity: f may be unbounded below; add l2")
+    return end
 
 
 def newton(walk: Walk, theta: Tensor, curvature: Curvature | None = None) -> tuple[Tensor, Tensor]:
@@ -366,9 +376,9 @@ def _shortened(
     if p is not None:
         for k in range(_HALVINGS):
             moved = theta + p / 2**k
-            g_new = walk.gradient(moved)
+            _, g_new = walk.attempt(moved)
             # A fair share of what the linear model promises, so that round-off is no progress.
-            if norm(g_new) < (1 - 0.1 / 2**k) * norm(g):
+            if g_new is not None and norm(g_new) < (1 - 0.1 / 2**k) * norm(g):
                 return moved, g_new
     return None, g
 
@@ -420,7 +430,11 @@ def towards(walk: Walk, theta: Tensor, k: int | None) -> Tensor:
                 "the equations of a step could not be solved: the Hessian is nearly singular; "
                 "raise l2, or start elsewhere"
             )
-        g_new, change = walk.gradient(theta + p), H.H.matvec(p)
+        _, g_new = walk.attempt(theta + p)
+        if g_new is None:
+            trust = min(trust, norm(p)) / 4
+            continue
+        change = H.H.matvec(p)
         # Relative to what is there: near null directions no change at all is predicted.
         error = norm(g_new - g - change) / (max(norm(change), norm(g)) or 1.0)
         if error > 0.5 or (k is None and norm(g_new) >= norm(g)):
@@ -456,7 +470,7 @@ def downhill(walk: Walk, theta: Tensor, v: Tensor, g: Tensor, curvature: float) 
     here = F.value(theta)
     t = max(norm(theta), 1.0)
     for _ in range(_HALVINGS):
-        value = F.value(theta + t * v)
+        value, _ = walk.attempt(theta + t * v)
         if value < here and value <= here + t * slope + curvature * t * t / 4:
             return theta + t * v
         t /= 2
@@ -479,7 +493,7 @@ def minimise(walk: Walk, theta: Tensor) -> Tensor:
             before = theta
             theta, _ = newton(walk, theta, H)
             # After a small step eigenvalues are about what they were.
-            if norm(theta - before) <= 1e-3 * max(norm(theta), 1.0):
+            if norm(theta - before) <= 1e-3 * norm(theta):
                 return theta
             H = walk.curvature(theta)
         lowest = float(H.values[0])
