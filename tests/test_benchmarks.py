@@ -119,3 +119,13 @@ def test_engines(run: Run) -> None:
     assert 0 < row["cold, auto"] < 60
     assert row["warm ratio"] > 0
     assert table.count("| perceptron | 2 x 2 |") == 1
+
+
+def test_walks_on_landscapes(tmp_path: Path) -> None:
+    landscape = importlib.import_module("benchmarks.landscape")
+    landscape.points(tmp_path, network=["mlp2"], products=2, repeats=1)
+    landscape.minima(tmp_path, network=["cnn"], seeds=1, images=10, l2=0.1)
+    (row,) = json.loads((tmp_path / "minima-10.json").read_text())["rows"]
+    assert row["kind"] == "minimum"
+    assert row["proved"] == "yes"
+    assert json.loads((tmp_path / "points.json").read_text())["rows"][0]["network"] == "mlp2"
