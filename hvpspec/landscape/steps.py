@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,7 +19,7 @@ from torch import Tensor
 from hvpspec.errors import ComputationError, NonFiniteError
 from hvpspec.landscape.landscapes import Landscape
 from hvpspec.linalg.extremes import Eigenpairs, eigsh
-from hvpspec.linalg.operator import Piece, SymmetricOperator, WrappedOperator
+from hvpspec.linalg.operator import SymmetricOperator, WrappedOperator
 from hvpspec.progress import Progress
 
 #: Up to this size steps are taken from all eigenpairs, a matter of seconds each.
@@ -86,6 +88,19 @@ class Walk:
             self.observer(theta, self.landscape.value(theta), norm(gradient))
 
 
+@contextmanager
+def _in_passing() -> Iterator[None]:
+    """Do not tell at each point that a faster way of multiplying was not taken.
+
+    Where a network is saturated, cancellation makes the ways differ, and the plain one is right.
+    What is computed at the end of a walk still says so.
+    """
+    with warnings.catch_warnings():
+        for way in ("layer .* the block assembled", "linearised products differ"):
+            warnings.filterwarnings("ignore", message=way)
+        yield
+
+
 class _Counted(WrappedOperator):
     """An operator whose products are counted by a walk."""
 
@@ -95,12 +110,16 @@ class _Counted(WrappedOperator):
 
     def _matmat(self, V: Tensor) -> Tensor:
         self._walk.num_matvecs += V.shape[1]
-        return self._A.matmat(V)
+        with _in_passing():
+            return self._A.matmat(V)
 
-    def _pieces(self, A: Tensor, progress: Progress | None) -> Iterator[Piece]:
+    def to_dense(self, *, progress: Progress | bool | None = None) -> Tensor:
+        """The matrix of the operator beneath, whose products count."""
         before = self._A.num_matvecs
-        yield from super()._pieces(A, progress)
+        with _in_passing():
+            A = self._A.to_dense(progress=progress)
         self._walk.num_matvecs += self._A.num_matvecs - before
+        return A
 
     def _around(self, A: SymmetricOperator) -> SymmetricOperator:
         return _Counted(A, self._walk)
