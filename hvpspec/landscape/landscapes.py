@@ -281,6 +281,11 @@ class NetworkLandscape(Landscape):
         **options: Any,
     ) -> None:
         objective = Objective(model, loss, data, dtype=torch.float64, **options)
+        if objective.is_coupled or _drops(objective):
+            raise InputError(
+                "batch statistics and dropout make f depend on the batch or on chance; call "
+                "model.eval(), which is another function with critical points of its own"
+            )
         super().__init__(objective.space.dim, objective.device)
         objective.hessian().check_symmetry()
         if objective.guard.float64_fails:
@@ -409,6 +414,14 @@ class NetworkLandscape(Landscape):
     def proved_lipschitz(self, theta: Tensor, radius: float) -> float:
         """A Lipschitz constant of the Hessian on a ball; l2 and tilt add nothing to it."""
         return proved_lipschitz(self.objective, theta, radius)
+
+
+def _drops(objective: Objective) -> bool:
+    """Whether a dropout layer is on."""
+    return objective.mode == "as given" and any(
+        isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p
+        for module in objective.modules
+    )
 
 
 class _RegularisedHessian(WrappedOperator):

@@ -223,6 +223,14 @@ def test_batch_normalisation_by_the_batch_goes_as_given():
     assert "BatchNorm" in p.reason
 
 
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d(3), nn.Dropout(0.2)])
+def test_what_depends_on_the_batch_or_on_chance_is_refused(layer: nn.Module):
+    model = nn.Sequential(nn.Linear(4, 3), layer, nn.Tanh(), nn.Linear(3, 3)).train()
+    with pytest.raises(InputError, match="batch statistics and dropout make f depend"):
+        landscape(model, mode="as given")
+    assert landscape(model.eval(), mode="as given").kinks == ()
+
+
 def test_a_scale_without_effect_is_degenerate():
     """The paper's remedy, a number for l2, leaves the rotations of a linear layer."""
     torch.manual_seed(0)
