@@ -291,9 +291,11 @@ class Products:
             return None
         point = self._point
         # Not the vectors that are to be multiplied: the matrix may be zero where they lie.
+        # Two stand for a block of any width, unless the engine is traced for its width.
+        count = min(at_once, 2) if name == "batched" else at_once
         generator = torch.Generator().manual_seed(0)
-        V = torch.randn(at_once, point.space.dim, generator=generator).to(point.device, point.dtype)
-        mix = torch.randn(1, at_once, generator=generator).to(V)
+        V = torch.randn(count, point.space.dim, generator=generator).to(point.device, point.dtype)
+        mix = torch.randn(1, count, generator=generator).to(V)
         expected, product = torch.zeros_like(V[:1]), torch.zeros_like(V)
         _add_product_(expected, plain, graph, mix @ V, 1)
         if not bool(torch.isfinite(expected).all()):
@@ -306,7 +308,7 @@ class Products:
                 compiled = name == "compiled"
                 engine = Linearised(point, self._matrix, batch, width, compiled=compiled)
                 prepared = engine.prepare(k, batch)
-            _add_product_(product, engine, prepared, V, at_once)
+            _add_product_(product, engine, prepared, V, count)
         except Exception as error:  # an operation may be beyond a tracer in any way
             if isinstance(error, HvpspecError) or is_out_of_memory(error):
                 raise
