@@ -10,7 +10,7 @@ import torch
 import typer
 from torch import nn
 
-from benchmarks.measuring import Times, write
+from benchmarks.measuring import Times, table, write
 from benchmarks.networks import NAMES, Problem, problem
 from hvpspec import HessianOperator
 
@@ -43,12 +43,6 @@ def seconds(network: str, factor: int, *, streamed: bool) -> tuple[float, float,
     return time.process_time() - start, checked, gradient
 
 
-def markdown(rows: list[dict[str, str]]) -> str:
-    """The rows as a table."""
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
 def main(
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("out/checks"),
     network: Annotated[list[str] | None, typer.Option(help="Repeatable; all by default.")] = None,
@@ -74,7 +68,7 @@ def main(
                 }
             )
             print(rows[-1], flush=True)
-            write(out, "checks", "float32", rows, markdown(rows))
+            write(out, "checks", "float32", rows, table(rows))
 
 
 if __name__ == "__main__":

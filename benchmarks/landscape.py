@@ -12,7 +12,7 @@ import torch
 import typer
 from torch import Tensor, nn
 
-from benchmarks.measuring import Times, write
+from benchmarks.measuring import Times, table, write
 from benchmarks.networks import problem
 from hvpspec.errors import NonFiniteError
 from hvpspec.landscape import NetworkLandscape, certify, critical_point
@@ -27,12 +27,6 @@ SMOOTH: dict[str, dict[str, str]] = {
     "mlp3": {"activation": "tanh"},
     "cnn": {"activation": "tanh", "pooling": "average"},
 }
-
-
-def markdown(rows: list[dict[str, Any]]) -> str:
-    """The rows as a table."""
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *(map(str, row.values()) for row in rows)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 @app.command()
@@ -71,7 +65,7 @@ def points(
             }
         )
         print(rows[-1], flush=True)
-        write(out, "points", "float64", rows, markdown(rows))
+        write(out, "points", "float64", rows, table(rows))
 
 
 def landscape(name: str, seed: int, images: int, l2: float) -> NetworkLandscape:
@@ -117,7 +111,7 @@ def minima(
                 }
             )
             print(rows[-1], flush=True)
-            write(out, f"minima-{images}", "float64", rows, markdown(rows))
+            write(out, f"minima-{images}", "float64", rows, table(rows))
 
 
 class Counted:
@@ -212,7 +206,7 @@ def rivals(
                 }
             )
             print(rows[-1], flush=True)
-            write(out, "rivals", "float64", rows, markdown(rows))
+            write(out, "rivals", "float64", rows, table(rows))
 
 
 if __name__ == "__main__":

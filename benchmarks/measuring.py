@@ -49,6 +49,12 @@ class Times:
         return f"{self.median:.3g} ({min(self.seconds):.3g}–{max(self.seconds):.3g})"
 
 
+def table(rows: Sequence[Mapping[str, object]]) -> str:
+    """Rows with the same keys as a table of Markdown."""
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *(map(str, row.values()) for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
 def machine(dtype: str) -> dict[str, Any]:
     """What the numbers depend on."""
     return {

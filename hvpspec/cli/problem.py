@@ -189,7 +189,7 @@ def load_problem(
         provenance=_provenance(hessian, told) if told and told["json_file"] else None,
     )
     gauss_newton = partial(hvpspec.GGNOperator, *objective, **options)
-    source = DataSource(data, subset=subset) if data else trained.data
+    source = DataSource(data) if data else trained.data
     if source and subset:
         source = replace(source, subset=subset)
     return Problem(hessian, gauss_newton, subject, trained, source, checkpoint, checkpoint_every)

@@ -257,9 +257,10 @@ def certify(
     theta, walk = F.point(theta), walk or Walk(F)
     generator = seeded(generator)
     F.check(theta)
-    g, H = walk.gradient(theta), F.hessian(theta)
+    walk.num_gradients += 1
+    (value, g), H = F.value_and_gradient(theta), F.hessian(theta)
     g_norm = norm(g)
-    floor, nearest, value_floor = _roundoff(walk, theta, g, H, generator)
+    floor, nearest, value_floor = _roundoff(walk, theta, value, g, H, generator)
     found, gap = _index_and_gap(H)
     flat = norm(H.matvec(g)) <= FLAT * found.norm * g_norm
     walk.num_matvecs += H.num_matvecs
@@ -300,7 +301,7 @@ def certify(
         value_error = (g_norm + floor) * radius + taylor + value_floor
     return CriticalPoint(
         theta=theta,
-        value=F.value(theta),
+        value=value,
         value_error=value_error,
         gradient_norm=g_norm,
         gradient_floor=floor,
@@ -347,7 +348,7 @@ def _reason(walk: Walk, found: IndexResult, kind: str, unproved: str, h: float) 
 
 
 def _roundoff(
-    walk: Walk, theta: Tensor, g: Tensor, H: Any, generator: torch.Generator
+    walk: Walk, theta: Tensor, value: float, g: Tensor, H: Any, generator: torch.Generator
 ) -> tuple[float, float, float]:
     """Bounds on the round-off of the gradient and of f at a point.
 
@@ -361,7 +362,6 @@ def _roundoff(
     """
     u = torch.finfo(theta.dtype).eps / 2
     typical = norm(theta) / len(theta) ** 0.5 or 1.0
-    value = walk.landscape.value(theta)
     g_off, f_off, nearest = u * norm(g), u * abs(value), 0.0
     for _ in range(3):
         xi = torch.randn(len(theta), generator=generator, dtype=theta.dtype).to(theta.device)
@@ -370,8 +370,10 @@ def _roundoff(
         e = near - theta
         change = H.matvec(e)
         nearest = max(nearest, norm(change))
-        g_off = max(g_off, norm(walk.gradient(near) - g - change))
-        f_off = max(f_off, abs(walk.landscape.value(near) - value - float(g @ e)))
+        walk.num_gradients += 1
+        value_near, g_near = walk.landscape.value_and_gradient(near)
+        g_off = max(g_off, norm(g_near - g - change))
+        f_off = max(f_off, abs(value_near - value - float(g @ e)))
     return _SAFETY * g_off, nearest, _SAFETY * f_off
 
 

@@ -160,10 +160,11 @@ def lower_index(
     end = certify(F, points[-1], lipschitz=lipschitz, generator=generator, walk=walk)
     ladders = [index(F.hessian(point), tau_ladder=taus, generator=generator) for point in points]
     counts = [[round(rung.estimate) for rung in found.ladder] for found in ladders]
+    values, gradients = zip(*map(F.value_and_gradient, points), strict=True)
     return Descent(
         points=torch.stack(points),
-        values=torch.tensor([F.value(point) for point in points], dtype=F.dtype),
-        gradient_norms=torch.tensor([norm(walk.gradient(p)) for p in points], dtype=F.dtype),
+        values=torch.tensor(values, dtype=F.dtype),
+        gradient_norms=torch.tensor(list(map(norm, gradients)), dtype=F.dtype),
         indices=torch.tensor(counts),
         taus=torch.tensor(sorted(taus, reverse=True), dtype=F.dtype),
         third_order=third,

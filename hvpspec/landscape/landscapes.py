@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -328,8 +329,7 @@ class NetworkLandscape(Landscape):
     @property
     def of_the_loss(self) -> NetworkLandscape:
         """The same without l2 and tilt: ``L`` alone."""
-        other = object.__new__(type(self))
-        other.__dict__.update(self.__dict__)
+        other = copy.copy(self)
         other.l2, other.tilt = torch.zeros_like(self.l2), torch.zeros_like(self.tilt)
         return other
 

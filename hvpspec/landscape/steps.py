@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hvpspec.errors import ComputationError, NonFiniteError
 from hvpspec.landscape.landscapes import Landscape
-from hvpspec.linalg.extremes import Eigenpairs, eigsh
+from hvpspec.linalg.extremes import eigsh
 from hvpspec.linalg.operator import SymmetricOperator, WrappedOperator
 from hvpspec.progress import Progress
 
@@ -82,10 +82,10 @@ class Walk:
         except NonFiniteError:
             return math.inf, None
 
-    def tell(self, theta: Tensor, gradient: Tensor) -> None:
+    def tell(self, theta: Tensor, value: float, gradient: Tensor) -> None:
         """Tell the observer of a point."""
         if self.observer is not None:
-            self.observer(theta, self.landscape.value(theta), norm(gradient))
+            self.observer(theta, value, norm(gradient))
 
 
 @contextmanager
@@ -137,13 +137,18 @@ class Curvature(ABC):
 
     @property
     @abstractmethod
-    def values(self) -> Tensor:
-        """The lowest eigenvalues in ascending order, shape (k,), or all of them."""
+    def pairs(self) -> tuple[Tensor, Tensor]:
+        """The lowest eigenvalues in ascending order, shape (k,), or all; their vectors, (n, k)."""
 
     @property
-    @abstractmethod
+    def values(self) -> Tensor:
+        """The lowest eigenvalues in ascending order, shape (k,), or all of them."""
+        return self.pairs[0]
+
+    @property
     def vectors(self) -> Tensor:
         """Their eigenvectors, shape (n, k)."""
+        return self.pairs[1]
 
     @property
     @abstractmethod
@@ -184,20 +189,10 @@ class DenseCurvature(Curvature):
     """From all eigenpairs."""
 
     @cached_property
-    def _pairs(self) -> tuple[Tensor, Tensor]:
+    def pairs(self) -> tuple[Tensor, Tensor]:
         """All eigenvalues and eigenvectors."""
         values, vectors = torch.linalg.eigh(self.H.to_dense())
         return values, vectors
-
-    @property
-    def values(self) -> Tensor:
-        """All eigenvalues, shape (n,)."""
-        return self._pairs[0]
-
-    @property
-    def vectors(self) -> Tensor:
-        """All eigenvectors, shape (n, n)."""
-        return self._pairs[1]
 
     @property
     def norm(self) -> float:
@@ -236,28 +231,15 @@ class IterativeCurvature(Curvature):
         self._k = k
 
     @cached_property
-    def _lowest(self) -> Eigenpairs:
+    def pairs(self) -> tuple[Tensor, Tensor]:
         """The k lowest eigenpairs, to a millionth of the norm."""
-        return eigsh(self.H, k=self._k, which="SA", tol=_TOL)
-
-    @property
-    def values(self) -> Tensor:
-        """The lowest eigenvalues, shape (k,)."""
-        return self._lowest.values
-
-    @property
-    def vectors(self) -> Tensor:
-        """Their eigenvectors, shape (n, k)."""
-        return self._lowest.vectors
+        found = eigsh(self.H, k=self._k, which="SA", tol=_TOL)
+        return found.values, found.vectors
 
     @cached_property
-    def _norm(self) -> float:
-        return float(eigsh(self.H, k=1, which="LM", tol=1e-2).values.abs().max())
-
-    @property
     def norm(self) -> float:
         """The largest absolute value of an eigenvalue, to a per cent."""
-        return self._norm
+        return float(eigsh(self.H, k=1, which="LM", tol=1e-2).values.abs().max())
 
     @property
     def floor(self) -> float:
@@ -326,34 +308,57 @@ def norm(x: Tensor) -> float:
     return float(torch.linalg.vector_norm(x))
 
 
+def _lbfgs(
+    f: Callable[[Tensor], tuple[float, Tensor]],
+    theta: Tensor,
+    gtol: float,
+    walk: Walk,
+    observer: Observer | None = None,
+) -> Tensor:
+    """Minimise a function by SciPy's L-BFGS-B, as long as the walk has gradients left.
+
+    Args:
+        f: returns the value and the gradient at a point.
+        theta: where to begin, shape (n,).
+        gtol: the largest entry of the gradient at which it ends.
+        walk: has a number of gradients left.
+        observer: told of each step.
+    """
+
+    def both(x: object) -> tuple[float, object]:
+        value, gradient = f(torch.as_tensor(x).to(theta))
+        return value, gradient.cpu().numpy()
+
+    def tell(intermediate_result: scipy.optimize.OptimizeResult) -> None:
+        if observer is not None:
+            point = torch.as_tensor(intermediate_result.x).to(theta)
+            observer(point, float(intermediate_result.fun), math.nan)
+
+    options = {"maxcor": 30, "ftol": 0.0, "gtol": gtol, "maxiter": walk.left, "maxfun": walk.left}
+    found = scipy.optimize.minimize(
+        both, theta.cpu().numpy(), jac=True, method="L-BFGS-B", options=options, callback=tell
+    )
+    return torch.as_tensor(found.x).to(theta)
+
+
 def lbfgs(walk: Walk, theta: Tensor, gtol: float) -> Tensor:
-    """Minimise by SciPy's L-BFGS-B, until the largest entry of the gradient is below ``gtol``.
+    """Minimise f until the largest entry of the gradient is below ``gtol``.
 
     It stops before where values of f, good to half the digits of the gradient, tell no more.
     """
 
-    def both(x: object) -> tuple[float, object]:
-        value, g = walk.attempt(torch.as_tensor(x).to(theta))
+    def both(point: Tensor) -> tuple[float, Tensor]:
+        value, g = walk.attempt(point)
         # The line search goes back from where f is not finite.
-        return value, (torch.zeros_like(theta) if g is None else g).cpu().numpy()
+        return value, torch.zeros_like(theta) if g is None else g
 
-    def tell(result: scipy.optimize.OptimizeResult) -> None:
-        if walk.observer is not None:
-            point = torch.as_tensor(result.x).to(theta)
-            walk.observer(point, float(result.fun), math.nan)
-
-    options = {"maxcor": 30, "ftol": 0.0, "gtol": gtol, "maxiter": walk.left, "maxfun": walk.left}
-    found = scipy.optimize.minimize(
-        both, theta.cpu().numpy(), jac=True, method="L-BFGS-B", options=options,
-        callback=lambda intermediate_result: tell(intermediate_result),
-    )  # fmt: skip
-    end = torch.as_tensor(found.x).to(theta)
+    end = _lbfgs(both, theta, gtol, walk, walk.observer)
     if not bool(torch.isfinite(end).all()):
         raise NonFiniteError("the way down leads to infinity: f may be unbounded below; add l2")
     return end
 
 
-def newton(walk: Walk, theta: Tensor, curvature: Curvature | None = None) -> tuple[Tensor, Tensor]:
+def newton(walk: Walk, theta: Tensor, curvature: Curvature | None = None) -> Tensor:
     """Newton's method, whose steps are accepted by the gradient's norm alone, until that stays.
 
     Values of f do not see the last half of the digits.
@@ -364,7 +369,7 @@ def newton(walk: Walk, theta: Tensor, curvature: Curvature | None = None) -> tup
         curvature: at that point, where it is known.
 
     Returns:
-        The point and the gradient there.
+        The last point.
     """
     u = torch.finfo(theta.dtype).eps / 2
     g = walk.gradient(theta)
@@ -374,51 +379,50 @@ def newton(walk: Walk, theta: Tensor, curvature: Curvature | None = None) -> tup
         # Along a curve of minima eigenvalues are tiny as long as the point is not on it, and a step
         # is right without them.
         for smallest in (H.floor, u**0.5 * H.norm):
-            moved, g_new = _shortened(walk, theta, g, H.newton(g, smallest))
-            if moved is not None:
+            step = _shortened(walk, theta, g, H.newton(g, smallest))
+            if step is not None:
                 break
-        if moved is None:
-            return theta, g
+        if step is None:
+            break
         size = norm(g)
-        theta, g = moved, g_new
-        walk.tell(theta, g)
+        theta, value, g = step
+        walk.tell(theta, value, g)
         # Where the gradient is what rounding the point makes of it, a step that gains gains much.
         if norm(g) <= 4 * u * H.norm * norm(theta) and norm(g) > 0.1 * size:
             break
-    return theta, g
+    return theta
 
 
 def _shortened(
     walk: Walk, theta: Tensor, g: Tensor, p: Tensor | None
-) -> tuple[Tensor | None, Tensor]:
-    """The first of the steps p, p / 2, p / 4, ... that lowers the gradient's norm; None if none."""
+) -> tuple[Tensor, float, Tensor] | None:
+    """Where the first of p, p / 2, p / 4, ... leads that lowers the gradient's norm; None if none.
+
+    Returns:
+        The point, f and the gradient there.
+    """
     if p is not None:
         for k in range(_HALVINGS):
             moved = theta + p / 2**k
-            _, g_new = walk.attempt(moved)
+            value, g_new = walk.attempt(moved)
             # A fair share of what the linear model promises, so that round-off is no progress.
             if g_new is not None and norm(g_new) < (1 - 0.1 / 2**k) * norm(g):
-                return moved, g_new
-    return None, g
+                return moved, value, g_new
+    return None
 
 
 def flatten(walk: Walk, theta: Tensor) -> Tensor:
-    """Minimise ``||g||^2 / 2``, whose gradient is ``H g``, by SciPy's L-BFGS-B.
+    """Minimise ``||g||^2 / 2``, whose gradient is ``H g``.
 
     What it ends at is critical or gradient-flat.
     """
 
-    def both(x: object) -> tuple[float, object]:
-        point = torch.as_tensor(x).to(theta)
+    def both(point: Tensor) -> tuple[float, Tensor]:
         g, H = walk.gradient(point), walk.landscape.hessian(point)
         walk.num_matvecs += 1
-        return float(g @ g) / 2, H.matvec(g).cpu().numpy()
+        return float(g @ g) / 2, H.matvec(g)
 
-    options = {"maxcor": 30, "ftol": 0.0, "gtol": 0.0, "maxiter": walk.left, "maxfun": walk.left}
-    found = scipy.optimize.minimize(
-        both, theta.cpu().numpy(), jac=True, method="L-BFGS-B", options=options
-    )
-    return torch.as_tensor(found.x).to(theta)
+    return _lbfgs(both, theta, 0.0, walk)
 
 
 def towards(walk: Walk, theta: Tensor, k: int | None) -> Tensor:
@@ -449,7 +453,7 @@ def towards(walk: Walk, theta: Tensor, k: int | None) -> Tensor:
                 "the equations of a step could not be solved: the Hessian is nearly singular; "
                 "raise l2, or start elsewhere"
             )
-        _, g_new = walk.attempt(theta + p)
+        value, g_new = walk.attempt(theta + p)
         if g_new is None:
             trust = min(trust, norm(p)) / 4
             continue
@@ -462,11 +466,11 @@ def towards(walk: Walk, theta: Tensor, k: int | None) -> Tensor:
         if error < 0.1:
             trust = min(2 * trust, longest)  # so that a way to infinity takes its time
         theta, g = theta + p, g_new
-        walk.tell(theta, g)
+        walk.tell(theta, value, g)
         if norm(p) <= 1e-5 * longest:
-            return newton(walk, theta)[0]
+            return newton(walk, theta)
         H = walk.curvature(theta, (k or 0) + 1)
-    return newton(walk, flatten(walk, theta))[0] if k is None else theta
+    return newton(walk, flatten(walk, theta)) if k is None else theta
 
 
 def downhill(walk: Walk, theta: Tensor, v: Tensor, g: Tensor, curvature: float) -> Tensor | None:
@@ -489,7 +493,10 @@ def downhill(walk: Walk, theta: Tensor, v: Tensor, g: Tensor, curvature: float) 
     here = F.value(theta)
     t = max(norm(theta), 1.0)
     for _ in range(_HALVINGS):
-        value, _ = walk.attempt(theta + t * v)
+        try:
+            value = F.value(theta + t * v)
+        except NonFiniteError:
+            value = math.inf  # too long a step
         if value < here and value <= here + t * slope + curvature * t * t / 4:
             return theta + t * v
         t /= 2
@@ -510,7 +517,7 @@ def minimise(walk: Walk, theta: Tensor) -> Tensor:
         H = walk.curvature(theta)
         if float(H.values[0]) >= -H.floor:
             before = theta
-            theta, _ = newton(walk, theta, H)
+            theta = newton(walk, theta, H)
             # After a small step eigenvalues are about what they were.
             if norm(theta - before) <= 1e-3 * norm(theta):
                 return theta
@@ -520,6 +527,6 @@ def minimise(walk: Walk, theta: Tensor) -> Tensor:
             return theta
         lower = downhill(walk, theta, H.vectors[:, 0], walk.gradient(theta), lowest)
         if lower is None:  # so near to 0 is the eigenvalue, as near a curve of minima
-            return newton(walk, theta, H)[0]
+            return newton(walk, theta, H)
         theta = lower
     return theta
